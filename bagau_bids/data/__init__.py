@@ -1,0 +1,1 @@
+"""Name patterns, registration parameters, report templates, weights and their cards."""

@@ -1,0 +1,1 @@
+"""Lesions, volumes, agreement metrics and quality figures; functions of arrays."""

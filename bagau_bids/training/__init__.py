@@ -1,0 +1,1 @@
+"""Synthetic FLAIR images, data sets, losses and the training loops."""

@@ -1,0 +1,1 @@
+"""Thin nipype interfaces and the factories that connect them."""

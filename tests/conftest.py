@@ -1,0 +1,67 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _existing_folder(variable, default):
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing; set {variable} to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder with the clinical data sets, which are not part of the repository."""
+    return _existing_folder("BAGAU_TEST_DATA", REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def templateflow_home():
+    """A TemplateFlow store that holds MNI152NLin2009cSym res-1."""
+    return _existing_folder(
+        "BAGAU_TEST_TEMPLATEFLOW", REPOSITORY.parent / "shared" / "templateflow"
+    )
+
+
+def _rotation(axis, degrees):
+    angle = np.deg2rad(degrees)
+    i, j = (k for k in range(3) if k != axis)
+    matrix = np.eye(3)
+    matrix[i, i] = matrix[j, j] = np.cos(angle)
+    matrix[i, j], matrix[j, i] = -np.sin(angle), np.sin(angle)
+    return matrix
+
+
+@pytest.fixture(params=["RAS", "LAS", "LPS", "oblique"])
+def oriented_image(request):
+    """One small anisotropic image of random numbers, stored in one orientation after another.
+
+    The RAS image is the reference; the others are the same voxels flipped, and one is tilted.
+    """
+    rng = np.random.default_rng(7)
+    affine = np.diag([1.5, 2.0, 4.0, 1.0])
+    affine[:3, 3] = -12.0, 8.0, -20.0
+    image = nib.Nifti1Image(rng.uniform(1, 100, (11, 13, 7)).astype(np.float32), affine)
+    if request.param == "oblique":
+        tilt = np.eye(4)
+        tilt[:3, :3] = _rotation(0, 17) @ _rotation(2, -9)
+        return nib.Nifti1Image(image.dataobj, tilt @ affine)
+    return image.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(request.param)
+        )
+    )

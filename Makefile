@@ -1,0 +1,61 @@
+# Two commands for a fresh machine with Python 3.11:
+#   make demo    phantom data set, participant and group level, true against measured volumes
+#   make test    lint, types, import layers and every test
+#
+# Without a CUDA device, save gigabytes: TORCH_INDEX=<CPU index address from pytorch.org>.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH_INDEX ?=
+PIP_INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
+BIN = $(VENV)/bin
+
+DEMO ?= demo
+DEMO_SUBJECTS ?= 2
+DEMO_SEED ?= 1
+PYTEST_OPTIONS ?= --durations=15
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint install clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	$(PIP_INSTALL) --editable '.[test,lint]'
+	touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed
+
+# Written last by the phantom, so a data set that was cut short is made again.
+$(DEMO)/bids/dataset_description.json: | $(VENV)/.installed
+	rm -rf $(DEMO)/bids
+	$(BIN)/bagau phantom $(DEMO)/bids --subjects $(DEMO_SUBJECTS) --seed $(DEMO_SEED)
+
+demo: $(VENV)/.installed $(DEMO)/bids/dataset_description.json
+	$(BIN)/bagau-bids $(DEMO)/bids $(DEMO)/derivatives participant group \
+	    --template ICBM152NLin2009aSym --offline --work-dir $(DEMO)/work
+	$(BIN)/bagau phantom $(DEMO)/bids --compare $(DEMO)/derivatives
+	@echo "Pages: $(abspath $(DEMO))/derivatives/sub-*.html"
+	@echo "Table: $(abspath $(DEMO))/derivatives/group_FLAIR.tsv"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,322 @@
+"""Read a FLAIR into one finite 3-D float32 RAS+ volume, and write results back on its grid."""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from bagau_bids.errors import InputImageError
+from bagau_bids.spaces import (
+    orthonormal_affine,
+    reorient,
+    restore_orientation,
+    shear_degrees,
+    voxel_sizes,
+)
+
+MIN_SLICES = 5
+VOXEL_SIZE_RANGE_MM = (0.1, 20.0)
+FORM_MISMATCH_MM = 0.1  # sform and qform further apart than this at a corner are reported
+SHEAR_NOTE_DEGREES = 0.1
+GEOMETRY_FIELDS = (
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
+
+
+@dataclass(frozen=True)
+class Conformed:
+    """A scan ready for processing.
+
+    Attributes
+    ----------
+    data : (X, Y, Z) array, float32
+        Finite intensities in RAS+ voxel order (axes swapped and flipped, never interpolated).
+    affine : (4, 4) array
+        Voxel to world, mm, RAS+.
+    notes : tuple of str
+        What was found unusual or changed, for the log and the report.
+    """
+
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    notes: tuple[str, ...]
+
+
+def conform(path: str | Path) -> Conformed:
+    """Read an image and check that it can be processed.
+
+    The file is read to its last byte, so that damage is found here and not hours later.
+    The sform is used where it is set, else the qform, else the voxel sizes alone.
+
+    Parameters
+    ----------
+    path : str or Path
+        NIfTI-1 or NIfTI-2 file, ``.nii`` or ``.nii.gz``.
+
+    Returns
+    -------
+    Conformed
+
+    Raises
+    ------
+    InputImageError
+        If the file is missing, damaged, not a NIfTI image, not a single real-valued volume of at
+        least five slices, empty, or without a usable geometry; the message says which.
+    """
+    path = Path(path)
+    _check_file(path)
+    image = _read(path)
+    _check_header(path, image)
+    geometry_notes = _check_geometry(path, image)
+    volume, value_notes = _volume(path, image)
+    data, affine = reorient(volume, image.affine)
+    data = np.ascontiguousarray(data)
+    return Conformed(data, affine, tuple(geometry_notes + value_notes))
+
+
+def to_source(data_ras: NDArray, source: Any, dtype: DTypeLike) -> Any:
+    """Bring an array on the conformed grid back to the grid and header geometry of its source.
+
+    Parameters
+    ----------
+    data_ras : (X, Y, Z) array
+        Values on the grid that `conform` returned for the source.
+    source : nibabel.Nifti1Image or nibabel.Nifti2Image
+        The image as it was loaded from disk; only its header is used.
+    dtype : dtype
+        Type on disk, e.g. uint8 for a mask and float32 for a probability.
+
+    Returns
+    -------
+    nibabel.Nifti1Image or nibabel.Nifti2Image
+        3-D image of the source's class. sform, qform, their codes, voxel sizes and units are the
+        source's, bit for bit; description, intent and extensions are not taken over. The display
+        range is 0 to 1 where all values lie in it, else left to the viewer.
+
+    Raises
+    ------
+    ValueError
+        If the array does not lie on the source's grid or loses values in `dtype`.
+    """
+    values = restore_orientation(np.asarray(data_ras), source.shape, source.affine)
+    stored = np.ascontiguousarray(values.astype(dtype))
+    if np.issubdtype(stored.dtype, np.integer) and not np.array_equal(stored, values):
+        raise ValueError(f"values of type {values.dtype} do not fit into {stored.dtype}")
+    header = type(source.header)()
+    for field in GEOMETRY_FIELDS:
+        header[field] = source.header[field]
+    header["pixdim"][:4] = source.header["pixdim"][:4]
+    header.set_data_dtype(stored.dtype)
+    if stored.min() >= 0 and stored.max() <= 1:
+        header["cal_max"] = 1
+    return type(source)(stored, None, header)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is not a readable file before any image library sees it."""
+    if path.is_symlink() and not path.exists():
+        raise InputImageError(
+            f"{path}: the link points to nothing; in a DataLad data set the content has not been "
+            f"fetched yet: run `datalad get {path.name}` in its folder"
+        )
+    if not path.exists():
+        raise InputImageError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise InputImageError(f"{path}: is a folder; expected a .nii or .nii.gz file")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as error:
+        raise InputImageError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    if not start:
+        raise InputImageError(f"{path}: the file is empty (0 bytes); copy it again")
+    if b"/annex/objects/" in start or start.startswith(b"version https://git-lfs"):
+        raise InputImageError(
+            f"{path}: holds a pointer and not the image; fetch the content with "
+            f"`datalad get {path.name}` (git-annex) or `git lfs pull` (git LFS)"
+        )
+    gzipped = start.startswith(b"\x1f\x8b")
+    if path.suffix == ".gz" and not gzipped:
+        raise InputImageError(
+            f"{path}: named .gz but its content is not gzipped; rename it to .nii or compress it"
+        )
+    if path.suffix == ".nii" and gzipped:
+        raise InputImageError(
+            f"{path}: named .nii but its content is gzipped; rename it to .nii.gz"
+        )
+
+
+def _read(path: Path) -> Any:
+    """Whole file as a NIfTI image in memory."""
+    import nibabel as nib
+
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputImageError(
+                f"{path}: the gzip stream is truncated or damaged ({error}); copy the file again "
+                "from its source"
+            ) from error
+    header_sizes = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
+    sizes = {int.from_bytes(content[:4], order) for order in ("little", "big")}
+    known = sizes & header_sizes.keys()
+    magic = content[344:347] if 348 in known else content[4:7]
+    if not known or magic not in (b"n+1", b"n+2"):
+        raise InputImageError(
+            f"{path}: is not a NIfTI image; expected a single-file NIfTI-1 or NIfTI-2: convert it"
+        )
+    try:
+        return header_sizes[known.pop()].from_bytes(content)
+    except (nib.spatialimages.HeaderDataError, ValueError) as error:
+        raise InputImageError(
+            f"{path}: the NIfTI header cannot be used ({error}); convert the image again"
+        ) from error
+
+
+def _check_header(path: Path, image: Any) -> None:
+    """Refuse pixel types and shapes that are not one volume of real numbers."""
+    shape, dtype = image.shape, image.get_data_dtype()
+    if dtype.fields is not None:
+        raise InputImageError(
+            f"{path}: has colour (RGB) voxels; expected one number a voxel: it is a screenshot or "
+            "a colour map and not a FLAIR"
+        )
+    if dtype.kind == "c":
+        raise InputImageError(
+            f"{path}: has complex voxels; expected real numbers: give the magnitude image"
+        )
+    if len(shape) < 3:
+        raise InputImageError(f"{path}: has {len(shape)} dimensions {shape}; expected 3")
+    if np.prod(shape[3:], dtype=int) != 1:
+        raise InputImageError(
+            f"{path}: has several volumes, shape {shape}; expected one: split it and keep the "
+            "FLAIR volume"
+        )
+    if min(shape[:3]) < MIN_SLICES:
+        raise InputImageError(
+            f"{path}: has only {min(shape[:3])} slices, shape {shape[:3]}; expected at least "
+            f"{MIN_SLICES}: it may be a localiser"
+        )
+
+
+def _check_geometry(path: Path, image: Any) -> list[str]:
+    """Refuse an affine that places nothing; describe one that is unusual."""
+    affine = image.affine
+    if not np.isfinite(affine).all():
+        raise InputImageError(f"{path}: the affine is not finite:\n{affine}\nrepair the header")
+    sizes = voxel_sizes(affine)
+    if sizes.min() == 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
+        raise InputImageError(
+            f"{path}: the affine is zero or flat along an axis:\n{affine}\nrepair the header (if "
+            "only the sform is wrong, set it from the qform)"
+        )
+    low, high = VOXEL_SIZE_RANGE_MM
+    if sizes.min() < low or sizes.max() > high:
+        found = " x ".join(f"{size:.4g}" for size in sizes)
+        raise InputImageError(
+            f"{path}: voxel sizes of {found} mm; expected {low:g} to {high:g} mm: the header is "
+            f"wrong or in another unit ({image.header.get_xyzt_units()[0]})"
+        )
+    notes = _form_notes(image)
+    shear = shear_degrees(affine)
+    try:
+        orthonormal_affine(affine)
+    except InputImageError as error:
+        raise InputImageError(f"{path}: {error}") from error
+    if shear > SHEAR_NOTE_DEGREES:
+        notes.append(
+            f"Voxel axes are {shear:.2f} degrees away from right angles; repaired for "
+            "registration only."
+        )
+    return notes
+
+
+def _form_notes(image: Any) -> list[str]:
+    """Compare the two affines of a NIfTI header."""
+    from nibabel.spatialimages import HeaderDataError
+
+    header = image.header
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if codes == (0, 0):
+        return [
+            "Neither sform nor qform is set: orientation is guessed from the voxel order, left "
+            "and right may be swapped."
+        ]
+    if 0 in codes:
+        return []
+    try:
+        qform = header.get_qform()
+    except (HeaderDataError, ValueError):
+        qform = np.full((4, 4), np.nan)
+    if not np.isfinite(qform).all():
+        return ["The qform is not a valid rotation; the sform was used."]
+    distance_mm, angle = _affine_difference(image.affine, qform, image.shape)
+    if distance_mm <= FORM_MISMATCH_MM:
+        return []
+    return [
+        f"sform and qform differ by up to {distance_mm:.1f} mm and {angle:.1f} degrees; the sform "
+        "was used."
+    ]
+
+
+def _affine_difference(
+    first: NDArray, second: NDArray, shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Largest distance (mm) between two placements of a grid's corners, and their angle."""
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]]), -1).reshape(-1, 3)
+    shift = corners @ (first - second)[:3, :3].T + (first - second)[:3, 3]
+    rotations = []
+    for affine in (first, second):
+        left, _, right = np.linalg.svd(affine[:3, :3] / voxel_sizes(affine))
+        rotations.append(left @ right)
+    turn = rotations[0].T @ rotations[1]
+    angle = np.rad2deg(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
+    return float(np.linalg.norm(shift, axis=1).max()), float(angle)
+
+
+def _volume(path: Path, image: Any) -> tuple[NDArray[np.float32], list[str]]:
+    """Intensities with the header's scaling, as finite float32 in the source's voxel order."""
+    notes = []
+    try:
+        scaled = np.asanyarray(image.dataobj)
+    except (OSError, ValueError) as error:
+        raise InputImageError(
+            f"{path}: the image data are truncated ({error}); copy the file again from its source"
+        ) from error
+    if scaled.ndim > 3:
+        notes.append(f"Image of shape {image.shape} squeezed to three dimensions.")
+    with np.errstate(over="ignore"):
+        volume = scaled.reshape(image.shape[:3]).astype(np.float32)
+    n_nan, n_infinite = int(np.isnan(volume).sum()), int(np.isinf(volume).sum())
+    if n_nan or n_infinite:
+        volume[~np.isfinite(volume)] = 0
+        notes.append(
+            f"{n_nan} NaN and {n_infinite} infinite voxels of {volume.size} were set to 0."
+        )
+    low, high = volume.min(), volume.max()
+    if low == high == 0:
+        raise InputImageError(f"{path}: every voxel is zero; there is no image to process")
+    if low == high:
+        raise InputImageError(
+            f"{path}: every voxel has the same value ({low:g}); there is no image to process"
+        )
+    return volume, notes

@@ -1,0 +1,275 @@
+"""A scan as the network sees it: axial slices of 1 mm pixels, and the way back.
+
+The plane of a scan has :data:`PLANE_SIZE` x :data:`PLANE_SIZE` pixels of 1 mm centred on the
+brain. Its rows run along the first voxel axis of the RAS-ordered volume (left to right), its
+columns along the second (posterior to anterior), and its slices are those of the volume's
+third axis, neither resampled nor reordered. Training and inference both get their tensors
+from :func:`network_input` and from nowhere else.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from bagau_bids.errors import ProcessingError
+
+PLANE_SIZE = 200  # pixels of 1 mm
+LARGEST_PLANE_SIZE = 256  # a brain mask beyond this is not one of a human brain
+BRAIN_MARGIN_MM = 5.0  # FLAIR kept around the brain mask; everything farther out is 0
+Z_SCORE_PERCENTILES = (5.0, 95.0)
+Z_SCORE_LIMITS = (-6.0, 10.0)
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SlicePlane:
+    """Where the network's plane lies in a volume; the same for all of its slices.
+
+    Parameters
+    ----------
+    shape : (3,) tuple of int
+        Voxels of the volume along X, Y, Z (RAS order).
+    spacing_mm : (2,) tuple of float
+        Voxel size along X and Y.
+    centre : (2,) tuple of float
+        Voxel coordinate (X, Y) that the plane is centred on.
+    size : int
+        Pixels of the plane along each side, 1 mm each.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float]
+    centre: tuple[float, float]
+    size: int = PLANE_SIZE
+
+    def voxels_of_pixels(self, axis: int) -> NDArray[np.float64]:
+        """Voxel coordinates along `axis` (0 or 1) of the plane's pixels, (size,) array."""
+        pixels = np.arange(self.size, dtype=np.float64) - (self.size - 1) / 2
+        return self.centre[axis] + pixels / self.spacing_mm[axis]
+
+    def pixels_of_voxels(self, axis: int) -> NDArray[np.float64]:
+        """Pixel coordinates along `axis` (0 or 1) of the volume's voxels, (shape,) array."""
+        voxels = np.arange(self.shape[axis], dtype=np.float64) - self.centre[axis]
+        return voxels * self.spacing_mm[axis] + (self.size - 1) / 2
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """The tensors of one scan and the plane they were sampled on.
+
+    Parameters
+    ----------
+    flair : (Z, size, size) float32 array
+        Z-scored in the brain, clipped, 0 away from the brain.
+    atlas : (Z, size, size) float32 array
+        White-matter probability in [0, 1].
+    brain : (Z, size, size) bool array
+        The brain mask.
+    plane : SlicePlane
+    notes : tuple of str
+        What was out of the ordinary; empty for most scans.
+    """
+
+    flair: FloatArray
+    atlas: FloatArray
+    brain: BoolArray
+    plane: SlicePlane
+    notes: tuple[str, ...] = ()
+
+
+def network_input(
+    flair: FloatArray, affine: ArrayLike, brain_mask: BoolArray, wm_probseg: FloatArray
+) -> NetworkInput:
+    """Turn a scan into what the network is trained on and applied to.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) float array
+        FLAIR corrected for the bias field, voxels in RAS order.
+    affine : (4, 4) array-like
+        Voxel coordinates to world millimetres (RAS+).
+    brain_mask : (X, Y, Z) bool array
+    wm_probseg : (X, Y, Z) float array
+        White-matter probability map of the template, warped onto the FLAIR's grid.
+
+    Returns
+    -------
+    NetworkInput
+
+    Raises
+    ------
+    ProcessingError
+        If the brain mask is empty or wider than 256 mm, or the FLAIR constant inside it.
+    """
+    for name, other in (("brain mask", brain_mask), ("white-matter map", wm_probseg)):
+        if other.shape != flair.shape:
+            raise ValueError(f"{name} {other.shape} and FLAIR {flair.shape} differ in shape")
+    mask = np.asarray(brain_mask, dtype=bool)
+    plane, notes = place_plane(mask, affine)
+    brain = to_slices(mask, plane) >= 0.5
+    near = _dilate_in_plane(brain, BRAIN_MARGIN_MM)
+    z_scored = to_slices(normalise_flair(flair, mask), plane)
+    return NetworkInput(
+        flair=np.where(near, z_scored, np.float32(0.0)),
+        atlas=np.clip(to_slices(wm_probseg, plane), 0.0, 1.0),
+        brain=brain,
+        plane=plane,
+        notes=notes,
+    )
+
+
+def place_plane(brain_mask: BoolArray, affine: ArrayLike) -> tuple[SlicePlane, tuple[str, ...]]:
+    """Centre the plane on the bounding box of the brain mask.
+
+    Parameters
+    ----------
+    brain_mask : (X, Y, Z) bool array
+    affine : (4, 4) array-like
+        Voxel coordinates to world millimetres; only the voxel sizes are used.
+
+    Returns
+    -------
+    plane : SlicePlane
+        200 x 200 pixels, more where the brain would not fit.
+    notes : tuple of str
+
+    Raises
+    ------
+    ProcessingError
+        If the mask is empty, or its bounding box longer than 256 mm.
+    """
+    if not brain_mask.any():
+        raise ProcessingError(
+            "the brain mask is empty: expected a brain to segment; look at the FLAIR, or give "
+            "a brain mask with --derivatives"
+        )
+    spacing = np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
+    centre, extent_mm = [], []
+    for axis in (0, 1):
+        other_axes = tuple(a for a in range(3) if a != axis)
+        inside = np.flatnonzero(brain_mask.any(axis=other_axes))
+        centre.append((inside[0] + inside[-1]) / 2)
+        extent_mm.append((inside[-1] - inside[0] + 1) * spacing[axis])
+    needed = max(extent_mm)
+    if needed > LARGEST_PLANE_SIZE:
+        raise ProcessingError(
+            f"the brain mask is {extent_mm[0]:.0f} x {extent_mm[1]:.0f} mm in the axial plane: "
+            f"expected at most {LARGEST_PLANE_SIZE} mm; check the mask and the voxel sizes "
+            f"({spacing[0]:.3g} x {spacing[1]:.3g} x {spacing[2]:.3g} mm) in the header"
+        )
+    size = PLANE_SIZE
+    notes: tuple[str, ...] = ()
+    if needed > PLANE_SIZE:
+        size = LARGEST_PLANE_SIZE
+        notes = (
+            f"the brain mask is {needed:.0f} mm long in the axial plane, more than the usual "
+            f"{PLANE_SIZE} mm: segmented on a plane of {size} mm",
+        )
+    plane = SlicePlane(
+        shape=(brain_mask.shape[0], brain_mask.shape[1], brain_mask.shape[2]),
+        spacing_mm=(float(spacing[0]), float(spacing[1])),
+        centre=(float(centre[0]), float(centre[1])),
+        size=size,
+    )
+    return plane, notes
+
+
+def normalise_flair(flair: FloatArray, brain_mask: BoolArray) -> FloatArray:
+    """Z-score a FLAIR by the voxels of its brain between the 5th and 95th percentile.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) float array
+    brain_mask : (X, Y, Z) bool array
+
+    Returns
+    -------
+    z_scored : (X, Y, Z) float32 array
+        Clipped to [-6, 10].
+
+    Raises
+    ------
+    ProcessingError
+        If the FLAIR is constant inside the mask.
+    """
+    inside = flair[brain_mask].astype(np.float64)
+    low, high = np.percentile(inside, Z_SCORE_PERCENTILES)
+    middle = inside[(inside >= low) & (inside <= high)]
+    spread = middle.std()
+    if not spread > 0:
+        raise ProcessingError(
+            f"the FLAIR is constant ({low:g}) in the middle of its brain mask of "
+            f"{inside.size} voxels: expected tissue contrast; look at the image and its mask"
+        )
+    return np.clip((flair - middle.mean()) / spread, *Z_SCORE_LIMITS).astype(np.float32)
+
+
+def to_slices(volume: NDArray, plane: SlicePlane) -> FloatArray:
+    """Sample a volume on the network's plane.
+
+    Linear interpolation; where the voxels are smaller than the pixels the kernel is widened
+    to the pixel, so that detail finer than a pixel is averaged and not aliased. 0 outside the
+    volume.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+    plane : SlicePlane
+
+    Returns
+    -------
+    slices : (Z, size, size) float32 array
+    """
+    if volume.shape != plane.shape:
+        raise ValueError(f"volume {volume.shape} is not on the plane's grid {plane.shape}")
+    rows = _interpolation_matrix(plane.voxels_of_pixels(0), plane.shape[0])
+    columns = _interpolation_matrix(plane.voxels_of_pixels(1), plane.shape[1])
+    by_slice = np.moveaxis(volume, 2, 0).astype(np.float32)  # (Z, X, Y)
+    return rows @ by_slice @ columns.T
+
+
+def from_slices(slices: FloatArray, plane: SlicePlane) -> FloatArray:
+    """Sample slices of the network's plane on the volume's own grid.
+
+    The inverse of :func:`to_slices`, with the same kernel; 0 outside the plane.
+
+    Parameters
+    ----------
+    slices : (Z, size, size) float array
+    plane : SlicePlane
+
+    Returns
+    -------
+    volume : (X, Y, Z) float32 array
+    """
+    if slices.shape != (plane.shape[2], plane.size, plane.size):
+        raise ValueError(f"slices {slices.shape} are not those of {plane}")
+    rows = _interpolation_matrix(plane.pixels_of_voxels(0), plane.size)
+    columns = _interpolation_matrix(plane.pixels_of_voxels(1), plane.size)
+    by_slice = rows @ slices.astype(np.float32) @ columns.T  # (Z, X, Y)
+    return np.ascontiguousarray(np.moveaxis(by_slice, 0, 2), dtype=np.float32)
+
+
+def _interpolation_matrix(positions: NDArray[np.float64], length: int) -> FloatArray:
+    """Weights of `length` samples at evenly spaced `positions`, (positions, length) array.
+
+    A triangle of half-width 1 sample, or one step of `positions` where that is longer.
+    """
+    step = positions[1] - positions[0] if len(positions) > 1 else 1.0
+    distance = np.abs(positions[:, None] - np.arange(length)) / max(step, 1.0)
+    weights = np.clip(1.0 - distance, 0.0, None)
+    outside = (positions < -0.5) | (positions > length - 0.5)
+    weights[outside] = 0.0
+    total = weights.sum(axis=1, keepdims=True)
+    weights[total[:, 0] > 0] /= total[total[:, 0] > 0]
+    return weights.astype(np.float32)
+
+
+def _dilate_in_plane(slices: BoolArray, radius_mm: float) -> BoolArray:
+    """Dilate each slice of 1 mm pixels by a disc; slices do not reach their neighbours."""
+    far = 10 * slices.shape[-1]
+    return ndimage.distance_transform_edt(~slices, sampling=(far, 1.0, 1.0)) <= radius_mm

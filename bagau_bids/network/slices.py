@@ -228,8 +228,8 @@ def to_slices(volume: NDArray, plane: SlicePlane) -> FloatArray:
         raise ValueError(f"volume {volume.shape} is not on the plane's grid {plane.shape}")
     rows = _interpolation_matrix(plane.voxels_of_pixels(0), plane.shape[0])
     columns = _interpolation_matrix(plane.voxels_of_pixels(1), plane.shape[1])
-    by_slice = np.moveaxis(volume, 2, 0).astype(np.float32)  # (Z, X, Y)
-    return rows @ by_slice @ columns.T
+    by_slice: FloatArray = np.moveaxis(volume, 2, 0).astype(np.float32)  # (Z, X, Y)
+    return np.matmul(np.matmul(rows, by_slice), columns.T)
 
 
 def from_slices(slices: FloatArray, plane: SlicePlane) -> FloatArray:

@@ -1,0 +1,182 @@
+"""From a preprocessed scan to the probability of white matter hyperintensity in each voxel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from bagau_bids.errors import UsageError
+from bagau_bids.network.slices import (
+    BoolArray,
+    FloatArray,
+    NetworkInput,
+    from_slices,
+    network_input,
+)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the network says about one scan, and how it was run.
+
+    Parameters
+    ----------
+    probability : (X, Y, Z) float32 array
+        In [0, 1], on the FLAIR's grid; 0 outside the brain mask.
+    device : str
+        Where the last batch ran: ``cpu`` or ``cuda:N``.
+    batch_size : int
+        Slices in each batch at the end, after any halving for lack of memory.
+    precision : str
+        ``float32`` or ``bfloat16``.
+    notes : tuple of str
+        What was out of the ordinary.
+    """
+
+    probability: FloatArray
+    device: str
+    batch_size: int
+    precision: str
+    notes: tuple[str, ...] = ()
+
+
+def choose_device(name: str) -> torch.device:
+    """Device that a user asked for.
+
+    Parameters
+    ----------
+    name : str
+        ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of these, or there is no such GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    prefix, _, number = name.partition(":")
+    if prefix != "cuda" or (number and not number.isdecimal()) or name.endswith(":"):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(number or 0)
+    if index >= found:
+        raise UsageError(
+            f"--device {name}: PyTorch {torch.__version__} sees {found} CUDA GPU(s); use "
+            "--device cpu, or check the driver, CUDA_VISIBLE_DEVICES and that PyTorch is a "
+            "CUDA build"
+        )
+    return torch.device("cuda", index)
+
+
+def segment(
+    models: Sequence[nn.Module],
+    flair: FloatArray,
+    affine: ArrayLike,
+    brain_mask: BoolArray,
+    wm_probseg: FloatArray,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 8,
+) -> Segmentation:
+    """Probability of white matter hyperintensity on the FLAIR's own grid.
+
+    Parameters
+    ----------
+    models : sequence of torch.nn.Module
+        Networks taking (flair, atlas) and returning logits, in evaluation mode; the mean of
+        their probabilities is taken.
+    flair, affine, brain_mask, wm_probseg
+        As for :func:`bagau_bids.network.slices.network_input`.
+    device : str or torch.device
+        As :func:`choose_device` understands it.
+    batch_size : int
+        Slices run at once; halved when the GPU's memory does not suffice, and in the end the
+        CPU takes over; both are noted in the result.
+
+    Returns
+    -------
+    Segmentation
+    """
+    if not models:
+        raise ValueError("no network given")
+    inputs = network_input(flair, affine, brain_mask, wm_probseg)
+    chosen = choose_device(device) if isinstance(device, str) else device
+    runner = _Runner(chosen, batch_size)
+    mean = np.mean([runner.probability(model, inputs) for model in models], axis=0)
+    probability = from_slices(mean, inputs.plane)
+    probability[~np.asarray(brain_mask, dtype=bool)] = 0.0
+    return Segmentation(
+        probability=np.clip(probability, 0.0, 1.0),
+        device=str(runner.device),
+        batch_size=runner.batch_size,
+        precision=str(working_precision(runner.device)).removeprefix("torch."),
+        notes=(*inputs.notes, *runner.notes),
+    )
+
+
+def working_precision(device: torch.device) -> torch.dtype:
+    """Floating-point type of the convolutions.
+
+    bfloat16 on CPUs that compute with it (AVX512-BF16 or AMX), four times as fast there as
+    single precision; single precision elsewhere, and where PyTorch is too old to say.
+    """
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+class _Runner:
+    """Runs slices through networks, remembering what batch size and device still work."""
+
+    def __init__(self, device: torch.device, batch_size: int) -> None:
+        self.device = device
+        self.batch_size = batch_size
+        self.notes: list[str] = []
+
+    def probability(self, model: nn.Module, inputs: NetworkInput) -> FloatArray:
+        """Probability slices, (Z, size, size), 0 in those without brain."""
+        result = np.zeros_like(inputs.flair)
+        remaining = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
+        model = model.to(self.device)
+        while remaining.size:
+            batch = remaining[: self.batch_size]
+            try:
+                result[batch] = self._forward(model, inputs.flair[batch], inputs.atlas[batch])
+            except torch.cuda.OutOfMemoryError:
+                self._make_room()
+                model = model.to(self.device)
+                continue
+            remaining = remaining[batch.size :]
+        return result
+
+    def _forward(self, model: nn.Module, flair: FloatArray, atlas: FloatArray) -> FloatArray:
+        def tensor(slices: FloatArray) -> Tensor:
+            batch = torch.from_numpy(slices)[:, None].to(self.device)  # (N, 1, H, W)
+            return batch.contiguous(memory_format=torch.channels_last)
+
+        precision = working_precision(self.device)
+        reduced = precision != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, precision, enabled=reduced):
+            logits = model(tensor(flair), tensor(atlas))
+        return torch.sigmoid(logits[:, 0].float()).cpu().numpy()
+
+    def _make_room(self) -> None:
+        torch.cuda.empty_cache()
+        if self.batch_size > 1:
+            self.batch_size //= 2
+            self.notes.append(
+                f"{self.device} ran out of memory: went on with {self.batch_size} slices at once"
+            )
+        else:
+            self.notes.append(
+                f"{self.device} ran out of memory with one slice: went on on the CPU"
+            )
+            self.device = torch.device("cpu")

@@ -1,0 +1,178 @@
+"""Agreement of a segmentation with a reference, by the WMH Segmentation Challenge 2017.
+
+Definitions follow Kuijf et al. 2019 (doi:10.1109/TMI.2019.2905770) and the challenge's
+evaluation script. Where that script divides by zero the value is decided here:
+
+================  =================  ====================  ==================
+score             both empty         reference empty only  result empty only
+================  =================  ====================  ==================
+Dice              1                  0                     0
+H95               0                  diagonal of the grid  diagonal of the grid
+AVD               0                  100                   100
+lesion recall     1                  1                     0
+lesion precision  1                  0                     1
+lesion F1         1                  0                     0
+================  =================  ====================  ==================
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+_FULLY_CONNECTED = np.ones((3, 3, 3))
+# ITK's ball of radius (1, 1, 0) holds the corners: a 3 x 3 square in the plane of the slice.
+_IN_PLANE = np.ones((3, 3, 1))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Agreement of one scan; see the module for the empty cases.
+
+    Parameters
+    ----------
+    dice : float
+        2 |A and B| / (|A| + |B|) on voxels, 0 to 1.
+    hausdorff95_mm : float
+        The larger of the two directed 95th percentiles of surface distance, mm.
+    volume_difference_percent : float
+        Absolute volume difference (AVD), percent of the reference volume.
+    lesion_recall : float
+        Reference lesions that share a voxel with the result / reference lesions, 0 to 1.
+    lesion_precision : float
+        The same detected reference lesions / lesions of the result. Above 1 where one
+        lesion of the result covers several of the reference.
+    lesion_f1 : float
+        Harmonic mean of recall and precision, so it too may exceed 1.
+    """
+
+    dice: float
+    hausdorff95_mm: float
+    volume_difference_percent: float
+    lesion_recall: float
+    lesion_precision: float
+    lesion_f1: float
+
+
+def challenge_scores(reference: np.ndarray, result: np.ndarray, affine: np.ndarray) -> Scores:
+    """Score a result against a reference of the challenge's labels.
+
+    Parameters
+    ----------
+    reference : (X, Y, Z) array
+        0 background, 1 WMH, 2 other pathology: ignored in both images.
+    result : (X, Y, Z) array
+        Non-zero is WMH.
+    affine : (4, 4) array
+        Voxel to world (mm) of the grid of both; slices lie in the plane of axes 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the reference holds other labels than 0, 1 and 2.
+    """
+    truth, found = comparable_masks(reference, result)
+    recall, precision, f1 = lesion_detection(truth, found)
+    return Scores(
+        dice=dice(truth, found),
+        hausdorff95_mm=hausdorff95_mm(truth, found, affine),
+        volume_difference_percent=volume_difference_percent(truth, found),
+        lesion_recall=recall,
+        lesion_precision=precision,
+        lesion_f1=f1,
+    )
+
+
+def comparable_masks(reference: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Binary masks of both images, without the voxels where the reference is 2.
+
+    Returns
+    -------
+    truth, found : (X, Y, Z) bool arrays
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the reference holds other labels than 0, 1 and 2.
+    """
+    reference, result = np.asarray(reference), np.asarray(result)
+    if reference.shape != result.shape:
+        raise ValueError(
+            f"reference {reference.shape} and result {result.shape} must share one grid"
+        )
+    if reference.dtype != bool and not np.isin(reference, (0, 1, 2)).all():
+        raise ValueError("the reference must hold 0, 1 (WMH) and 2 (other pathology) only")
+    return reference == 1, (result != 0) & (reference != 2)
+
+
+def dice(truth: np.ndarray, found: np.ndarray) -> float:
+    """Dice similarity coefficient of two binary masks; 1 when both are empty."""
+    total = np.count_nonzero(truth) + np.count_nonzero(found)
+    if total == 0:
+        return 1.0
+    return 2.0 * np.count_nonzero(np.logical_and(truth, found)) / total
+
+
+def volume_difference_percent(truth: np.ndarray, found: np.ndarray) -> float:
+    """Absolute volume difference in percent of the reference volume (AVD).
+
+    With an empty reference: 0 when the result is empty too, otherwise 100, the value of the
+    opposite mistake, since no finite share of nothing exists.
+    """
+    truth_voxels, found_voxels = np.count_nonzero(truth), np.count_nonzero(found)
+    if truth_voxels == 0:
+        return 100.0 if found_voxels else 0.0
+    return 100.0 * abs(truth_voxels - found_voxels) / truth_voxels
+
+
+def hausdorff95_mm(truth: np.ndarray, found: np.ndarray, affine: np.ndarray) -> float:
+    """Measure the distance of the surfaces, mm: modified (95th percentile) Hausdorff.
+
+    A surface is what an erosion in the plane of axes 0 and 1 takes away; voxels beyond the
+    grid count as inside, as in ITK. Distances run between voxel centres in world
+    coordinates; of each direction the 95th percentile, of both the larger. Empty masks: 0
+    when both are, otherwise the distance between opposite corners of the grid, the worst
+    that this grid allows.
+    """
+    truth_any, found_any = bool(np.any(truth)), bool(np.any(found))
+    if not truth_any and not found_any:
+        return 0.0
+    linear = np.asarray(affine, dtype=float)[:3, :3]
+    if not (truth_any and found_any):
+        return _longest_diagonal_mm(truth.shape, linear)
+    truth_points = _surface(truth) @ linear.T
+    found_points = _surface(found) @ linear.T
+    to_truth, _ = KDTree(truth_points).query(found_points)
+    to_found, _ = KDTree(found_points).query(truth_points)
+    return float(max(np.percentile(to_truth, 95), np.percentile(to_found, 95)))
+
+
+def lesion_detection(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
+    """Recall, precision and F1 on lesions: components with 26 neighbours of each mask.
+
+    Both recall and precision count the reference lesions that share a voxel with the
+    result; see `Scores`.
+    """
+    truth_labels, truth_lesions = ndimage.label(truth, structure=_FULLY_CONNECTED)
+    _, found_lesions = ndimage.label(found, structure=_FULLY_CONNECTED)
+    hit = np.unique(truth_labels[np.asarray(found, dtype=bool)])
+    detected = np.count_nonzero(hit)
+    recall = detected / truth_lesions if truth_lesions else 1.0
+    precision = detected / found_lesions if found_lesions else 1.0
+    f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+    return float(recall), float(precision), float(f1)
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """(N, 3) voxel indices of a mask's in-plane boundary."""
+    inside = np.asarray(mask, dtype=bool)
+    eroded = ndimage.binary_erosion(inside, structure=_IN_PLANE, border_value=1)
+    return np.argwhere(inside & ~eroded).astype(float)
+
+
+def _longest_diagonal_mm(shape: tuple[int, ...], linear: np.ndarray) -> float:
+    """Longest distance between centres of corner voxels, mm."""
+    size = np.asarray(shape, dtype=float) - 1
+    signs = np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]], dtype=float)
+    return float(np.linalg.norm((signs * size) @ linear.T, axis=1).max())

@@ -1,0 +1,256 @@
+"""Names of what is written, and writing it so that nothing half-written is ever seen.
+
+The names are data (``data/derivatives.json``). Files are written under a temporary name in their
+own folder and renamed, so several processes may write one output folder; a file whose content
+is already right is left alone, so its time stamp tells when a result last changed.
+"""
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bagau_bids.errors import InputImageError
+
+READ_SIZE_BYTES = 1 << 20
+
+
+@cache
+def _catalogue() -> dict[str, Any]:
+    text = files("bagau_bids.data").joinpath("derivatives.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def catalogue_of(kind: str) -> Any:
+    """One part of ``data/derivatives.json`` that belongs to no scan, e.g. ``bidsignore``."""
+    return _catalogue()[kind]
+
+
+def source_stem(entities: Mapping[str, Any]) -> str:
+    """First part of the name of everything that is made from one scan.
+
+    Parameters
+    ----------
+    entities : mapping
+        Entities of the source file under their short (``ses``) or long (``session``) names;
+        what is no entity of a file name (suffix, extension, datatype) is passed over.
+
+    Returns
+    -------
+    str
+        All entities of the source in the order of the specification, e.g.
+        ``sub-01_ses-2_acq-3D_run-1``.
+    """
+    parts = []
+    for short, long in _catalogue()["entities"]:
+        value = entities.get(short, entities.get(long))
+        if value is not None:
+            parts.append(f"{short}-{value}")
+    return "_".join(parts)
+
+
+def source_folder(entities: Mapping[str, Any]) -> Path:
+    """Folder of a scan's derivatives below the output folder: ``sub-X[/ses-Y]/anat``."""
+    session = entities.get("ses", entities.get("session"))
+    folder = Path(f"sub-{entities.get('sub', entities.get('subject'))}")
+    return folder / f"ses-{session}" / "anat" if session is not None else folder / "anat"
+
+
+def derivative_names() -> tuple[str, ...]:
+    """Names under which `derivative_path` knows the files made from one scan."""
+    return tuple(_catalogue()["files"])
+
+
+def derivative_path(
+    output_dir: str | Path, entities: Mapping[str, Any], name: str, *, template: str = ""
+) -> Path:
+    """Where one file made from a scan lies.
+
+    Parameters
+    ----------
+    output_dir : path
+        Root of the derivative data set.
+    entities : mapping
+        Entities of the source scan, as for `source_stem`.
+    name : str
+        One of `derivative_names`, e.g. ``wmh_mask``.
+    template : str
+        Name of the template, for the files whose name holds it.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    KeyError
+        If the name is not in the catalogue.
+    ValueError
+        If the file's name holds the template and none is given.
+    """
+    pattern = _catalogue()["files"][name]["name"]
+    if "{template}" in pattern and not template:
+        raise ValueError(f"the name of {name} holds a template: {pattern}")
+    filename = pattern.format(source=source_stem(entities), template=template)
+    return Path(output_dir) / source_folder(entities) / filename
+
+
+def static_sidecar(name: str) -> dict[str, Any]:
+    """Metadata that are the same for every file of one kind; an empty one for a table."""
+    return dict(_catalogue()["files"][name].get("sidecar", {}))
+
+
+def sidecar_path(path: Path) -> Path:
+    """Path of the JSON file beside an image, transform or table."""
+    name = path.name
+    for extension in (".nii.gz", ".nii", ".h5", ".tsv"):
+        if name.endswith(extension):
+            return path.with_name(name.removesuffix(extension) + ".json")
+    raise ValueError(f"{path}: no sidecar is known for this kind of file")
+
+
+def bids_uri(dataset: str, path: str | Path) -> str:
+    """BIDS URI of a file: ``bids:<dataset>:<path>``; an empty data set is the current one."""
+    return f"bids:{dataset}:{Path(path).as_posix()}"
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Path to write to; renamed to `path` when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> bool:
+    """Write a file in one step, unless it holds this content already.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made where missing.
+    content : bytes
+        The whole content.
+
+    Returns
+    -------
+    bool
+        Whether the file was written.
+    """
+    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+        return False
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return True
+
+
+def write_text(path: Path, text: str) -> bool:
+    """Write text (UTF-8) in one step, unless the file holds it already; see `write_bytes`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write JSON in one step, unless the file holds it already; see `write_bytes`.
+
+    Numbers that JSON has no word for (NaN, infinity) are written as ``null``.
+    """
+    return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> bool:
+    """Write a BIDS table in one step, unless the file holds it already; see `write_bytes`.
+
+    Tab-separated, missing values as ``n/a``, floating-point numbers with eight significant digits.
+    """
+    text = table.to_csv(
+        sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n"
+    )
+    return write_text(path, text)
+
+
+def copy_file(source: Path, path: Path) -> bool:
+    """Copy a file in one step, unless its copy is there already; see `write_bytes`."""
+    if _same_content(source, path):
+        return False
+    with _replacing(path) as temporary, source.open("rb") as stream:
+        with temporary.open("wb") as copy:
+            while block := stream.read(READ_SIZE_BYTES):
+                copy.write(block)
+    return True
+
+
+def _same_content(first: Path, second: Path) -> bool:
+    if not second.is_file() or first.stat().st_size != second.stat().st_size:
+        return False
+    with first.open("rb") as one, second.open("rb") as other:
+        while block := one.read(READ_SIZE_BYTES):
+            if block != other.read(READ_SIZE_BYTES):
+                return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """Reduce numpy scalars, arrays, paths and tuples to what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def find_brain_mask(derivatives: Mapping[str, Path], entities: Mapping[str, Any]) -> Path | None:
+    """Look for a brain mask of one FLAIR in other derivative data sets.
+
+    Parameters
+    ----------
+    derivatives : mapping of str to Path
+        Roots of the data sets under their names, the preferred one first.
+    entities : mapping
+        Entities of the FLAIR, as for `source_stem`; the mask must carry all of them.
+
+    Returns
+    -------
+    Path or None
+        ``[_space-orig]_label-brain_mask`` or ``[_space-orig]_desc-brain_mask`` of the same scan;
+        None where no data set has one.
+
+    Raises
+    ------
+    InputImageError
+        If one data set holds several that fit.
+    """
+    stem, folder = source_stem(entities), source_folder(entities)
+    names = [
+        f"{stem}{space}_{kind}-brain_mask{extension}"
+        for space in ("_space-orig", "")
+        for kind in ("label", "desc")
+        for extension in (".nii.gz", ".nii")
+    ]
+    for root in derivatives.values():
+        found = [path for name in names if (path := root / folder / name).exists()]
+        if len(found) > 1:
+            raise InputImageError(
+                f"{root}: holds several brain masks of {stem}: "
+                f"{', '.join(path.name for path in found)}; expected one: leave out the others"
+            )
+        if found:
+            return found[0]
+    return None

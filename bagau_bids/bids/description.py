@@ -1,0 +1,216 @@
+"""What describes the output folder as a whole: a BIDS derivative data set with its citation."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import catalogue_of, write_json, write_table, write_text
+from bagau_bids.config import Processing
+from bagau_bids.errors import UsageError
+
+BIDS_VERSION = "1.11.1"
+NAME = "bagau-bids"
+CODE_URL = "https://bids-apps.neuroimaging.io/"
+LINKS = {
+    "templateflow": "https://github.com/templateflow/templateflow",
+    "nilearn": "https://github.com/nilearn/nilearn",
+}
+TEMPLATE_TEXTS = {
+    "MNI152NLin2009cSym": "MNI152NLin2009cSym [@icbm152] from TemplateFlow [@templateflow]",
+    "ICBM152NLin2009aSym": "ICBM 2009a nonlinear symmetric [@icbm152] from Nilearn [@nilearn]",
+}
+REGISTRATION_TEXTS = {
+    "robust": "adaptive stochastic gradient descent",
+    "paper": "the settings of the paper on BAGAU-Net",
+}
+
+
+def derivative_links(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name other derivative data sets for use in BIDS URIs.
+
+    Parameters
+    ----------
+    folders : iterable of Path
+        Their roots.
+
+    Returns
+    -------
+    dict of str to Path
+        Each root under its folder's name reduced to letters and digits; a name that is taken
+        gets a number.
+    """
+    links: dict[str, Path] = {}
+    for folder in folders:
+        base = re.sub(r"[^0-9a-zA-Z]", "", folder.name) or "derivatives"
+        name, number = base, 2
+        while name in links or name in LINKS or name == "raw":
+            name, number = f"{base}{number}", number + 1
+        links[name] = folder
+    return links
+
+
+def write_dataset_files(
+    output_dir: Path, *, bids_dir: Path, processing: Processing
+) -> tuple[str, ...]:
+    """Describe the output folder: everything in it that belongs to no scan.
+
+    Writes ``dataset_description.json``, ``.bidsignore``, ``README.md``, ``descriptions.tsv``
+    and the citation (see `write_citation`). May run in several processes at once.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative data set; made where missing.
+    bids_dir : Path
+        Root of the data set that is processed.
+    processing : Processing
+        Options of this run; the citation and the links follow from them.
+
+    Returns
+    -------
+    notes : tuple of str
+        What is worth a warning: results of another version in the folder.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds a data set that another program made, or a raw one.
+    """
+    path = output_dir / "dataset_description.json"
+    earlier = _earlier_description(path)
+    notes = []
+    version = earlier.get("GeneratedBy", [{}])[0].get("Version")
+    if version not in (None, __version__):
+        notes.append(
+            f"{output_dir}: holds results of {NAME} {version}, this is {__version__}; files that "
+            "are not made again stay as they are: use a new folder to keep versions apart"
+        )
+    links = {**earlier.get("DatasetLinks", {}), **_dataset_links(output_dir, bids_dir, processing)}
+    write_json(path, _description(bids_dir, links))
+    catalogue = catalogue_of("bidsignore"), catalogue_of("descriptions")
+    write_text(output_dir / ".bidsignore", "\n".join(catalogue[0]) + "\n")
+    write_text(output_dir / "README.md", _text("README.md"))
+    descriptions = pd.DataFrame(catalogue[1].items(), columns=["desc_id", "description"])
+    write_table(output_dir / "descriptions.tsv", descriptions)
+    write_citation(output_dir, processing)
+    return tuple(notes)
+
+
+def write_citation(output_dir: Path, processing: Processing) -> None:
+    """Write ``logs/CITATION.md`` (how the results were made) and ``logs/CITATION.bib``.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative data set.
+    processing : Processing
+        Options of this run.
+    """
+    write_text(output_dir / "logs" / "CITATION.md", citation_text(processing))
+    write_text(output_dir / "logs" / "CITATION.bib", _text("references.bib"))
+
+
+def citation_text(processing: Processing) -> str:
+    """Methods section for a manuscript (Markdown) that fits the options of a run."""
+    skipped = ", taken from other derivatives where they hold a mask"
+    skull_strip = skipped if processing.derivatives else ""
+    if processing.skull_strip == "skip":
+        skull_strip = " (not used here: the images were skull-stripped beforehand)"
+    weights = ", ".join(path.name for path in processing.weights)
+    size = processing.min_lesion_size_mm3
+    return _text("methods.md").format(
+        version=__version__,
+        skull_strip=skull_strip,
+        template_text=TEMPLATE_TEXTS[processing.template],
+        registration_text=REGISTRATION_TEXTS[processing.registration],
+        model_text=f"weights {weights}" if weights else f"model `{processing.model}`",
+        threshold=processing.threshold,
+        min_size_text=f", lesions below {size:g} mm3 were dropped" if size > 0 else "",
+    )
+
+
+def _text(name: str) -> str:
+    return files("bagau_bids.data").joinpath("citation", name).read_text(encoding="utf-8")
+
+
+def _earlier_description(path: Path) -> dict[str, Any]:
+    """Description that is in the folder already, if it is one of ours."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        makers = [maker["Name"] for maker in found.get("GeneratedBy", [])]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: cannot be understood ({error}); expected the description of a data set: "
+            "repair or remove it, or choose another output folder"
+        ) from error
+    if makers[:1] != [NAME]:
+        what = f"made by {', '.join(makers)}" if makers else "not made by a pipeline"
+        raise UsageError(
+            f"{path.parent}: holds a data set {what}; expected an empty folder or one of {NAME}: "
+            "choose another output folder, or one inside it"
+        )
+    return found
+
+
+def _dataset_links(output_dir: Path, bids_dir: Path, processing: Processing) -> dict[str, str]:
+    others = derivative_links(processing.derivatives)
+    locations = {name: _location(output_dir, path) for name, path in others.items()}
+    return {"raw": _location(output_dir, bids_dir), **LINKS, **locations}
+
+
+def _location(output_dir: Path, other: Path) -> str:
+    """Relative path to a data set that the output folder lies in, else its ``file://`` URI."""
+    output_dir, other = output_dir.resolve(), other.resolve()
+    if output_dir.is_relative_to(other):
+        return Path(os.path.relpath(other, output_dir)).as_posix()
+    return other.as_uri()
+
+
+def _description(bids_dir: Path, links: Mapping[str, str]) -> dict[str, Any]:
+    generator: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
+    container = _container()
+    if container:
+        generator["Container"] = container
+    description: dict[str, Any] = {
+        "Name": "White matter hyperintensities by bagau-bids",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [generator],
+        "HowToAcknowledge": "Please include the text and the references of logs/CITATION.md.",
+        "DatasetLinks": dict(links),
+    }
+    raw = _raw_description(bids_dir)
+    source = {"URL": links["raw"]}
+    if isinstance(raw.get("DatasetDOI"), str):
+        source = {"DOI": raw["DatasetDOI"]}
+    description["SourceDatasets"] = [source]
+    if isinstance(raw.get("License"), str):
+        description["License"] = raw["License"]
+    return description
+
+
+def _container() -> dict[str, str]:
+    """Container that the images' build files announce through the environment."""
+    if tag := os.environ.get("BAGAU_DOCKER_TAG"):
+        return {"Type": "docker", "Tag": tag}
+    if uri := os.environ.get("BAGAU_SINGULARITY_URL"):
+        return {"Type": "singularity", "URI": uri}
+    return {}
+
+
+def _raw_description(bids_dir: Path) -> dict[str, Any]:
+    """Description of the raw data set; an empty one where there is none that can be read."""
+    try:
+        found = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

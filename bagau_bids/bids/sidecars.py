@@ -1,0 +1,154 @@
+"""Metadata of the files made from one scan: which file came from which, in what space, how.
+
+Pure functions of the record of a scan's processing. The parts that never change are data
+(``data/derivatives.json``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bagau_bids.bids.derivatives import bids_uri, derivative_path, static_sidecar
+
+# Templates whose names are labels of a standard space in the BIDS specification.
+STANDARD_SPACES = ("MNI152NLin2009cSym",)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the sidecars of one scan are made from.
+
+    Attributes
+    ----------
+    entities : mapping
+        Entities of the source scan.
+    source : str
+        Path of the source scan relative to the raw data set.
+    template : str
+        Name of the template.
+    template_uris : mapping of str to str
+        BIDS URIs of the template's ``t1w``, ``wm_probseg`` and ``brain_mask``.
+    brain_mask_uri : str
+        BIDS URI of the brain mask that was taken from other derivatives; empty where it was made.
+    steps : mapping
+        Record of each step by its name; ``brain_mask``, ``registration`` and ``segmentation``
+        are used.
+    threshold : float
+        Probability from which a voxel is WMH.
+    min_lesion_size_mm3 : float
+        Smaller lesions were dropped.
+    """
+
+    entities: Mapping[str, Any]
+    source: str
+    template: str
+    template_uris: Mapping[str, str]
+    brain_mask_uri: str
+    steps: Mapping[str, Mapping[str, Any]]
+    threshold: float
+    min_lesion_size_mm3: float
+
+    @property
+    def source_uri(self) -> str:
+        """BIDS URI of the source scan."""
+        return bids_uri("raw", self.source)
+
+    def uri(self, name: str) -> str:
+        """BIDS URI of one of the scan's own derivatives."""
+        return bids_uri("", derivative_path(".", self.entities, name, template=self.template))
+
+
+def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
+    """Sidecars of the images and transforms on or onto the FLAIR's own grid.
+
+    Parameters
+    ----------
+    scan : Provenance
+
+    Returns
+    -------
+    dict
+        Metadata by the name of the derivative; complete, the static parts included.
+    """
+    masked, segmented = scan.steps["brain_mask"], scan.steps["segmentation"]
+    template = scan.template_uris
+    dynamic: dict[str, dict[str, Any]] = {
+        "brain_mask": {
+            "Description": str(masked.get("description", "Brain mask.")),
+            "Sources": [scan.brain_mask_uri or scan.source_uri],
+        },
+        "preproc_flair": {
+            "SkullStripped": bool(masked["stripped"]),
+            "Sources": [scan.source_uri, scan.uri("brain_mask")],
+        },
+        "wm_atlas": {"Sources": [template["wm_probseg"], scan.uri("template_to_flair_xfm")]},
+        "wmh_probseg": {
+            "Sources": [scan.uri("preproc_flair"), scan.uri("brain_mask"), scan.uri("wm_atlas")],
+            "Models": segmented["models"],
+            "Device": segmented["device"],
+            "Precision": segmented["precision"],
+        },
+        "wmh_mask": {
+            "Sources": [scan.uri("wmh_probseg")],
+            "Threshold": scan.threshold,
+            "MinimumLesionVolume": scan.min_lesion_size_mm3,
+            "MinimumLesionVolumeUnits": "mm3",
+        },
+        "lesions_dseg": {"Sources": [scan.uri("wmh_mask")]},
+    }
+    complete = {
+        name: {**static_sidecar(name), **fields, "SpatialReference": scan.source_uri}
+        for name, fields in dynamic.items()
+    }
+    for name, ends in (
+        ("template_to_flair_xfm", (scan.template, "FLAIR")),
+        ("flair_to_template_xfm", ("FLAIR", scan.template)),
+    ):
+        complete[name] = {**static_sidecar(name), **_transform_fields(scan, *ends)}
+    return complete
+
+
+def template_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
+    """Sidecars of the copies in the space of the template; arguments as `image_sidecars`."""
+    sources = {
+        "template_wmh_mask": "wmh_mask",
+        "template_wmh_probseg": "wmh_probseg",
+        "template_flair": "preproc_flair",
+    }
+    complete = {}
+    for name, source in sources.items():
+        complete[name] = {
+            **static_sidecar(name),
+            "Sources": [scan.uri(source), scan.uri("flair_to_template_xfm")],
+            "SpatialReference": scan.template_uris["t1w"],
+        }
+    complete["template_flair"]["SkullStripped"] = bool(scan.steps["brain_mask"]["stripped"])
+    return complete
+
+
+def _transform_fields(scan: Provenance, origin: str, destination: str) -> dict[str, Any]:
+    registration = scan.steps["registration"]
+    return {
+        "From": origin,
+        "To": destination,
+        "Mode": "image",
+        "Type": "ITK composite transform (HDF5)",
+        "CoordinateSystem": "world coordinates in mm, LPS+",
+        "Sources": [
+            scan.template_uris["t1w"],
+            scan.template_uris["brain_mask"],
+            scan.uri("preproc_flair"),
+            scan.uri("brain_mask"),
+        ],
+        "Registration": {
+            key: value for key, value in registration.items() if key not in ("notes", "duration_s")
+        },
+    }
+
+
+def relative_outputs(
+    entities: Mapping[str, Any], template: str, names: tuple[str, ...]
+) -> dict[str, Path]:
+    """Paths of a scan's derivatives relative to the output folder, by name."""
+    return {name: derivative_path(".", entities, name, template=template) for name in names}

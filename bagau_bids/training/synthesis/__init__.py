@@ -1,0 +1,1 @@
+"""Synthetic FLAIR images from whole-head label maps."""

@@ -1,0 +1,173 @@
+"""Pools of network-ready slices: in memory from real scans, on disk from synthetic ones.
+
+On disk a shard is three ``.npy`` files, which are mapped and not read::
+
+    <name>_flair.npy   (N, H, W) float16   z-scored FLAIR, as network_input makes it
+    <name>_atlas.npy   (N, H, W) uint8     white-matter probability times 255
+    <name>_target.npy  (N, H, W) uint8     0 background, 1 WMH, 2 not to be judged
+
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagau_bids.errors import UsageError
+from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
+
+WMH, IGNORED = 1, 2  # labels of a target; 2 is "other pathology" in the WMH challenge
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Slices that lie in one set of arrays.
+
+    Parameters
+    ----------
+    flair : (N, H, W) array
+        Float: z-scored FLAIR.
+    atlas : (N, H, W) array
+        White-matter probability, float in [0, 1] or uint8 in [0, 255].
+    target : (N, H, W) uint8 array
+        0 background, 1 WMH, 2 not to be judged.
+    """
+
+    flair: NDArray
+    atlas: NDArray
+    target: NDArray[np.uint8]
+
+
+class SlicePool:
+    """Slices of several shards under one running number.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+        All with slices of the same size.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = list(shards)
+        self._first = np.cumsum([0, *(len(shard.flair) for shard in self.shards)])
+
+    def __len__(self) -> int:
+        """Count the slices."""
+        return int(self._first[-1])
+
+    def read(
+        self, numbers: Sequence[int] | NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        """Slices by their running numbers.
+
+        Returns
+        -------
+        flair, atlas : (len(numbers), H, W) float32 arrays
+        target : (len(numbers), H, W) uint8 array
+        """
+        flair, atlas, target = [], [], []
+        for number in numbers:
+            shard_number = int(np.searchsorted(self._first, number, side="right")) - 1
+            shard = self.shards[shard_number]
+            row = number - self._first[shard_number]
+            flair.append(np.asarray(shard.flair[row], dtype=np.float32))
+            scale = 255.0 if shard.atlas.dtype == np.uint8 else 1.0
+            atlas.append(np.asarray(shard.atlas[row], dtype=np.float32) / np.float32(scale))
+            target.append(np.asarray(shard.target[row], dtype=np.uint8))
+        return np.stack(flair), np.stack(atlas), np.stack(target)
+
+
+def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
+    """Slices of one scan with brain in them, on the usual plane of 200 x 200 mm.
+
+    Parameters
+    ----------
+    inputs : NetworkInput
+    reference : (X, Y, Z) array
+        Labels on the scan's own grid: 0 background, 1 WMH, 2 not to be judged.
+
+    Returns
+    -------
+    Shard
+        The very values of `inputs`; the outermost pixels of a larger plane are cut off.
+    """
+    target = target_slices(reference, inputs.plane)
+    kept = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
+    margin = (inputs.plane.size - PLANE_SIZE) // 2
+    window = slice(margin, margin + PLANE_SIZE)
+    return Shard(*(a[kept, window, window] for a in (inputs.flair, inputs.atlas, target)))
+
+
+def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
+    """Labels of a scan on the network's plane.
+
+    Parameters
+    ----------
+    reference : (X, Y, Z) array
+        0 background, 1 WMH, 2 not to be judged.
+    plane : SlicePlane
+
+    Returns
+    -------
+    target : (Z, size, size) uint8 array
+        The label that fills at least half of a pixel.
+    """
+    target = np.zeros((plane.shape[2], plane.size, plane.size), dtype=np.uint8)
+    for label in (IGNORED, WMH):
+        target[to_slices(reference == label, plane) >= 0.5] = label
+    return target
+
+
+def write_shard(folder: Path, name: str, shard: Shard) -> None:
+    """Write slices where :func:`open_pool` finds them; a shard half written is never seen.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing.
+    name : str
+        Unique within the folder; an existing shard of this name is replaced.
+    shard : Shard
+        Float atlas in [0, 1].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "flair": shard.flair.astype(np.float16),
+        "atlas": np.rint(shard.atlas * 255).astype(np.uint8),
+        "target": shard.target.astype(np.uint8),  # last: its presence completes the shard
+    }
+    for kind, array in arrays.items():
+        temporary = folder / f".{name}_{kind}.{os.getpid()}"
+        with temporary.open("wb") as stream:
+            np.save(stream, array)
+        temporary.replace(folder / f"{name}_{kind}.npy")
+
+
+def open_pool(folder: Path) -> SlicePool:
+    """Map the shards of a folder in the order of their names.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds no shard, or shards of different slice sizes.
+    """
+    targets = sorted(folder.glob("*_target.npy"))
+    if not targets:
+        raise UsageError(
+            f"{folder}: no shard of slices; expected *_flair.npy, *_atlas.npy and *_target.npy"
+        )
+    shards = []
+    for path in targets:
+        stem = path.name.removesuffix("_target.npy")
+        files = (folder / f"{stem}_{kind}.npy" for kind in ("flair", "atlas", "target"))
+        shards.append(Shard(*(np.load(file, mmap_mode="r") for file in files)))
+    sizes = {shard.flair.shape[1:] for shard in shards}
+    if sizes != {(PLANE_SIZE, PLANE_SIZE)}:
+        raise UsageError(
+            f"{folder}: slices of {sorted(sizes)}; expected {PLANE_SIZE} x {PLANE_SIZE} pixels in "
+            "every shard; draw the pool again"
+        )
+    return SlicePool(shards)

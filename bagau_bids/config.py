@@ -4,11 +4,34 @@ Built once by the command line, unpacked to plain values by whoever builds workf
 saved beside the log. Nothing reads it globally.
 """
 
-from dataclasses import dataclass
+import os
+import uuid
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 TEMPLATES = ("MNI152NLin2009cSym", "ICBM152NLin2009aSym")
 MODELS = ("full", "small")
+REGISTRATIONS = ("robust", "paper")
+SKULL_STRIPS = ("auto", "skip")
+ANALYSIS_LEVELS = ("participant", "group")
+MAX_OMP_NTHREADS = 8
+
+
+def available_cpus() -> int:
+    """Return how many cores this process may use: those of its affinity mask, as SLURM sets it."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_omp_nthreads(nprocs: int) -> int:
+    """Return the threads of one step where ``nprocs`` are allowed in total: all but one, to 8."""
+    return max(1, min(nprocs - 1, MAX_OMP_NTHREADS))
+
+
+def new_run_uuid() -> str:
+    """Return a new identifier of a run, ``<date>-<time>_<uuid4>``, unique also on a cluster."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,7 @@ class Resources:
 
     device: str = "auto"
     batch_size: int = 8
-    nprocs: int = 1
+    nprocs: int = field(default_factory=available_cpus)
     omp_nthreads: int = 1
     mem_gb: float | None = None
     low_mem: bool = False
@@ -84,5 +107,26 @@ class Config:
     run_uuid: str
     selection: Selection = Selection()
     processing: Processing = Processing()
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     execution: Execution = Execution()
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of this run's log, frozen configuration and summary."""
+        return self.output_dir / "logs" / self.run_uuid
+
+
+def as_plain(config: Config) -> dict[str, Any]:
+    """Return the configuration as nested dictionaries of TOML's own types.
+
+    Paths become text, tuples lists; a field that is None is left out, TOML has no word for it.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items() if item is not None}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(config))

@@ -1,0 +1,247 @@
+"""Finding the FLAIR images of a BIDS data set with pybids, without opening any of them."""
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bagau_bids.bids.derivatives import source_stem
+from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
+from bagau_bids.bids.near_misses import explain_nothing_found, explain_subject
+from bagau_bids.config import Selection
+from bagau_bids.errors import UsageError
+
+_NIFTI = re.compile(r"\.nii(\.gz)?$")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One FLAIR image of the data set.
+
+    Attributes
+    ----------
+    path
+        The image.
+    entities
+        Entities of its name, short key to label, e.g. ``{"sub": "01", "run": "1"}``.
+    """
+
+    path: Path
+    entities: dict[str, str] = field(hash=False)
+
+    @property
+    def stem(self) -> str:
+        """First part of the names of everything made from it: all entities, without suffix."""
+        return source_stem(self.entities)
+
+    @property
+    def subject(self) -> str:
+        """Label of the participant."""
+        return self.entities["sub"]
+
+
+def list_subjects(bids_dir: Path) -> list[str]:
+    """Return the labels of the ``sub-*`` folders, sorted; nothing below them is looked at."""
+    return sorted(
+        path.name.removeprefix("sub-")
+        for path in bids_dir.iterdir()
+        if path.name.startswith("sub-") and path.is_dir()
+    )
+
+
+def find_scans(bids_dir: Path, selection: Selection) -> list[Scan]:
+    """Find the FLAIR images asked for; each is a scan of its own.
+
+    Only folders and names that can match are indexed, so that other participants cost
+    nothing; with ``selection.database_dir`` the FLAIRs of the whole data set are indexed once and
+    kept there.
+
+    Parameters
+    ----------
+    bids_dir
+        Root of the data set.
+    selection
+        Participants, sessions, filters and the place of the index.
+
+    Returns
+    -------
+    list of Scan
+        Sorted by path; never empty. Their files may be missing or empty, see
+        `find_unavailable`.
+
+    Raises
+    ------
+    UsageError
+        If a label, a filter or the index is wrong, or nothing matches: the message lists the
+        query, the files seen and the nearest miss.
+    """
+    subjects, query = _request(bids_dir, selection)
+    paths = _ask_pybids(bids_dir, selection, subjects, query) if subjects else []
+    if not paths:
+        raise UsageError(explain_nothing_found(bids_dir, subjects, query))
+    return [Scan(path, _entities(path)) for path in paths]
+
+
+def find_missing(bids_dir: Path, selection: Selection, scans: Iterable[Scan]) -> dict[str, str]:
+    """Return the participants asked for that have no scan, each with the likely reason.
+
+    Parameters
+    ----------
+    bids_dir, selection
+        As for `find_scans`.
+    scans
+        What `find_scans` returned.
+    """
+    found = {scan.subject for scan in scans}
+    subjects, query = _request(bids_dir, selection)
+    return {
+        subject: explain_subject(bids_dir, subject, query)
+        for subject in subjects
+        if subject not in found
+    }
+
+
+def _request(bids_dir: Path, selection: Selection) -> tuple[list[str], Query]:
+    """Return the participants asked for, by option, by filter file or all, and the query.
+
+    Raises
+    ------
+    UsageError
+        If one asked for by name is not in the data set; names the nearest that are.
+    """
+    query = build_query(
+        selection.participant_labels, selection.session_labels, selection.bids_filters
+    )
+    there = list_subjects(bids_dir)
+    wanted = [value for value in query.wanted.get("subject", ()) if value not in (ABSENT, ANY)]
+    subjects = wanted or there
+    _check_labels(bids_dir, "participant", wanted, there)
+    if selection.session_labels:
+        sessions = {name for subject in subjects for name in _list_sessions(bids_dir, subject)}
+        _check_labels(bids_dir, "session", selection.session_labels, sorted(sessions))
+    return subjects, query
+
+
+def _check_labels(bids_dir: Path, what: str, wanted: Iterable[str], there: Sequence[str]) -> None:
+    unknown = [label for label in wanted if label not in there]
+    if unknown:
+        raise UsageError(
+            f"{bids_dir} has no {what} {', '.join(unknown)}."
+            + "".join(_nearest_labels(label, there) for label in unknown)
+            + (f" It has {len(there)}: {_shortened(there)}." if there else " It has none.")
+        )
+
+
+def find_unavailable(scans: Sequence[Scan]) -> dict[Scan, str]:
+    """Return the scans whose file cannot be used, each with the reason; no image is opened.
+
+    A file kept by git-annex that was not fetched is a link to nothing; the reason names the
+    command that fetches it.
+    """
+    same_name = defaultdict(list)
+    for scan in scans:
+        same_name[scan.stem].append(scan)
+    reasons = {}
+    for scan in scans:
+        reason = _unavailable(scan.path) or _unclear_name(scan, same_name[scan.stem])
+        if reason:
+            reasons[scan] = reason
+    return reasons
+
+
+def _list_sessions(bids_dir: Path, subject: str) -> list[str]:
+    return [path.name.removeprefix("ses-") for path in bids_dir.glob(f"sub-{subject}/ses-*/")]
+
+
+def _unavailable(path: Path) -> str | None:
+    if path.is_symlink() and not path.exists():
+        target = path.readlink()
+        if ".git/annex/" in target.as_posix():
+            return f"{path}: its content was not fetched; run: datalad get {path}"
+        return f"{path}: a link to {target}, which does not exist"
+    if not path.exists():
+        return f"{path}: in the index, but no longer there; write it anew: --bids-database-wipe"
+    if path.stat().st_size == 0:
+        return f"{path}: an empty file (0 bytes); copy or fetch it again"
+    return None
+
+
+def _unclear_name(scan: Scan, same_name: Sequence[Scan]) -> str | None:
+    unknown = [f"{key}-{label}" for key, label in scan.entities.items() if not _is_entity(key)]
+    if unknown:
+        return f"{scan.path}: {', '.join(unknown)} in the name is no BIDS entity; rename the file"
+    others = [other.path.name for other in same_name if other is not scan]
+    if others:
+        return (
+            f"{scan.path}: {', '.join(others)} would have the same results; remove one, or "
+            "choose by extension with --bids-filter-file"
+        )
+    return None
+
+
+def _is_entity(key: str) -> bool:
+    return source_stem({key: "x"}) != ""
+
+
+def _entities(path: Path) -> dict[str, str]:
+    parts = _NIFTI.sub("", path.name).split("_")[:-1]
+    return dict(part.split("-", 1) for part in parts if "-" in part)
+
+
+def _ask_pybids(
+    bids_dir: Path, selection: Selection, subjects: Sequence[str], query: Query
+) -> list[Path]:
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from bids.layout import Query as BidsQuery
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database = selection.database_dir
+    indexed = "[^/]+" if database else "|".join(map(re.escape, subjects))
+    try:
+        layout = BIDSLayout(
+            bids_dir,
+            validate=False,
+            database_path=database,
+            reset_database=selection.database_wipe,
+            indexer=BIDSLayoutIndexer(
+                validate=False, index_metadata=False, ignore=[_everything_but_flair(indexed)]
+            ),
+        )
+    except SQLAlchemyError as error:
+        raise UsageError(
+            f"{database}: no pybids index that can be used ({str(error).splitlines()[0]}); "
+            "name another folder, or write it anew: --bids-database-wipe"
+        ) from error
+    if Path(layout.root).resolve() != bids_dir.resolve():
+        raise UsageError(
+            f"{database}: an index of {layout.root}, not of {bids_dir}; "
+            "name another folder, or write it anew: --bids-database-wipe"
+        )
+    special = {ABSENT: BidsQuery.NONE, ANY: BidsQuery.ANY}
+    filters: dict[str, Any] = {
+        entity: [special.get(value, value) for value in values]
+        for entity, values in query.wanted.items()
+    }
+    filters["subject"] = list(subjects)
+    found = layout.get(return_type="file", invalid_filters="allow", **filters)
+    return [Path(path) for path in found]
+
+
+def _everything_but_flair(subjects: str) -> re.Pattern[str]:
+    """Return a pattern for all paths below the root that need not be indexed."""
+    folders = rf"/sub-({subjects})(/ses-[^/]+)?"
+    return re.compile(rf"^(?!{folders}(/anat(/[^/]+_FLAIR\.nii(\.gz)?)?)?$)")
+
+
+def _nearest_labels(label: str, there: Sequence[str]) -> str:
+    close = difflib.get_close_matches(label, there, n=3)
+    padded = [name for name in there if name.lstrip("0") == label.lstrip("0")]
+    names = list(dict.fromkeys([*padded, *close]))
+    return f" Nearest to {label}: {', '.join(names)}." if names else ""
+
+
+def _shortened(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

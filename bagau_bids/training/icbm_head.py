@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from bagau_bids.spaces import isotropic_grid, resample
 from bagau_bids.training.synthesis.labels import Head
 
-# The average of the ICBM brains, with their outer CSF, is about a quarter larger than a brain.
-SIZE = 0.93
+# The ICBM brain with its outer CSF, 1.9 litres, is made as large as most brains are.
+SIZE = 0.9
 
 # FreeSurfer's labels, (left, right) where there are two; outside the brain those of SynthSeg.
 _WHITE, _CORTEX = (2, 41), (3, 42)

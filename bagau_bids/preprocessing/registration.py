@@ -1,0 +1,462 @@
+"""Registration of the template to a FLAIR, and warping between the two.
+
+elastix takes the FLAIR inside its brain mask as fixed image and the template's T1w inside its
+brain mask as moving image: an affine stage, then a cubic B-spline stage, driven by mutual
+information (Klein et al. 2010, doi:10.1109/TMI.2009.2035616). Poor results are tried again
+from other starts; an implausible B-spline is dropped for its affine. What was used and how good
+it is goes into the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from bagau_bids.errors import ProcessingError
+from bagau_bids.preprocessing.elastix import (
+    ParameterMap,
+    Volume,
+    read_parameter_file,
+    run_elastix,
+)
+from bagau_bids.preprocessing.template import Template
+from bagau_bids.preprocessing.transforms import (
+    TemplateTransform,
+    forward_field,
+    from_elastix,
+    inverse_field,
+    jacobian_range,
+    sample,
+)
+from bagau_bids.spaces import isotropic_grid, orthonormal_affine, resample, voxel_sizes
+
+METHODS = ("robust", "paper", "sloppy")
+
+FIXED_SPACING_MM = 2.0  # grid on which elastix sees the FLAIR
+MASK_DILATION_MM = 4.0  # rim of the brain mask kept in the images: the brain's edge guides
+CLIP_PERCENTILE = 99.5  # of the FLAIR in the brain mask: lesions and vessels above it
+MARGIN_MM = 16.0  # field of view around the brain mask
+GOOD_OVERLAP = 0.88  # Dice of the brain masks below which other starts are tried
+GOOD_INFORMATION = 0.10  # mutual information in nats, likewise
+FAILED_OVERLAP = 0.60  # Dice of the brain masks below which there is no registration
+JACOBIAN_LIMITS = (0.01, 20.0)  # a B-spline beyond them is implausible
+OVERLAP_LOSS = 0.02  # as is one that overlaps less than its affine by more than this
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the ladder and how it ended.
+
+    Attributes
+    ----------
+    start
+        Name of the start.
+    stage
+        ``bspline``, ``affine`` (the B-spline was implausible) or ``failed``.
+    overlap
+        Dice of the FLAIR's brain mask and the warped template brain mask.
+    mutual_information
+        Between the FLAIR and the warped T1w in the brain mask, nats.
+    min_jacobian, max_jacobian
+        Range of the Jacobian determinant in the brain mask: volume in the template of a unit
+        volume of the FLAIR.
+    note
+        Why it failed or was reduced to its affine; empty otherwise.
+    """
+
+    start: str
+    stage: str
+    overlap: float = 0.0
+    mutual_information: float = 0.0
+    min_jacobian: float = 0.0
+    max_jacobian: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The template on a FLAIR's grid.
+
+    Attributes
+    ----------
+    wm_probseg
+        (X, Y, Z) float32, probability of white matter on the FLAIR's grid.
+    transform
+        FLAIR points to template points, mm, RAS+.
+    method
+        Preset of elastix parameters.
+    used
+        The attempt that was taken.
+    attempts
+        All attempts in order.
+    notes
+        What a user should know: retries, fallbacks, poor overlap.
+    """
+
+    wm_probseg: npt.NDArray[np.float32]
+    transform: TemplateTransform
+    method: str
+    used: Attempt
+    attempts: tuple[Attempt, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def quality(self) -> dict[str, Any]:
+        """Everything but the images, as JSON can hold it."""
+        return {
+            "method": self.method,
+            **asdict(self.used),
+            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _TemplateImages:
+    t1w: Volume
+    brain_mask: Volume
+    wm_probseg: Volume
+
+
+def register_template(
+    flair: npt.NDArray[np.floating[Any]],
+    affine: Array,
+    brain_mask: npt.NDArray[np.bool_],
+    template: Template,
+    *,
+    method: str = "robust",
+    seed: int = 0,
+    threads: int = 1,
+) -> Registration:
+    """Register the template to a FLAIR and bring its white-matter map onto the FLAIR's grid.
+
+    Parameters
+    ----------
+    flair
+        (X, Y, Z), bias corrected; values outside the brain do not matter.
+    affine
+        (4, 4) voxel to world, mm, RAS+. Directions that are not quite orthogonal are repaired
+        on the grid that elastix sees; points keep their true place.
+    brain_mask
+        (X, Y, Z).
+    template
+        Files on one grid.
+    method
+        ``robust``, ``paper`` (the settings of the BAGAU-Net paper) or ``sloppy`` (for tests).
+    seed
+        Seed of elastix's sampler. The result is a function of the inputs and the seed.
+    threads
+        Number of threads of elastix.
+
+    Returns
+    -------
+    Registration
+
+    Raises
+    ------
+    ProcessingError
+        When elastix fails from every start, or no attempt overlaps the brain.
+    InputImageError
+        When the directions of `affine` are too far from orthogonal.
+    """
+    if not brain_mask.any():
+        raise ProcessingError("the brain mask is empty; registration needs a brain to align")
+    images = _load_template(template)
+    fixed, mask = _fixed_image(flair, affine, brain_mask)
+    stages = load_parameters(method)
+    attempts: list[Attempt] = []
+    transforms: list[TemplateTransform] = []
+    for name, start in _starts(fixed, mask, images.brain_mask):
+        attempt, transform = _attempt(name, start, fixed, mask, images, stages, seed, threads)
+        attempts.append(attempt)
+        transforms.append(transform)
+        if attempt.overlap >= GOOD_OVERLAP and attempt.mutual_information >= GOOD_INFORMATION:
+            break
+    best = max(range(len(attempts)), key=lambda i: _rank(attempts[i]))
+    used = attempts[best]
+    if used.overlap < FAILED_OVERLAP:
+        tried = "; ".join(f"{a.start}: overlap {a.overlap:.2f} {a.note}" for a in attempts)
+        raise ProcessingError(
+            f"the template could not be registered: the best brain overlap of {len(attempts)} "
+            f"attempts is {used.overlap:.2f}, expected at least {FAILED_OVERLAP} ({tried}); "
+            "look at the brain mask and the orientation of the image"
+        )
+    wm = images.wm_probseg
+    points = forward_field(transforms[best], flair.shape, affine)
+    return Registration(
+        wm_probseg=np.clip(sample(wm.data, wm.affine, points), 0, 1),
+        transform=transforms[best],
+        method=method,
+        used=used,
+        attempts=tuple(attempts),
+        notes=_notes(used, attempts),
+    )
+
+
+def warp_to_flair(
+    data: npt.NDArray[Any],
+    data_affine: Array,
+    transform: TemplateTransform,
+    shape: Sequence[int],
+    affine: Array,
+    order: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Resample an image in template space onto a FLAIR's grid.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z) in template space.
+    data_affine
+        (4, 4) of `data`, mm, RAS+.
+    transform
+        FLAIR points to template points.
+    shape, affine
+        The FLAIR's grid.
+    order
+        1 is linear, 0 takes the nearest voxel, for labels.
+    """
+    return sample(data, data_affine, forward_field(transform, shape, affine), order)
+
+
+def warp_to_template(
+    data: npt.NDArray[Any],
+    data_affine: Array,
+    transform: TemplateTransform,
+    shape: Sequence[int],
+    affine: Array,
+    order: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Resample an image in a FLAIR's space onto the template's grid.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z) in FLAIR space.
+    data_affine
+        (4, 4) of `data`, mm, RAS+.
+    transform
+        FLAIR points to template points; inverted here.
+    shape, affine
+        The template's grid.
+    order
+        1 is linear, 0 takes the nearest voxel, for labels.
+    """
+    return sample(data, data_affine, inverse_field(transform, shape, affine), order)
+
+
+def load_parameters(method: str) -> list[ParameterMap]:
+    """Read the affine and the B-spline stage of a preset from the package's data."""
+    if method not in METHODS:
+        raise ProcessingError(
+            f"registration method {method!r} is not known; choose one of {', '.join(METHODS)}"
+        )
+    folder = resources.files("bagau_bids.data") / "registration"
+    return [
+        read_parameter_file(Path(str(folder / f"{method}_{stage}.txt")))
+        for stage in ("affine", "bspline")
+    ]
+
+
+def _load_template(template: Template) -> _TemplateImages:
+    """Load the template, its T1w set to zero outside the brain, all cropped to the brain."""
+    import nibabel as nib
+
+    volumes = []
+    for path in (template.t1w, template.brain_mask, template.wm_probseg):
+        image = nib.as_closest_canonical(nib.load(path))
+        volumes.append(Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine))
+    t1w, mask, wm = volumes
+    if not t1w.data.shape == mask.data.shape == wm.data.shape:
+        raise ProcessingError(
+            f"{template.t1w}: found grids of {t1w.data.shape}, {mask.data.shape} and "
+            f"{wm.data.shape} in the T1w, brain mask and white-matter map of {template.name}; "
+            "expected one grid; fetch the template anew"
+        )
+    brain = mask.data > 0.5
+    t1w = Volume(np.where(brain, t1w.data, 0), t1w.affine)
+    mask = Volume(brain.astype(np.float32), mask.affine)
+    crop = _bounding_box(brain, margin=8)
+    return _TemplateImages(*(_crop(volume, crop) for volume in (t1w, mask, wm)))
+
+
+def _fixed_image(
+    flair: npt.NDArray[np.floating[Any]], affine: Array, brain_mask: npt.NDArray[np.bool_]
+) -> tuple[Volume, npt.NDArray[np.bool_]]:
+    """Return the FLAIR on an isotropic grid around its brain, and the brain mask there.
+
+    Intensities are clipped, scaled to 1 at the clipping percentile, and zero outside the
+    dilated brain mask.
+    """
+    shape, grid = isotropic_grid(flair.shape, orthonormal_affine(affine), FIXED_SPACING_MM)
+    clipped = np.clip(flair, 0, np.percentile(flair[brain_mask], CLIP_PERCENTILE))
+    image = resample(_smooth(clipped, affine), affine, shape, grid)
+    mask = resample(brain_mask.astype(np.float32), affine, shape, grid) > 0.5
+    distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)
+    image = np.where(distance <= MASK_DILATION_MM, image, 0) / max(float(image.max()), 1e-6)
+    crop = _bounding_box(mask, margin=int(MARGIN_MM / FIXED_SPACING_MM))
+    return _crop(Volume(image.astype(np.float32), grid), crop), mask[crop]
+
+
+def _smooth(data: npt.NDArray[np.floating[Any]], affine: Array) -> npt.NDArray[np.float32]:
+    """Blur along axes finer than elastix's grid, so that resampling averages noise."""
+    ratio = FIXED_SPACING_MM / voxel_sizes(affine)
+    sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+    return ndimage.gaussian_filter(data.astype(np.float32), sigma)
+
+
+def _bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    return tuple(
+        slice(max(int(found.min()) - margin, 0), int(found.max()) + margin + 1)
+        for found in np.nonzero(mask)
+    )
+
+
+def _crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in box]
+    return Volume(volume.data[box], affine)
+
+
+def _starts(
+    fixed: Volume, mask: npt.NDArray[np.bool_], template_mask: Volume
+) -> list[tuple[str, Array]]:
+    """Return named affines from FLAIR to template points, the most likely first."""
+    ours = _world_points(mask, fixed.affine)
+    theirs = _world_points(template_mask.data > 0.5, template_mask.affine)
+    mass = ours.mean(axis=1), theirs.mean(axis=1)
+    box = (ours.min(axis=1) + ours.max(axis=1)) / 2, (theirs.min(axis=1) + theirs.max(axis=1)) / 2
+    scale = float(np.cbrt(theirs.std(axis=1).prod() / ours.std(axis=1).prod()))
+    scale = float(np.clip(scale, 0.8, 1.25))
+    spread = np.clip(theirs.std(axis=1) / ours.std(axis=1), 0.8, 1.25)
+    none = np.eye(3)
+    return [
+        ("centre of gravity", _about(*mass, none)),
+        ("centre of gravity and size", _about(*mass, none * scale)),
+        ("geometric centre", _about(*box, none)),
+        ("moments", _about(*mass, np.diag(spread))),
+        ("nodding forwards", _about(*mass, _rotation(0, 15))),
+        ("nodding backwards", _about(*mass, _rotation(0, -15))),
+        ("leaning left", _about(*mass, _rotation(1, 12))),
+        ("leaning right", _about(*mass, _rotation(1, -12))),
+    ]
+
+
+def _world_points(mask: npt.NDArray[np.bool_], affine: Array) -> Array:
+    return affine[:3, :3] @ np.array(np.nonzero(mask)) + affine[:3, 3:]
+
+
+def _about(source: Array, target: Array, matrix: Array) -> Array:
+    """Return the affine with this matrix that takes one point to another."""
+    result = np.eye(4)
+    result[:3, :3] = matrix
+    result[:3, 3] = target - matrix @ source
+    return result
+
+
+def _rotation(axis: int, degrees: float) -> Array:
+    angle = np.deg2rad(degrees)
+    first, second = (i for i in range(3) if i != axis)
+    result = np.eye(3)
+    result[first, first] = result[second, second] = np.cos(angle)
+    result[first, second], result[second, first] = -np.sin(angle), np.sin(angle)
+    return result
+
+
+def _attempt(
+    name: str,
+    start: Array,
+    fixed: Volume,
+    mask: npt.NDArray[np.bool_],
+    images: _TemplateImages,
+    stages: Sequence[ParameterMap],
+    seed: int,
+    threads: int,
+) -> tuple[Attempt, TemplateTransform]:
+    """Register from one start and judge the result."""
+    rim = ndimage.binary_dilation(mask, iterations=round(MASK_DILATION_MM / FIXED_SPACING_MM))
+    try:
+        maps = run_elastix(fixed, images.t1w, rim, stages, start, seed=seed, threads=threads)
+    except ProcessingError as error:
+        return Attempt(name, "failed", note=str(error)), TemplateTransform(start)
+    transform = from_elastix(start, maps)
+    bspline = _judge(name, "bspline", transform, fixed, mask, images)
+    affine = _judge(name, "affine", transform.affine_only(), fixed, mask, images)
+    reason = _implausible(bspline, affine)
+    if reason:
+        return Attempt(**(asdict(affine) | {"note": reason})), transform.affine_only()
+    return bspline, transform
+
+
+def _judge(
+    name: str,
+    stage: str,
+    transform: TemplateTransform,
+    fixed: Volume,
+    mask: npt.NDArray[np.bool_],
+    images: _TemplateImages,
+) -> Attempt:
+    points = forward_field(transform, fixed.data.shape, fixed.affine)
+    warped_mask = sample(images.brain_mask.data, images.brain_mask.affine, points) > 0.5
+    warped_t1w = sample(images.t1w.data, images.t1w.affine, points)
+    low, high = jacobian_range(points, fixed.affine, mask)
+    overlap = 2 * (warped_mask & mask).sum() / (warped_mask.sum() + mask.sum())
+    information = mutual_information(fixed.data[mask], warped_t1w[mask])
+    return Attempt(name, stage, float(overlap), information, low, high)
+
+
+def mutual_information(
+    first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]], bins: int = 32
+) -> float:
+    """Return the mutual information of two sets of paired intensities, in nats."""
+    joint = np.histogram2d(first, second, bins=bins)[0] / first.size
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    seen = joint > 0
+    return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
+
+
+def _implausible(bspline: Attempt, affine: Attempt) -> str:
+    """Return why a B-spline should be dropped for its affine; empty when it should not."""
+    low, high = JACOBIAN_LIMITS
+    if bspline.min_jacobian < low or bspline.max_jacobian > high:
+        return (
+            f"B-spline dropped: Jacobian {bspline.min_jacobian:.2f} to "
+            f"{bspline.max_jacobian:.2f}, expected {low} to {high}"
+        )
+    if bspline.overlap < affine.overlap - OVERLAP_LOSS:
+        return (
+            f"B-spline dropped: brain overlap fell from {affine.overlap:.3f} to "
+            f"{bspline.overlap:.3f}"
+        )
+    if bspline.mutual_information < affine.mutual_information:
+        return (
+            "B-spline dropped: mutual information fell from "
+            f"{affine.mutual_information:.3f} to {bspline.mutual_information:.3f}"
+        )
+    return ""
+
+
+def _rank(attempt: Attempt) -> tuple[bool, float]:
+    """Order attempts: those that overlap first, among them by mutual information."""
+    overlaps = attempt.overlap >= GOOD_OVERLAP
+    return overlaps, attempt.mutual_information if overlaps else attempt.overlap
+
+
+def _notes(used: Attempt, attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    notes = []
+    if len(attempts) > 1:
+        notes.append(f"registration needed {len(attempts)} starts; took {used.start!r}")
+    if used.stage != "bspline":
+        notes.append(f"registration fell back to the affine. {used.note}")
+    if used.overlap < GOOD_OVERLAP:
+        notes.append(f"registration is doubtful: brain overlap {used.overlap:.2f}")
+    if used.mutual_information < GOOD_INFORMATION:
+        notes.append(f"registration is doubtful: mutual information {used.mutual_information:.3f}")
+    return tuple(notes)

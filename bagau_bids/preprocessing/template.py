@@ -1,0 +1,279 @@
+"""The template and its white-matter map: found, fetched and verified.
+
+``MNI152NLin2009cSym`` comes from a TemplateFlow store through TemplateFlow's own client.
+``ICBM152NLin2009aSym`` is what the nilearn package carries, so it needs no network. Neither
+ever replaces the other.
+"""
+
+import gzip
+import hashlib
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bagau_bids.errors import MissingResourceError
+
+TEMPLATEFLOW_TEMPLATES = ("MNI152NLin2009cSym",)
+EMBEDDED_TEMPLATES = ("ICBM152NLin2009aSym",)
+MANIFEST = "bagau-manifest.sha256"
+
+# What is asked of TemplateFlow for each part of a template, at 1 mm.
+QUERIES: Mapping[str, Mapping[str, str | None]] = {
+    "t1w": {"suffix": "T1w", "desc": None, "label": None},
+    "wm_probseg": {"suffix": "probseg", "label": "WM", "desc": None},
+    "brain_mask": {"suffix": "mask", "desc": "brain", "label": None},
+}
+FILE_ENDS = {
+    "t1w": "T1w.nii.gz",
+    "wm_probseg": "label-WM_probseg.nii.gz",
+    "brain_mask": "desc-brain_mask.nii.gz",
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """Files of one template, all on one grid.
+
+    Attributes
+    ----------
+    name
+        As in ``--template``.
+    t1w
+        T1-weighted image, with or without the head.
+    wm_probseg
+        Probability of white matter, 0 to 1.
+    brain_mask
+        Brain mask, 0 or 1.
+    """
+
+    name: str
+    t1w: Path
+    wm_probseg: Path
+    brain_mask: Path
+
+
+def find_template(
+    name: str, home: Path | None = None, *, offline: bool = False, cache_dir: Path
+) -> Template:
+    """Return the files of a template, fetched if need be and verified.
+
+    Parameters
+    ----------
+    name
+        ``MNI152NLin2009cSym`` or ``ICBM152NLin2009aSym``.
+    home
+        TemplateFlow store; None stands for ``TEMPLATEFLOW_HOME``, else TemplateFlow's default.
+    offline
+        Never touch the network.
+    cache_dir
+        Where nilearn's embedded maps are written out, used for ``ICBM152NLin2009aSym`` only.
+
+    Raises
+    ------
+    MissingResourceError
+        When a file is missing, empty, damaged or cannot be fetched; the message lists the
+        files, the place and the command that gets them.
+    """
+    if name in EMBEDDED_TEMPLATES:
+        return _write_embedded(name, cache_dir)
+    if name not in TEMPLATEFLOW_TEMPLATES:
+        raise MissingResourceError(
+            f"template {name!r} is not known; "
+            f"choose one of {', '.join(TEMPLATEFLOW_TEMPLATES + EMBEDDED_TEMPLATES)}"
+        )
+    home = templateflow_home() if home is None else home.absolute()
+    paths = _locate(name, home)
+    missing = _unusable(name, home, paths)
+    if missing and offline:
+        raise MissingResourceError(_missing_message(name, home, missing, "--offline is set"))
+    if missing:
+        paths = _fetch(name, home, missing)
+    for path in paths.values():
+        verify_gzip(path, name, home)
+    return Template(name, **paths)
+
+
+def templateflow_home() -> Path:
+    """Return TemplateFlow's store: ``TEMPLATEFLOW_HOME``, else its default in the user's cache."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("TEMPLATEFLOW_HOME") or user_cache_dir("templateflow")).absolute()
+
+
+def expected_paths(name: str, home: Path) -> dict[str, Path]:
+    """Return where TemplateFlow keeps each part of a template."""
+    folder = home / f"tpl-{name}"
+    return {part: folder / f"tpl-{name}_res-1_{end}" for part, end in FILE_ENDS.items()}
+
+
+def verify_gzip(path: Path, name: str, home: Path) -> str:
+    """Read a gzip file to its end and return its SHA-256 in hexadecimal.
+
+    Raises
+    ------
+    MissingResourceError
+        When it is truncated or damaged: an interrupted download stays in the store for ever,
+        because TemplateFlow looks at the size only.
+    """
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        raise MissingResourceError(
+            f"{path}: found a truncated or damaged gzip file of {_size(path)} bytes ({error}); "
+            "expected a complete NIfTI file, and an interrupted download leaves such a file; "
+            f"delete it and run: {fetch_command(name, home)}"
+        ) from error
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fetch_command(name: str, home: Path) -> str:
+    """Return the command line that fetches a template into a store."""
+    return f"bagau fetch --template {name} --dest {home}"
+
+
+def write_manifest(template: Template, home: Path) -> Path:
+    """Write the SHA-256 of a template's files beside them, in the format of ``sha256sum``.
+
+    Files listed in an older manifest must still have the sums written there.
+
+    Raises
+    ------
+    MissingResourceError
+        When a file is damaged or is not the one the manifest lists.
+    """
+    files = (template.t1w, template.wm_probseg, template.brain_mask)
+    manifest = home / f"tpl-{template.name}" / MANIFEST
+    known = {}
+    if manifest.is_file():
+        lines = (line.split(maxsplit=1) for line in manifest.read_text().splitlines())
+        known = {file: digest for digest, file in lines}
+    digests = {path.name: verify_gzip(path, template.name, home) for path in files}
+    for file, digest in digests.items():
+        if known.get(file, digest) != digest:
+            raise MissingResourceError(
+                f"{manifest.parent / file}: found SHA-256 {digest}, expected {known[file]} as "
+                f"listed in {manifest}; delete the file that is wrong (the image or the "
+                f"manifest) and run: {fetch_command(template.name, home)}"
+            )
+    temporary = manifest.with_suffix(".part")
+    temporary.write_text("".join(f"{d}  {file}\n" for file, d in sorted(digests.items())))
+    temporary.replace(manifest)
+    return manifest
+
+
+def _locate(name: str, home: Path) -> dict[str, Path]:
+    """Ask TemplateFlow's client for the files that the store lists, fetching nothing."""
+    if not home.is_dir() or not any(home.iterdir()):
+        return {}
+    client = _client(home)
+    found = {}
+    for part, query in QUERIES.items():
+        paths = client.ls(name, resolution=1, extension=".nii.gz", **query)
+        if paths:
+            found[part] = Path(paths[0])
+    return found
+
+
+def _unusable(name: str, home: Path, paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the parts without a file of more than zero bytes, and where each should be."""
+    expected = expected_paths(name, home)
+    return {
+        part: paths.get(part, path)
+        for part, path in expected.items()
+        if part not in paths or not _size(paths[part])
+    }
+
+
+def _fetch(name: str, home: Path, missing: Mapping[str, Path]) -> dict[str, Path]:
+    """Let TemplateFlow's client download what is missing."""
+    import requests
+
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        client = _client(home)
+        return {
+            part: Path(
+                client.get(name, raise_empty=True, resolution=1, extension=".nii.gz", **query)
+            )
+            for part, query in QUERIES.items()
+        }
+    except requests.RequestException as error:
+        reason = f"the download failed ({type(error).__name__})"
+        raise MissingResourceError(_missing_message(name, home, missing, reason)) from error
+    except Exception as error:  # the client raises bare exceptions
+        reason = f"TemplateFlow's client failed ({type(error).__name__}: {error})"
+        raise MissingResourceError(_missing_message(name, home, missing, reason)) from error
+
+
+def _missing_message(name: str, home: Path, missing: Mapping[str, Path], reason: str) -> str:
+    files = "".join(f"\n  {path}" for path in missing.values())
+    return (
+        f"template {name}: {len(missing)} of {len(QUERIES)} files are missing or empty in the "
+        f"TemplateFlow store {home}:{files}\n"
+        f"They were not fetched because {reason}. On a computer with a network run:\n"
+        f"  {fetch_command(name, home)}\n"
+        "and copy that folder here if need be (name it with --templateflow-home or "
+        "TEMPLATEFLOW_HOME), or choose --template ICBM152NLin2009aSym, which needs no download."
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _client(home: Path) -> Any:
+    """Return TemplateFlow's client for a store."""
+    with _import_home(home):
+        from templateflow.client import TemplateFlowClient
+    return TemplateFlowClient(root=home)
+
+
+@contextmanager
+def _import_home(home: Path) -> Iterator[None]:
+    """Keep the import of templateflow from filling the user's cache with a stub store.
+
+    The package reads ``TEMPLATEFLOW_HOME`` when it is first imported, and unzips a skeleton
+    there if the folder is empty. The variable is set back at once.
+    """
+    if "templateflow" in sys.modules:
+        yield
+        return
+    before = os.environ.get("TEMPLATEFLOW_HOME")
+    os.environ["TEMPLATEFLOW_HOME"] = str(home)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        if before is None:
+            del os.environ["TEMPLATEFLOW_HOME"]
+        else:
+            os.environ["TEMPLATEFLOW_HOME"] = before
+
+
+def _write_embedded(name: str, cache_dir: Path) -> Template:
+    """Write nilearn's ICBM 2009a symmetric maps (1 mm, skull-stripped T1w) as NIfTI files."""
+    from nilearn import datasets
+
+    folder = cache_dir / f"tpl-{name}"
+    paths = {part: folder / f"tpl-{name}_res-1_{end}" for part, end in FILE_ENDS.items()}
+    if not all(_size(path) for path in paths.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        images = {
+            "t1w": datasets.load_mni152_template(resolution=1),
+            "wm_probseg": datasets.load_mni152_wm_template(resolution=1),
+            "brain_mask": datasets.load_mni152_brain_mask(resolution=1),
+        }
+        for part, path in paths.items():
+            temporary = folder / f"{os.getpid()}-{path.name}"
+            images[part].to_filename(temporary)
+            temporary.replace(path)
+    return Template(name, **paths)

@@ -103,9 +103,34 @@ def segment(
     -------
     Segmentation
     """
+    inputs = network_input(flair, affine, brain_mask, wm_probseg)
+    return segment_input(models, inputs, brain_mask, device=device, batch_size=batch_size)
+
+
+def segment_input(
+    models: Sequence[nn.Module],
+    inputs: NetworkInput,
+    brain_mask: BoolArray,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 8,
+) -> Segmentation:
+    """:func:`segment` for a scan whose network input was made before.
+
+    Parameters
+    ----------
+    models, device, batch_size
+        As for :func:`segment`.
+    inputs : NetworkInput
+    brain_mask : (X, Y, Z) bool array
+        The mask that `inputs` was made with.
+
+    Returns
+    -------
+    Segmentation
+    """
     if not models:
         raise ValueError("no network given")
-    inputs = network_input(flair, affine, brain_mask, wm_probseg)
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
     mean = np.mean([runner.probability(model, inputs) for model in models], axis=0)

@@ -98,7 +98,11 @@ def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
     kept = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
     margin = (inputs.plane.size - PLANE_SIZE) // 2
     window = slice(margin, margin + PLANE_SIZE)
-    return Shard(*(a[kept, window, window] for a in (inputs.flair, inputs.atlas, target)))
+    return Shard(
+        flair=inputs.flair[kept, window, window],
+        atlas=inputs.atlas[kept, window, window],
+        target=target[kept, window, window],
+    )
 
 
 def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:

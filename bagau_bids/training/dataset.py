@@ -1,0 +1,307 @@
+"""Scans with lesion masks, brought to the network's input exactly as inference does it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagau_bids import __version__
+from bagau_bids.bids.scans import Scan
+from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.network.slices import NetworkInput, SlicePlane, network_input
+from bagau_bids.training.pool import IGNORED
+
+if TYPE_CHECKING:
+    from bagau_bids.preprocessing.template import Template
+
+FREE_ENTITIES = ("space", "label", "desc", "res")  # what a mask's name may add to its scan's
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A FLAIR on disk and its lesion mask.
+
+    Parameters
+    ----------
+    scan : Scan
+    mask_path : Path
+    dataset : int
+        Number of the data set it comes from; subjects of different sets are different people.
+    """
+
+    scan: Scan
+    mask_path: Path
+    dataset: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingScan:
+    """A preprocessed scan with its labels.
+
+    Parameters
+    ----------
+    name : str
+        Name of the FLAIR's file without suffix.
+    subject : str
+        Label without ``sub-``.
+    dataset : int
+    inputs : NetworkInput
+    brain_mask : (X, Y, Z) bool array
+        On the FLAIR's grid in RAS order.
+    reference : (X, Y, Z) uint8 array
+        Labels on that grid: 0 background, 1 WMH, 2 not to be judged.
+    affine : (4, 4) array
+        Voxel to world of that grid, mm.
+    """
+
+    name: str
+    subject: str
+    dataset: int
+    inputs: NetworkInput
+    brain_mask: NDArray[np.bool_]
+    reference: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Scans for training, for choosing the checkpoint, and left alone."""
+
+    training: tuple[LabelledScan, ...]
+    validation: tuple[LabelledScan, ...]
+    test: tuple[LabelledScan, ...]
+
+
+def pair_masks(
+    scans: Sequence[Scan], derivative: Path, dataset: int = 0
+) -> tuple[list[LabelledScan], list[str]]:
+    """Find the lesion mask of each scan in a derivative data set.
+
+    A mask belongs to a scan when its name holds the scan's entities, ``label-WMH`` and at
+    most ``space``, ``desc`` and ``res`` besides.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+    derivative : Path
+    dataset : int
+
+    Returns
+    -------
+    labelled : list of LabelledScan
+    notes : list of str
+        Which scans have no mask.
+
+    Raises
+    ------
+    UsageError
+        If no scan has a mask, or one has several.
+    """
+    masks = sorted(derivative.rglob("*_mask.nii*")) if derivative.is_dir() else []
+    labelled, notes = [], []
+    for scan in scans:
+        found = [path for path in masks if _is_mask_of(path, scan)]
+        if len(found) > 1:
+            raise UsageError(
+                f"{derivative}: {len(found)} lesion masks for {scan.path.name} "
+                f"({', '.join(path.name for path in found)}); expected one, give a derivative "
+                "data set with one rater or consensus"
+            )
+        if found:
+            labelled.append(LabelledScan(scan, found[0], dataset))
+        else:
+            notes.append(f"{scan.path}: no lesion mask in {derivative}, left out")
+    if not labelled:
+        raise UsageError(
+            f"{derivative}: no mask for any of {len(scans)} FLAIRs among {len(masks)} masks; "
+            "expected names such as sub-01_space-orig_label-WMH_mask.nii.gz"
+        )
+    return labelled, notes
+
+
+def split_by_subject(
+    scans: Sequence[LabelledScan],
+    *,
+    validation: Sequence[str] = (),
+    test: Sequence[str] = (),
+    seed: int = 0,
+) -> Split:
+    """Divide scans so that no subject is in two parts.
+
+    Parameters
+    ----------
+    scans : sequence of LabelledScan
+    validation, test : sequence of str
+        Subject labels; with either given the rest is for training. With none, subjects are
+        drawn 8:1:1, at least one for validation.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If a label names no subject, or is in both lists, or nobody is left to train on.
+    """
+    people = sorted({(scan.dataset, scan.scan.subject) for scan in scans})
+    labels = {label for _, label in people}
+    unknown = sorted({*validation, *test} - labels)
+    if unknown or set(validation) & set(test):
+        raise UsageError(
+            f"--validation/--test: {', '.join(unknown) or 'a subject in both'}; expected "
+            f"different subjects out of {', '.join(sorted(labels))}"
+        )
+    if validation or test:
+        held = {person for person in people if person[1] in validation}
+        tested = {person for person in people if person[1] in test}
+    else:
+        order = np.random.default_rng(seed).permutation(len(people))
+        tenth = max(1, round(len(people) / 10))
+        held = {people[i] for i in order[:tenth]}
+        tested = {people[i] for i in order[tenth : 2 * tenth]} if len(people) >= 10 else set()
+
+    def among(group: set[tuple[int, str]]) -> tuple[LabelledScan, ...]:
+        return tuple(s for s in scans if (s.dataset, s.scan.subject) in group)
+
+    split = Split(among(set(people) - held - tested), among(held), among(tested))
+    if not split.training or not split.validation:
+        raise UsageError(
+            f"{len(people)} subject(s) with masks leave {len(split.training)} scans to train on "
+            f"and {len(split.validation)} to validate on; expected at least one of each"
+        )
+    return split
+
+
+def _is_mask_of(path: Path, scan: Scan) -> bool:
+    parts = path.name.split(".")[0].removesuffix("_mask").split("_")
+    entities = dict(part.split("-", 1) for part in parts if "-" in part)
+    own = {key: value for key, value in entities.items() if key not in FREE_ENTITIES}
+    return entities.get("label") == "WMH" and own == scan.entities
+
+
+def prepare_scan(
+    labelled: LabelledScan, template: "Template", registration: str, cache_dir: Path
+) -> TrainingScan:
+    """Preprocess a scan as ``bagau-bids`` does, or read what an earlier run made of it.
+
+    Parameters
+    ----------
+    labelled : LabelledScan
+    template : Template
+    registration : {'robust', 'paper'}
+    cache_dir : Path
+        Holds one file a scan, named by the digest of everything that goes into it.
+
+    Returns
+    -------
+    TrainingScan
+
+    Raises
+    ------
+    InputImageError
+        If the FLAIR cannot be processed, or the mask does not lie on its grid.
+    """
+    name = labelled.scan.path.name.split(".")[0]
+    ingredients = [__version__, template.name, registration]
+    for path in (labelled.scan.path, labelled.mask_path):
+        ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+    digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()
+    cached = cache_dir / f"{name}_{digest[:16]}.npz"
+    if not cached.is_file():
+        arrays = _preprocess(labelled, template, registration)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_name(f".{cached.name}")
+        with temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        temporary.replace(cached)
+    with np.load(cached, allow_pickle=False) as stored:
+        return _scan_from(labelled, name, {key: stored[key] for key in stored.files})
+
+
+def _preprocess(labelled: LabelledScan, template: "Template", registration: str) -> dict[str, Any]:
+    """Everything that is kept of a scan, as arrays."""
+    from bagau_bids.preprocessing.bias_field import correct_bias_field
+    from bagau_bids.preprocessing.brain_mask import brain_mask
+    from bagau_bids.preprocessing.conform import conform
+    from bagau_bids.preprocessing.registration import register_template
+
+    scan = conform(labelled.scan.path)
+    reference = read_reference(labelled.mask_path, labelled.scan.path)
+    mask = brain_mask(scan.data, scan.affine).mask
+    corrected = correct_bias_field(scan.data, scan.affine, mask)
+    registered = register_template(corrected, scan.affine, mask, template, method=registration)
+    inputs = network_input(corrected, scan.affine, mask, registered.wm_probseg)
+    plane = asdict(inputs.plane)
+    return {
+        "flair": inputs.flair,
+        "atlas": inputs.atlas,
+        "brain": inputs.brain,
+        "notes": np.array(inputs.notes, dtype=np.str_),
+        "brain_mask": mask,
+        "reference": reference,
+        "affine": scan.affine,
+        **{f"plane_{key}": np.array(value) for key, value in plane.items()},
+    }
+
+
+def _scan_from(labelled: LabelledScan, name: str, arrays: dict[str, Any]) -> TrainingScan:
+    plane = SlicePlane(
+        shape=tuple(arrays["plane_shape"].tolist()),
+        spacing_mm=tuple(arrays["plane_spacing_mm"].tolist()),
+        centre=tuple(arrays["plane_centre"].tolist()),
+        size=int(arrays["plane_size"]),
+    )
+    inputs = NetworkInput(
+        arrays["flair"], arrays["atlas"], arrays["brain"], plane, tuple(arrays["notes"].tolist())
+    )
+    return TrainingScan(
+        name=name,
+        subject=labelled.scan.subject,
+        dataset=labelled.dataset,
+        inputs=inputs,
+        brain_mask=arrays["brain_mask"],
+        reference=arrays["reference"],
+        affine=arrays["affine"],
+    )
+
+
+def read_reference(mask_path: Path, flair_path: Path) -> NDArray[np.uint8]:
+    """Read a lesion mask in the voxel order of its conformed FLAIR.
+
+    Parameters
+    ----------
+    mask_path, flair_path : Path
+
+    Returns
+    -------
+    reference : (X, Y, Z) uint8 array
+        RAS order: 0 background, 1 WMH, 2 not to be judged.
+
+    Raises
+    ------
+    InputImageError
+        If the mask does not lie on the FLAIR's grid or holds other values than 0, 1 and 2.
+    """
+    import nibabel as nib
+
+    from bagau_bids.spaces import reorient
+
+    mask: Any = nib.load(mask_path)
+    flair: Any = nib.load(flair_path)
+    shape = flair.shape[:3]
+    if mask.shape[:3] != shape or not np.allclose(mask.affine, flair.affine, atol=1e-2):
+        raise InputImageError(
+            f"{mask_path}: grid {mask.shape[:3]} with affine {mask.affine.round(3).tolist()}; "
+            f"expected that of {flair_path.name}, {shape} with affine "
+            f"{flair.affine.round(3).tolist()}: resample the mask with nearest neighbours"
+        )
+    labels = np.asarray(mask.dataobj).reshape(shape)
+    values = np.unique(labels)
+    if not np.isin(values, (0, 1, IGNORED)).all():
+        raise InputImageError(
+            f"{mask_path}: values {values[:6].tolist()}; expected 0 (background), 1 (WMH) and "
+            "2 (other pathology, not judged)"
+        )
+    return reorient(labels.astype(np.uint8), mask.affine)[0]

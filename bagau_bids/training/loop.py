@@ -1,0 +1,488 @@
+"""Training of a slice network: resumable to the step, validated on whole scans.
+
+What step number s computes depends on the settings, the data and s alone, so a run that was
+stopped goes on as if it had not been.
+"""
+
+import csv
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.measures.metrics import (
+    comparable_masks,
+    dice,
+    lesion_detection,
+    volume_difference_percent,
+)
+from bagau_bids.network.inference import choose_device, segment_input, working_precision
+from bagau_bids.network.weights import architecture_of, build_network, load_weights, save_weights
+from bagau_bids.training.augmentation import AugmentationSettings, augment
+from bagau_bids.training.dataset import TrainingScan
+from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
+from bagau_bids.training.pool import SlicePool
+from bagau_bids.training.settings import WIDTHS, LoopSettings, TrainingSettings
+
+CHECKPOINT = "checkpoint.pt"
+FREE_ON_RESUME = ("epochs", "steps", "precision")  # may differ from the run that is resumed
+THRESHOLD = 0.5
+LOWEST_RATE = 0.01  # of the learning rate, at the end of the cosine schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a network is trained and judged on.
+
+    Parameters
+    ----------
+    real : SlicePool or None
+        Slices of the training scans.
+    synthetic : SlicePool or None
+    validation : sequence of TrainingScan
+        Whole scans of held-out subjects.
+    """
+
+    real: SlicePool | None
+    synthetic: SlicePool | None
+    validation: Sequence[TrainingScan]
+
+
+@dataclass(frozen=True)
+class ScanScore:
+    """Agreement with the reference of one held-out scan, at native resolution."""
+
+    scan: str
+    dice: float
+    volume_difference_percent: float
+    lesion_recall: float
+    lesion_f1: float
+    reference_ml: float
+    result_ml: float
+
+
+def network_of(settings: TrainingSettings) -> nn.Module:
+    """Make the untrained network that the settings ask for.
+
+    Parameters
+    ----------
+    settings : TrainingSettings
+        Ablations of BAGAU-Net: ``mam``, ``afm``; of the U-Net: ``atlas``, without which it
+        has two input channels.
+
+    Raises
+    ------
+    UsageError
+        If an ablation does not belong to the architecture.
+    """
+    config: dict[str, Any] = {"widths": WIDTHS[settings.width]}
+    known = ("mam", "afm") if settings.architecture == "bagau_net" else ("atlas",)
+    wrong = sorted(set(settings.ablations) - set(known))
+    if wrong:
+        raise UsageError(
+            f"--ablation {' '.join(wrong)}: {settings.architecture} has {', '.join(known)}"
+        )
+    if settings.architecture == "bagau_net":
+        config.update({name: name not in settings.ablations for name in known})
+    else:
+        config["in_channels"] = 1 if "atlas" in settings.ablations else 2
+    torch.manual_seed(settings.seed)
+    return build_network(settings.architecture, config)
+
+
+def count_steps(settings: TrainingSettings, data: TrainingData) -> int:
+    """Optimiser steps of a training: as given, or from the epochs over the real slices."""
+    if settings.steps is not None:
+        return settings.steps
+    slices = data.real if data.real is not None else data.synthetic
+    assert slices is not None
+    return settings.epochs * math.ceil(len(slices) / settings.batch_size)
+
+
+def draw_batch(
+    data: TrainingData, settings: TrainingSettings, step: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+    """Slices of one step, real and synthetic in random order.
+
+    Each pool is gone through in an order drawn anew for each pass.
+
+    Returns
+    -------
+    flair, atlas : (batch, H, W) float32 arrays
+    target : (batch, H, W) uint8 array
+    """
+    before = round(step * settings.batch_size * settings.synthetic_fraction)
+    after = round((step + 1) * settings.batch_size * settings.synthetic_fraction)
+    parts = []
+    if data.synthetic is not None and after > before:
+        numbers = _in_random_order(len(data.synthetic), before, after, settings.seed + 1)
+        parts.append(data.synthetic.read(numbers))
+    first, last = step * settings.batch_size - before, (step + 1) * settings.batch_size - after
+    if data.real is not None and last > first:
+        numbers = _in_random_order(len(data.real), first, last, settings.seed)
+        parts.append(data.real.read(numbers))
+    order = np.random.default_rng((settings.seed, step)).permutation(settings.batch_size)
+    flair, atlas, target = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
+    return flair, atlas, target
+
+
+def _in_random_order(length: int, first: int, last: int, seed: int) -> list[int]:
+    """Numbers at places `first` to `last` of an endless series of permutations."""
+    passes = range(first // length, (last - 1) // length + 1)
+    series = [np.random.default_rng((seed, number)).permutation(length) for number in passes]
+    start = first - passes.start * length
+    return [int(n) for n in np.concatenate(series)[start : start + last - first]]
+
+
+def validate(
+    model: nn.Module, scans: Sequence[TrainingScan], device: torch.device, batch_size: int = 8
+) -> list[ScanScore]:
+    """Segment whole scans and compare with their references on the FLAIR's own grid.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Put into evaluation mode.
+    scans : sequence of TrainingScan
+    device : torch.device
+    batch_size : int
+    """
+    model.eval()
+    scores = []
+    for scan in scans:
+        result = segment_input(
+            [model], scan.inputs, scan.brain_mask, device=device, batch_size=batch_size
+        )
+        truth, found = comparable_masks(
+            scan.reference, (result.probability >= THRESHOLD).astype(np.uint8)
+        )
+        recall, _, f1 = lesion_detection(truth, found)
+        voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+        scores.append(
+            ScanScore(
+                scan=scan.name,
+                dice=dice(truth, found),
+                volume_difference_percent=volume_difference_percent(truth, found),
+                lesion_recall=recall,
+                lesion_f1=f1,
+                reference_ml=float(truth.sum()) * voxel_ml,
+                result_ml=float(found.sum()) * voxel_ml,
+            )
+        )
+    return scores
+
+
+class Trainer:
+    """A training under way: its network, optimiser, step, and what is written of it.
+
+    Parameters
+    ----------
+    settings : TrainingSettings
+    loop : LoopSettings
+    data : TrainingData
+    output_dir : Path
+        Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, and ``best`` and ``last``
+        weights with their cards.
+    card : dict
+        What the cards say besides what the trainer knows (data, licence).
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        loop: LoopSettings,
+        data: TrainingData,
+        output_dir: Path,
+        card: Mapping[str, Any],
+    ) -> None:
+        self.settings, self.loop, self.data = settings, loop, data
+        self.output_dir, self.card = output_dir, dict(card)
+        self.device = choose_device(loop.device)
+        self.total_steps = count_steps(settings, data)
+        self.model = network_of(settings).to(self.device)
+        self.average = network_of(settings).to(self.device) if settings.ema_decay else None
+        self.optimizer = self._make_optimizer()
+        self.step = 0
+        self.best_dice = -1.0
+        self.augmentation = AugmentationSettings()
+
+    def start_from(self, weights: Path) -> None:
+        """Take over the weights of a network of the same architecture.
+
+        Raises
+        ------
+        UsageError
+            If they are of another architecture or width.
+        """
+        other, card = load_weights(weights)
+        if architecture_of(other) != self.settings.architecture or other.config != (
+            self.model.config
+        ):
+            raise UsageError(
+                f"--init {weights}: {card['architecture']} with {card['config']}; expected "
+                f"{self.settings.architecture} with {self.model.config}: change --width, "
+                "--architecture or --ablation"
+            )
+        for network in filter(None, (self.model, self.average)):
+            network.load_state_dict(other.state_dict())
+
+    def run(self) -> list[ScanScore]:
+        """Train to the last step, or until SIGTERM or SIGINT.
+
+        Returns
+        -------
+        scores : list of ScanScore
+            Of the checkpoint with the best mean Dice; empty if none was validated.
+
+        Raises
+        ------
+        ProcessingError
+            If the loss is no longer finite, or a signal stopped the training, after its state
+            was saved.
+        """
+        last_checkpoint = last_log = time.monotonic()
+        losses: list[float] = []
+        with _stop_on_signal() as stop:
+            while self.step < self.total_steps and not stop:
+                losses.append(self._train_step())
+                self.step += 1
+                finished = self.step == self.total_steps
+                if self.step % self.loop.log_every == 0 or finished:
+                    now = time.monotonic()
+                    self._log_training(losses, (now - last_log) / len(losses))
+                    losses, last_log = [], now
+                if self.step % self.loop.validate_every == 0 or finished:
+                    self._validate()
+                if time.monotonic() - last_checkpoint > self.loop.checkpoint_seconds or finished:
+                    self.save_checkpoint()
+                    last_checkpoint = time.monotonic()
+        if stop:
+            self.save_checkpoint()
+            raise ProcessingError(
+                f"stopped by a signal at step {self.step} of {self.total_steps}: go on with "
+                "--resume"
+            )
+        self._export("last")
+        return self._best_scores()
+
+    def save_checkpoint(self) -> None:
+        """Write everything that ``--resume`` needs, by an atomic rename."""
+        state = {
+            "settings": asdict(self.settings),
+            "step": self.step,
+            "best_dice": self.best_dice,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        path = self.output_dir / CHECKPOINT
+        temporary = path.with_name(f".{CHECKPOINT}")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def resume(self) -> None:
+        """Go on where the checkpoint of the output folder was saved.
+
+        Raises
+        ------
+        UsageError
+            If it was made with other settings.
+        """
+        path = self.output_dir / CHECKPOINT
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        now = asdict(self.settings)
+        changed = sorted(
+            name
+            for name in now
+            if state["settings"].get(name) != now[name] and name not in FREE_ON_RESUME
+        )
+        if changed:
+            raise UsageError(
+                f"{path}: made with other settings ("
+                + ", ".join(f"{n}: {state['settings'].get(n)} not {now[n]}" for n in changed)
+                + "); resume with the same, or train into another folder"
+            )
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best_dice = state["step"], state["best_dice"]
+        for name in ("training.csv", "validation.csv"):
+            _drop_rows_after(self.output_dir / name, self.step)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
+        return kind(
+            self.model.parameters(),
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+        )
+
+    def _learning_rate(self) -> float:
+        if self.settings.schedule == "constant":
+            return self.settings.learning_rate
+        cosine = (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
+        return self.settings.learning_rate * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+
+    def _train_step(self) -> float:
+        """One optimiser step over all micro-batches; returns the mean loss."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        arrays = draw_batch(self.data, self.settings, self.step)
+        generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.step)
+        total = 0.0
+        size = self.settings.batch_size
+        for first in range(0, size, self.settings.micro_batch_size):
+            last = min(first + self.settings.micro_batch_size, size)
+            flair, atlas, target = (
+                torch.from_numpy(array[first:last])[:, None].to(self.device) for array in arrays
+            )
+            batch = augment(flair, atlas, target, self.settings.crop, generator, self.augmentation)
+            loss = self._loss(*batch) * ((last - first) / size)
+            loss.backward()
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise ProcessingError(
+                f"the loss is {total} at step {self.step}: training diverged; lower --lr, or "
+                "train with --precision float32"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            _move_average(self.average, self.model, self.settings.ema_decay, self.step)
+        return total
+
+    def _loss(self, flair: Tensor, atlas: Tensor, target: Tensor) -> Tensor:
+        wanted = working_precision(self.device)
+        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            wanted = torch.bfloat16
+        reduced = wanted != torch.float32 and self.settings.precision == "auto"
+        with torch.autocast(self.device.type, wanted, enabled=reduced):
+            logits = self.model(
+                flair.contiguous(memory_format=torch.channels_last),
+                atlas.contiguous(memory_format=torch.channels_last),
+            )
+        weight = self.settings.false_negative_weight
+        loss = tversky_loss(logits, target, false_negative_weight=weight)
+        if self.settings.loss == "tversky+ce":
+            loss = loss + cross_entropy_loss(logits, target)
+        return loss
+
+    def _judged(self) -> nn.Module:
+        return self.average if self.average is not None else self.model
+
+    def _validate(self) -> None:
+        scores = validate(self._judged(), self.data.validation, self.device)
+        _append_rows(
+            self.output_dir / "validation.csv",
+            [{"step": self.step, **_rounded(asdict(score))} for score in scores],
+        )
+        mean = float(np.mean([score.dice for score in scores]))
+        log.info(
+            "step %d: validation Dice %.3f (%s)",
+            self.step,
+            mean,
+            ", ".join(f"{score.scan} {score.dice:.3f}" for score in scores),
+        )
+        if mean > self.best_dice:
+            self.best_dice = mean
+            self._export("best", scores)
+
+    def _export(self, name: str, scores: Sequence[ScanScore] = ()) -> None:
+        recipe = {**asdict(self.settings), "step": self.step, "total_steps": self.total_steps}
+        card = {
+            **self.card,
+            "recipe": {**recipe, "augmentation": asdict(self.augmentation)},
+            "validation": [_rounded(asdict(score)) for score in scores],
+        }
+        save_weights(self.output_dir / f"{name}.safetensors", self._judged(), card)
+
+    def _best_scores(self) -> list[ScanScore]:
+        _, card = load_weights(self.output_dir / "best.safetensors")
+        return [ScanScore(**score) for score in card["validation"]]
+
+    def _log_training(self, losses: Sequence[float], seconds_per_step: float) -> None:
+        row = {
+            "step": self.step,
+            "loss": float(np.mean(losses)),
+            "learning_rate": self._learning_rate(),
+            "seconds_per_step": seconds_per_step,
+        }
+        _append_rows(self.output_dir / "training.csv", [_rounded(row)])
+        log.info(
+            "step %d of %d: loss %.4f, %.2f s a step",
+            self.step,
+            self.total_steps,
+            row["loss"],
+            seconds_per_step,
+        )
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of parameters and batch-norm statistics.
+
+    The decay grows from 0.1 to `decay` over the first steps, so that the start is forgotten.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    current = model.state_dict()
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(current[name], weight)
+        else:
+            value.copy_(current[name])
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def _append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Forget log lines of steps that will be done again."""
+    if not path.is_file():
+        return
+    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
+    path.write_text("".join([header, *kept]), encoding="utf-8")
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT in a list instead of dying of them."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""The settings of a training; importing them loads no numerical library."""
+
+from dataclasses import dataclass
+
+ARCHITECTURES = ("bagau_net", "unet")
+WIDTHS = {"full": (64, 96, 128, 256, 512), "small": (16, 24, 32, 64, 128)}
+ABLATIONS = ("mam", "afm", "atlas")
+LOSSES = ("tversky", "tversky+ce")
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("auto", "float32")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What makes a training; the defaults are the paper's recipe."""
+
+    architecture: str = "bagau_net"
+    width: str = "full"
+    ablations: tuple[str, ...] = ()
+    loss: str = "tversky"
+    false_negative_weight: float = 0.7
+    optimizer: str = "adam"
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    batch_size: int = 32
+    micro_batch_size: int = 8
+    epochs: int = 200
+    steps: int | None = None  # optimiser steps; given, it replaces the epochs
+    synthetic_fraction: float = 0.0
+    crop: tuple[int, int] = (200, 200)  # left-right x posterior-anterior, mm
+    ema_decay: float = 0.0  # 0: no average of the weights
+    seed: int = 0
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a training runs; no field changes what it computes."""
+
+    device: str = "auto"
+    validate_every: int = 500
+    log_every: int = 20
+    checkpoint_seconds: float = 120.0

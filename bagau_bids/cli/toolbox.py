@@ -1,0 +1,65 @@
+"""The toolbox ``bagau``: everything around the BIDS-App, one subcommand each."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from bagau_bids import __version__
+from bagau_bids.cli.failure import exit_code_of
+
+SUBCOMMANDS = {
+    "fetch": "get the template's files ready for runs without network",
+    "models": "list the packaged weights, or show and check a weights file",
+    "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
+    "train": "train the segmentation network on masks of your own",
+    "train-brain-mask": "train the brain mask network on synthetic heads",
+}
+
+_EPILOG = """\
+exit codes: 0 done; 1 a scan failed; 2 wrong usage; 70 it could not be carried out; 127 a
+needed file is missing.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``bagau`` with the arguments of the process or with ``argv``; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of("bagau", lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    chosen = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
+    module = load_subcommand(chosen) if chosen else None
+    args = build_parser(chosen, module).parse_args(arguments)
+    if module is None:
+        raise AssertionError("argparse accepts known subcommands only")
+    return module.run(args)
+
+
+def load_subcommand(name: str) -> ModuleType:
+    """Import the module of a subcommand; it has ``add_arguments(parser)`` and ``run(args)``."""
+    return importlib.import_module(f"bagau_bids.cli.{name.replace('-', '_')}")
+
+
+def build_parser(
+    chosen: str | None = None, module: ModuleType | None = None
+) -> argparse.ArgumentParser:
+    """Return the parser of ``bagau``; only the chosen subcommand's options are added."""
+    parser = argparse.ArgumentParser(
+        prog="bagau",
+        description="The toolbox around bagau-bids, which segments white matter hyperintensities.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bagau {__version__}")
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
+    for name, text in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
+        if module is not None and name == chosen:
+            module.add_arguments(subparser)
+    return parser

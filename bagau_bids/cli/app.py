@@ -1,0 +1,212 @@
+"""The BIDS-App ``bagau-bids``: from the command line to the exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bagau_bids.cli.failure import exit_code_of
+from bagau_bids.cli.parser import parse
+from bagau_bids.config import Config
+from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bagau_bids.bids.scans import Scan
+    from bagau_bids.cli.summary import Row
+    from bagau_bids.preprocessing.template import Template
+
+_logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``bagau-bids`` with the arguments of the process or with ``argv``.
+
+    Returns
+    -------
+    int
+        0 all done; 1 a scan or a page failed, or a participant has no FLAIR under ``--strict``;
+        2 wrong usage or nothing to process; 70 the workflow could not be built or run; 127 a
+        template, weights or another needed file is missing; 130 and 143 when stopped by a
+        signal.
+    """
+    return exit_code_of("bagau-bids", lambda: run(parse(argv)))
+
+
+def run(config: Config) -> int:
+    """Carry out one run and return its exit code; errors leave it as `BagauError`.
+
+    What can be wrong with the request is checked before the output folder is touched, what can
+    be missing before the first scan is processed.
+    """
+    from rich.console import Console
+
+    from bagau_bids.bids.validation import check_dataset
+    from bagau_bids.cli.runlog import run_log
+
+    if not config.selection.skip_bids_validation:
+        check_dataset(config.bids_dir)
+    processes = "participant" in config.analysis_levels and not (
+        config.execution.reports_only or config.execution.boilerplate_only
+    )
+    scans = _find_scans(config) if processes else []
+    _prepare_environment(config.execution.work_dir)
+    console = Console(stderr=True)
+    with run_log(config, console) as log_path, _debugger(config.execution.debug):
+        if config.execution.boilerplate_only:
+            return _write_boilerplate(config)
+        exit_code = EXIT_OK
+        if "participant" in config.analysis_levels:
+            rows = _process(config, scans, console) if processes else _remake_pages(config)
+            exit_code = _conclude(config, rows, log_path)
+        if "group" in config.analysis_levels and not config.execution.dry_run:
+            _write_group(config.output_dir)
+        return exit_code
+
+
+def _find_scans(config: Config) -> list["Scan"]:
+    from bagau_bids.bids.scans import find_scans, find_unavailable
+
+    scans = find_scans(config.bids_dir, config.selection)
+    unavailable = find_unavailable(scans)
+    if len(unavailable) == len(scans):
+        reasons = "\n".join(f"  {reason}" for reason in unavailable.values())
+        raise UsageError(f"None of the {len(scans)} FLAIR images found can be read:\n{reasons}")
+    return scans
+
+
+def _process(config: Config, scans: list["Scan"], console: "Console") -> list["Row"]:
+    """Process the scans, write the pages, and return what became of each."""
+    from bagau_bids.bids.scans import find_missing, find_unavailable
+    from bagau_bids.cli.progress import Progress
+    from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
+    from bagau_bids.workflow.run import STEPS, run_participants
+
+    unavailable = find_unavailable(scans)
+    missing = find_missing(config.bids_dir, config.selection, scans)
+    template = _check_resources(config)
+    usable = [scan for scan in scans if scan not in unavailable]
+    with Progress(len(usable), STEPS, console) as progress:
+        failures = run_participants(config, usable, template, progress)
+    rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
+    for scan in scans:
+        reason = unavailable.get(scan) or failures.get(scan)
+        status = FAILED if reason else TO_DO if config.execution.dry_run else DONE
+        rows.append(Row(scan.stem, status, reason or ""))
+    if not config.execution.dry_run:
+        done = {scan.subject for scan in usable if scan not in failures}
+        rows += _write_pages(config, sorted(done))
+    return rows
+
+
+def _check_resources(config: Config) -> "Template":
+    """Find everything the scans will need, so that what is missing stops the run at once."""
+    from bagau_bids.network.inference import choose_device
+    from bagau_bids.network.weights import find_weights, load_weights
+    from bagau_bids.preprocessing.template import find_template
+
+    processing = config.processing
+    device = choose_device(config.resources.device)
+    for path in processing.weights or (find_weights(processing.model),):
+        _, card = load_weights(path)
+        _logger.info("weights %s, SHA-256 %s", path, card["sha256"])
+    load_weights(find_weights("brain"))
+    template = find_template(
+        processing.template,
+        processing.templateflow_home,
+        offline=processing.offline,
+        cache_dir=config.execution.work_dir / "templates",
+    )
+    _logger.info("template %s, white matter %s", template.name, template.wm_probseg)
+    _logger.info("device %s", device)
+    return template
+
+
+def _remake_pages(config: Config) -> list["Row"]:
+    """Write the pages again of the participants that the output folder has."""
+    from bagau_bids.bids.scans import list_subjects
+    from bagau_bids.cli.summary import DONE, Row
+
+    there = list_subjects(config.output_dir) if config.output_dir.is_dir() else []
+    subjects = config.selection.participant_labels or tuple(there)
+    unknown = sorted(set(subjects) - set(there))
+    if unknown or not subjects:
+        raise UsageError(
+            f"{config.output_dir} has no results of {', '.join(unknown) or 'any participant'} to "
+            "write pages from; process them first, without --reports-only"
+        )
+    failed = _write_pages(config, subjects)
+    names = {row.name for row in failed}
+    done = [f"page of sub-{subject}" for subject in subjects]
+    return failed + [Row(name, DONE) for name in done if name not in names]
+
+
+def _write_pages(config: Config, subjects: Sequence[str]) -> list["Row"]:
+    """Write the pages of participants and return a row for each that could not be written."""
+    from bagau_bids.cli.summary import FAILED, Row
+    from bagau_bids.reports.participant import write_participant_report
+
+    failed = []
+    for subject in subjects:
+        try:
+            write_participant_report(
+                config.output_dir,
+                subject,
+                aggregate_session_reports=config.execution.aggregate_session_reports,
+            )
+        except Exception as error:
+            _logger.exception("page of sub-%s", subject, extra={"file_only": True})
+            reason = str(error) if isinstance(error, BagauError) else repr(error)
+            failed.append(Row(f"page of sub-{subject}", FAILED, reason))
+    return failed
+
+
+def _conclude(config: Config, rows: list["Row"], log_path: Path) -> int:
+    """Show and keep the summary; return the exit code that follows from it."""
+    from bagau_bids.cli.summary import FAILED, NO_FLAIR, summary_text, write_summary
+
+    text = summary_text(rows, log_path)
+    print(text, flush=True)
+    _logger.info("%s", text, extra={"file_only": True})
+    write_summary(rows, config.log_dir / "summary.tsv")
+    bad = {FAILED, NO_FLAIR} if config.execution.strict else {FAILED}
+    return EXIT_SUBJECT_FAILED if any(row.status in bad for row in rows) else EXIT_OK
+
+
+def _write_boilerplate(config: Config) -> int:
+    from bagau_bids.bids.description import write_citation
+
+    write_citation(config.output_dir, config.processing)
+    print(f"Written: {config.output_dir / 'logs' / 'CITATION.md'}")
+    return EXIT_OK
+
+
+def _write_group(output_dir: Path) -> None:
+    from bagau_bids.reports.group import write_group
+
+    print(f"Group table: {write_group(output_dir)}")
+
+
+def _prepare_environment(work_dir: Path) -> None:
+    """Set what libraries read from the environment of this process and its children."""
+    os.environ.setdefault("NO_ET", "1")  # nipype asks a server for its newest version
+    os.environ.setdefault("LOGNAME", "bagau")  # nipype's SLURM plugin needs one in a container
+    if not os.access(Path.home(), os.W_OK):
+        os.environ.setdefault("MPLCONFIGDIR", str(work_dir / "matplotlib"))
+
+
+@contextmanager
+def _debugger(debug: Sequence[str]) -> Iterator[None]:
+    """Open the debugger on an error of any kind, where it was asked for."""
+    try:
+        yield
+    except Exception:
+        if "pdb" in debug:
+            import pdb
+
+            pdb.post_mortem(sys.exc_info()[2])
+        raise

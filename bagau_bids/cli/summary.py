@@ -1,0 +1,57 @@
+"""What became of every scan and participant: shown at the end, kept beside the log."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DONE = "done"
+FAILED = "failed"
+NO_FLAIR = "no FLAIR"
+TO_DO = "would be processed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the summary.
+
+    Attributes
+    ----------
+    name
+        Stem of the scan, or the participant where there is none.
+    status
+        ``done``, ``failed``, ``no FLAIR`` or ``would be processed``.
+    reason
+        Why, where it is not done.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+
+
+def summary_text(rows: Sequence[Row], log_path: Path) -> str:
+    """Return the summary for a person: how many of each kind, then each that is not done.
+
+    Scans that are done are listed too; what needs a look comes last, where it is seen.
+    """
+    counts = Counter(row.status for row in rows)
+    width = max((len(row.name) for row in rows), default=0)
+    status_width = max((len(row.status) for row in rows), default=0)
+    order = (TO_DO, DONE, NO_FLAIR, FAILED)
+    lines = ["Summary: " + ", ".join(f"{counts[kind]} {kind}" for kind in order if counts[kind])]
+    for row in sorted(rows, key=lambda row: order.index(row.status)):
+        line = f"  {row.name:<{width}}  {row.status:<{status_width}}  {_one_line(row.reason)}"
+        lines.append(line.rstrip())
+    return "\n".join([*lines, f"Log: {log_path}"])
+
+
+def write_summary(rows: Sequence[Row], path: Path) -> None:
+    """Write the summary as a table: scan, status, reason, separated by tabs."""
+    lines = ["scan\tstatus\treason"]
+    lines += [f"{row.name}\t{row.status}\t{_one_line(row.reason) or 'n/a'}" for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

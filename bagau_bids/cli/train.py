@@ -1,0 +1,399 @@
+"""``bagau train``: train the segmentation network on BIDS data sets with lesion masks."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bagau_bids import __version__
+from bagau_bids.cli import values
+from bagau_bids.config import TEMPLATES, Selection
+from bagau_bids.errors import EXIT_OK, InputImageError, ProcessingError, UsageError
+from bagau_bids.training import settings as choices
+from bagau_bids.training.settings import LoopSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from bagau_bids.preprocessing.template import Template
+    from bagau_bids.training.dataset import LabelledScan, Split, TrainingScan
+
+RECIPE = TrainingSettings()
+LOOP = LoopSettings()
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=Path, help="BIDS data set of FLAIRs")
+    parser.add_argument(
+        "output_dir",
+        metavar="OUT",
+        type=Path,
+        help="folder of the training: cache, logs, checkpoint, best and last weights",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="DERIVATIVE",
+        type=Path,
+        required=True,
+        help="derivative data set with a label-WMH_mask for each FLAIR: 0 background, 1 WMH, "
+        "2 other pathology (not judged)",
+    )
+    parser.add_argument(
+        "--extra",
+        metavar=("BIDS_DIR", "DERIVATIVE"),
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        help="a further data set and its masks; may be repeated",
+    )
+    _add_data_options(parser.add_argument_group("data"))
+    _add_recipe_options(parser.add_argument_group("recipe, by default the paper's"))
+    _add_loop_options(parser.add_argument_group("running"))
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    label = values.label("sub")
+    group.add_argument(
+        "--validation",
+        metavar="LABEL",
+        nargs="+",
+        type=label,
+        default=[],
+        help="subjects to choose the checkpoint by (default: drawn 8:1:1 for training, "
+        "validation and test)",
+    )
+    group.add_argument(
+        "--test", metavar="LABEL", nargs="+", type=label, default=[], help="subjects left alone"
+    )
+    group.add_argument(
+        "--exclude", metavar="LABEL", nargs="+", type=label, default=[], help="subjects not read"
+    )
+    group.add_argument(
+        "--synthetic-pool",
+        metavar="DIR",
+        type=Path,
+        help="slices drawn beforehand by the synthesis engine",
+    )
+    group.add_argument(
+        "--synthetic-fraction",
+        metavar="F",
+        type=float,
+        help="share of synthetic slices in each batch (default: 0.5 with a pool, else 0)",
+    )
+    group.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
+    group.add_argument("--templateflow-home", metavar="PATH", type=Path)
+    group.add_argument(
+        "--offline", action="store_true", help="never use the network, not even for the template"
+    )
+    group.add_argument("--registration", choices=("robust", "paper"), default="robust")
+    group.add_argument(
+        "--licence",
+        metavar="TEXT",
+        default="not stated",
+        help="licence of the weights, for their card (default: %(default)s)",
+    )
+
+
+def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--architecture", choices=choices.ARCHITECTURES, default=RECIPE.architecture
+    )
+    group.add_argument("--width", choices=tuple(choices.WIDTHS), default=RECIPE.width)
+    group.add_argument(
+        "--ablation",
+        choices=choices.ABLATIONS,
+        nargs="+",
+        default=[],
+        help="leave out the MAM or the AFM of BAGAU-Net, or the atlas of the U-Net",
+    )
+    group.add_argument("--loss", choices=choices.LOSSES, default=RECIPE.loss)
+    group.add_argument(
+        "--false-negative-weight",
+        metavar="ALPHA",
+        type=float,
+        default=RECIPE.false_negative_weight,
+        help="Tversky weight of missed lesions, the rest is on invented ones; the paper prints "
+        "the two the other way round than its code and Salehi et al. (default: %(default)s)",
+    )
+    group.add_argument("--optimizer", choices=choices.OPTIMIZERS, default=RECIPE.optimizer)
+    group.add_argument(
+        "--lr", metavar="RATE", type=float, default=RECIPE.learning_rate, help="%(default)s"
+    )
+    group.add_argument(
+        "--weight-decay", metavar="W", type=float, default=RECIPE.weight_decay, help="%(default)s"
+    )
+    group.add_argument("--schedule", choices=choices.SCHEDULES, default=RECIPE.schedule)
+    group.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=values.whole_number(1),
+        default=RECIPE.batch_size,
+        help="slices an optimiser step (default: %(default)s)",
+    )
+    group.add_argument(
+        "--micro-batch-size",
+        metavar="N",
+        type=values.whole_number(1),
+        default=RECIPE.micro_batch_size,
+        help="slices at once, gradients being accumulated (default: %(default)s)",
+    )
+    group.add_argument("--epochs", metavar="N", type=values.whole_number(1), default=RECIPE.epochs)
+    group.add_argument(
+        "--steps", metavar="N", type=values.whole_number(1), help="optimiser steps, not epochs"
+    )
+    group.add_argument(
+        "--crop",
+        metavar=("X", "Y"),
+        type=values.whole_number(16),
+        nargs=2,
+        default=RECIPE.crop,
+        help="train on the central X (left-right) x Y (front-back) mm, e.g. 160 192 for speed",
+    )
+    group.add_argument(
+        "--ema",
+        metavar="DECAY",
+        type=float,
+        default=RECIPE.ema_decay,
+        help="judge and export a moving average of the weights, e.g. 0.998 (default: none)",
+    )
+    group.add_argument("--random-seed", metavar="SEED", type=int, default=RECIPE.seed)
+    group.add_argument("--precision", choices=choices.PRECISIONS, default=RECIPE.precision)
+
+
+def _add_loop_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--init", metavar="WEIGHTS", type=Path, help="start from these weights: fine-tuning"
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in OUT, if there is one"
+    )
+    group.add_argument("--prepare-only", action="store_true", help="fill the cache and stop")
+    group.add_argument("--device", type=values.device, default=LOOP.device)
+    group.add_argument("--threads", metavar="N", type=values.whole_number(1), help="on the CPU")
+    group.add_argument(
+        "--validate-every",
+        metavar="STEPS",
+        type=values.whole_number(1),
+        default=LOOP.validate_every,
+        help="%(default)s",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the subcommand out; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    settings, loop = settings_of(args)
+    _check_output(args)
+    labelled = _labelled_scans(args)
+    split = _split_of(args, labelled)
+    scans = _prepare(args, (*split.training, *split.validation))
+    if args.prepare_only:
+        return EXIT_OK
+    return _train(args, settings, loop, split, scans)
+
+
+def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSettings]:
+    """Read the settings of the training and of the loop from parsed arguments.
+
+    Raises
+    ------
+    UsageError
+        If they contradict each other.
+    """
+    fraction = args.synthetic_fraction
+    if fraction is None:
+        fraction = 0.5 if args.synthetic_pool else 0.0
+    if not 0 <= fraction <= 1 or (fraction > 0 and args.synthetic_pool is None):
+        raise UsageError(
+            f"--synthetic-fraction {fraction}: expected 0 to 1, and --synthetic-pool for more "
+            "than 0"
+        )
+    for option, value in (
+        ("--false-negative-weight", args.false_negative_weight),
+        ("--ema", args.ema),
+    ):
+        if not 0 <= value < 1:
+            raise UsageError(f"{option} {value}: expected at least 0 and less than 1")
+    settings = TrainingSettings(
+        architecture=args.architecture,
+        width=args.width,
+        ablations=tuple(args.ablation),
+        loss=args.loss,
+        false_negative_weight=args.false_negative_weight,
+        optimizer=args.optimizer,
+        learning_rate=args.lr,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        batch_size=args.batch_size,
+        micro_batch_size=args.micro_batch_size,
+        epochs=args.epochs,
+        steps=args.steps,
+        synthetic_fraction=fraction,
+        crop=(args.crop[0], args.crop[1]),
+        ema_decay=args.ema,
+        seed=args.random_seed,
+        precision=args.precision,
+    )
+    return settings, LoopSettings(device=args.device, validate_every=args.validate_every)
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    checkpoint = args.output_dir / "checkpoint.pt"
+    if checkpoint.is_file() and not (args.resume or args.prepare_only):
+        raise UsageError(
+            f"{checkpoint}: the folder holds a training; go on with --resume, or name another"
+        )
+
+
+def _labelled_scans(args: argparse.Namespace) -> "list[LabelledScan]":
+    from bagau_bids.bids.scans import find_scans
+    from bagau_bids.training.dataset import pair_masks
+
+    labelled = []
+    for number, (bids_dir, derivative) in enumerate(_datasets(args)):
+        if not bids_dir.is_dir():
+            raise UsageError(f"{bids_dir}: no such folder; expected a BIDS data set")
+        scans = [s for s in find_scans(bids_dir, Selection()) if s.subject not in args.exclude]
+        found, notes = pair_masks(scans, derivative, number)
+        labelled += found
+        for note in notes:
+            log.info("%s", note)
+    return labelled
+
+
+def _datasets(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    return [(args.bids_dir, args.masks), *((bids, masks) for bids, masks in args.extra)]
+
+
+def _split_of(args: argparse.Namespace, labelled: "Sequence[LabelledScan]") -> "Split":
+    from bagau_bids.training.dataset import split_by_subject
+
+    split = split_by_subject(
+        labelled, validation=args.validation, test=args.test, seed=args.random_seed
+    )
+    for part in ("training", "validation", "test"):
+        log.info("%s: %s", part, ", ".join(s.scan.stem for s in getattr(split, part)) or "none")
+    return split
+
+
+def _prepare(
+    args: argparse.Namespace, labelled: "Sequence[LabelledScan]"
+) -> "dict[LabelledScan, TrainingScan]":
+    """Preprocess every scan; those that cannot be are named and left out."""
+    from bagau_bids.training.dataset import prepare_scan
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    template = _template(args)
+    prepared = {}
+    for number, one in enumerate(labelled, start=1):
+        log.info("preparing %s (%d of %d)", one.scan.stem, number, len(labelled))
+        try:
+            prepared[one] = prepare_scan(
+                one, template, args.registration, args.output_dir / "cache"
+            )
+        except (InputImageError, ProcessingError) as error:
+            log.warning("%s is left out: %s", one.scan.stem, error)
+    return prepared
+
+
+def _template(args: argparse.Namespace) -> "Template":
+    from bagau_bids.preprocessing.template import find_template
+
+    return find_template(
+        args.template,
+        args.templateflow_home,
+        offline=args.offline,
+        cache_dir=args.output_dir / "cache",
+    )
+
+
+def _train(
+    args: argparse.Namespace,
+    settings: TrainingSettings,
+    loop: LoopSettings,
+    split: "Split",
+    scans: "dict[LabelledScan, TrainingScan]",
+) -> int:
+    import torch
+
+    from bagau_bids.training.loop import CHECKPOINT, Trainer, TrainingData
+    from bagau_bids.training.pool import SlicePool, open_pool, training_shard
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    training = [scans[one] for one in split.training if one in scans]
+    validation = [scans[one] for one in split.validation if one in scans]
+    if not training or not validation:
+        raise ProcessingError(
+            f"{len(training)} scans to train on and {len(validation)} to validate on could be "
+            "preprocessed; expected at least one of each, see the reasons above"
+        )
+    data = TrainingData(
+        real=SlicePool([training_shard(scan.inputs, scan.reference) for scan in training]),
+        synthetic=open_pool(args.synthetic_pool) if args.synthetic_pool else None,
+        validation=validation,
+    )
+    card = _card(args, settings, split)
+    trainer = Trainer(settings, loop, data, args.output_dir, card)
+    if args.resume and (args.output_dir / CHECKPOINT).is_file():
+        trainer.resume()
+    elif args.init is not None:
+        trainer.start_from(args.init)
+    log.info(
+        "%d real and %d synthetic slices, step %d of %d on %s",
+        len(data.real or ()),
+        len(data.synthetic or ()),
+        trainer.step,
+        trainer.total_steps,
+        trainer.device,
+    )
+    for score in trainer.run():
+        log.info("best: %s Dice %.3f", score.scan, score.dice)
+    log.info("weights: %s", args.output_dir / "best.safetensors")
+    return EXIT_OK
+
+
+def _card(args: argparse.Namespace, settings: TrainingSettings, split: "Split") -> dict[str, Any]:
+    """Say in the card what the data, the preprocessing and the licence were."""
+    from bagau_bids.network import slices
+
+    sources = []
+    for number, (bids_dir, _) in enumerate(_datasets(args)):
+        sources.append(
+            {
+                **_description(bids_dir),
+                **{
+                    part: [s.scan.stem for s in getattr(split, part) if s.dataset == number]
+                    for part in ("training", "validation", "test")
+                },
+            }
+        )
+    return {
+        "name": f"{settings.architecture} {settings.width}",
+        "software": f"bagau-bids {__version__}",
+        "licence": args.licence,
+        "initial_weights": args.init.name if args.init else None,
+        "preprocessing": {
+            "template": args.template,
+            "registration": args.registration,
+            "plane": "axial slices of the RAS volume, in-plane 1 mm",
+            "plane_size": slices.PLANE_SIZE,
+            "brain_margin_mm": slices.BRAIN_MARGIN_MM,
+            "z_score_percentiles": slices.Z_SCORE_PERCENTILES,
+            "z_score_limits": slices.Z_SCORE_LIMITS,
+        },
+        "training_data": sources,
+        "synthetic_share": settings.synthetic_fraction,
+    }
+
+
+def _description(bids_dir: Path) -> dict[str, Any]:
+    """Name, licence and references of a data set, as far as it states them."""
+    path = bids_dir / "dataset_description.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = ("Name", "License", "Authors", "ReferencesAndLinks", "DatasetDOI")
+    return {key: known[key] for key in kept if key in known} or {"Name": bids_dir.name}

@@ -26,6 +26,8 @@ class AcquisitionSettings:
     gamma_log_sd: float = 0.15
     ringing_probability: float = 0.08
     motion_probability: float = 0.08
+    slice_gain_probability: float = 0.1
+    slice_gain_sd: Range = (0.02, 0.15)
     stripped_probability: float = 0.1
 
 
@@ -150,6 +152,9 @@ def degrade(
     """
     field = draw.smooth_field(tuple(image.shape), grid.spacing_mm, draw.uniform((50.0, 120.0)))
     image = image * torch.exp(field.mul_(draw.uniform(settings.bias_amplitude)))
+    if draw.chance(settings.slice_gain_probability):
+        gains = 1.0 + draw.normals(image.shape[2]) * draw.uniform(settings.slice_gain_sd)
+        image = image * gains.clamp(min=0.4).to(image.device)
     if draw.chance(settings.motion_probability):
         image = _ghost(image, draw, axis=draw.integer(0, 2))
     if draw.chance(settings.ringing_probability):

@@ -108,7 +108,7 @@ class SyntheticScan:
 
 
 def brain_mask_settings() -> SynthesisSettings:
-    """Settings for training the brain-mask network: whole heads at low resolution."""
+    """Return settings for training the brain-mask network: whole heads, low resolution."""
     base = SynthesisSettings()
     return replace(
         base,

@@ -49,6 +49,10 @@ class Draw:
         """(count,) numbers in [0, 1), on the CPU."""
         return torch.rand(count, generator=self._cpu)
 
+    def normals(self, count: int) -> torch.Tensor:
+        """(count,) normal numbers of variance 1, on the CPU."""
+        return torch.randn(count, generator=self._cpu)
+
     def noise(self, shape: tuple[int, ...]) -> torch.Tensor:
         """White normal noise of variance 1, on the device."""
         return torch.randn(shape, generator=self._noise, device=self.device)

@@ -104,11 +104,12 @@ class Head:
         classes = table[labels]
         self._mark_septum(classes)
         self._mark_spinal_csf(classes)
+        self._drop_stray_brain(classes)
         return torch.from_numpy(classes)
 
     @cached_property
     def ventricle_distance(self) -> torch.Tensor:
-        """(X, Y, Z) uint8 tensor: distance to the lateral ventricles, tenths of mm, at most 255."""
+        """(X, Y, Z) uint8 tensor: tenths of mm to the lateral ventricles, at most 255."""
         inside = np.isin(self.classes.numpy(), (CLASS_OF["ventricle"], CLASS_OF["choroid_plexus"]))
         distance = np.full(inside.shape, 255, np.uint8)
         if inside.any():
@@ -159,6 +160,14 @@ class Head:
             bottom = int(np.argmax(stem.any(axis=(0, 1))))
             low = classes[:, :, :bottom]
             low[low == CLASS_OF["csf"]] = CLASS_OF["spinal_csf"]
+
+    def _drop_stray_brain(self, classes: np.ndarray) -> None:
+        """Brain labels away from the brain are specks of noise."""
+        inside = np.asarray(CLASS_IN_BRAIN)[classes]
+        numbered, count = ndimage.label(inside)
+        if count > 1:
+            largest = 1 + int(np.argmax(np.bincount(numbered.ravel())[1:]))
+            classes[inside & (numbered != largest)] = CLASS_OF["air"]
 
 
 def load_head(path: Path) -> Head:

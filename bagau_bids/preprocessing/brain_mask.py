@@ -1,0 +1,189 @@
+"""Brain mask of a FLAIR: everything inside the skull, from a small 3-D network.
+
+The network sees the whole head at 3 mm, trained only on synthetic heads (see
+:mod:`bagau_bids.training.brain_mask`). Its probability, not its mask, is brought back to the
+FLAIR's grid and thresholded there, so that the contour is finer than its voxels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bagau_bids.errors import ProcessingError
+from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
+
+GRID_MM = 3.0
+SIZE_MULTIPLE = 8
+_CONSTANT_BACKGROUND_FRACTION = 0.3
+_HEAD_ML = (500.0, 2600.0)  # a stripped brain has a volume of a brain
+
+
+@dataclass(frozen=True)
+class BrainMask:
+    """The inside of the skull.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+        On the FLAIR's grid.
+    stripped : bool
+        Whether the FLAIR came without its skull, so that the mask is its foreground.
+    notes : tuple of str
+        What a reader of the results should know.
+    """
+
+    mask: NDArray[np.bool_]
+    stripped: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """A FLAIR as the network sees it.
+
+    Parameters
+    ----------
+    volume : (D, H, W) float32 array
+        Scaled to [0, 1], every axis a multiple of 8.
+    affine : (4, 4) array
+        Voxel index of ``volume`` to world, mm.
+    """
+
+    volume: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+
+def low_resolution(flair: NDArray, affine: NDArray) -> LowResolution:
+    """Smooth, resample to 3 mm, scale and pad a FLAIR for the network.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) array
+        Finite.
+    affine : (4, 4) array
+        Voxel index to world, mm.
+    """
+    shape, grid = low_resolution_grid(flair.shape, affine)
+    width = np.clip(0.35 * GRID_MM / voxel_sizes(affine), 0, None)
+    smooth = ndimage.gaussian_filter(
+        np.asarray(flair, np.float32), np.where(width > 0.5, width, 0.0), truncate=2.5
+    )
+    coarse = resample(smooth, affine, shape, grid, order=1, cval=0.0)
+    low, high = np.percentile(coarse, (1.0, 99.5))
+    scaled = np.clip((coarse - low) / max(float(high - low), 1e-6), 0.0, 1.0)
+    # The square root keeps the brain visible beside a scalp several times brighter.
+    return LowResolution(np.sqrt(scaled).astype(np.float32), grid)
+
+
+def low_resolution_grid(
+    shape: tuple[int, ...], affine: NDArray
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Grid of 3 mm over a field of view, padded on both sides to multiples of 8."""
+    exact, grid = isotropic_grid(shape, affine, GRID_MM)
+    padded = [-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in exact]
+    before = np.array([(new - old) // 2 for new, old in zip(padded, exact, strict=True)])
+    grid = grid.copy()
+    grid[:3, 3] -= grid[:3, :3] @ before
+    return (padded[0], padded[1], padded[2]), grid
+
+
+def brain_mask(
+    flair: NDArray,
+    affine: NDArray,
+    predict: Callable[[NDArray], NDArray] | None = None,
+) -> BrainMask:
+    """Find the inside of the skull.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) array
+        Conformed FLAIR with or without its skull, axes in RAS order.
+    affine : (4, 4) array
+        Voxel index to world, mm.
+    predict : callable, optional
+        From the (D, H, W) low-resolution volume to the probability on it; the network that
+        ships with the package by default.
+
+    Returns
+    -------
+    BrainMask
+
+    Raises
+    ------
+    ProcessingError
+        If nothing is found.
+    MissingResourceError
+        If the network's weights are missing or damaged.
+    """
+    foreground = stripped_foreground(flair, affine)
+    if foreground is not None:
+        return BrainMask(
+            foreground,
+            stripped=True,
+            notes=("the image came without its skull; its foreground is the brain mask",),
+        )
+    low = low_resolution(flair, affine)
+    probability = (predict or packaged_network())(low.volume)
+    fine = resample(probability, low.affine, flair.shape, affine, order=1, cval=0.0)
+    mask = clean_mask(fine > 0.5)
+    if not mask.any():
+        raise ProcessingError(
+            "brain mask: the network found no brain, expected 1000 to 1900 ml; look at the image, "
+            "or give a mask of your own with --derivatives or a stripped image"
+        )
+    return BrainMask(mask, stripped=False, notes=())
+
+
+def packaged_network() -> Callable[[NDArray], NDArray]:
+    """Return the prediction of the network in ``data/weights/brain.safetensors``."""
+    import torch
+
+    from bagau_bids.network.weights import find_weights, load_weights
+
+    model, _ = load_weights(find_weights("brain"))
+
+    def predict(volume: NDArray) -> NDArray:
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(np.ascontiguousarray(volume))[None, None])
+        return torch.sigmoid(logits)[0, 0].numpy()
+
+    return predict
+
+
+def clean_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep the largest component and fill its holes, in 3-D and in each axial slice."""
+    numbered, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    largest = 1 + int(np.argmax(np.bincount(numbered.ravel())[1:]))
+    filled = ndimage.binary_fill_holes(numbered == largest)
+    for index in range(filled.shape[2]):
+        filled[:, :, index] = ndimage.binary_fill_holes(filled[:, :, index])
+    return filled
+
+
+def stripped_foreground(flair: NDArray, affine: NDArray) -> NDArray[np.bool_] | None:
+    """Brain of an image whose skull was removed, or None if the skull is there.
+
+    In a stripped image one exact value fills everything around the brain.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) array
+    affine : (4, 4) array
+        Voxel index to world, mm.
+
+    Returns
+    -------
+    (X, Y, Z) bool array or None
+    """
+    values, counts = np.unique(flair, return_counts=True)
+    background = values[np.argmax(counts)]
+    if counts.max() < _CONSTANT_BACKGROUND_FRACTION * flair.size:
+        return None
+    foreground = clean_mask(flair != background)
+    volume_ml = foreground.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    return foreground if _HEAD_ML[0] <= volume_ml <= _HEAD_ML[1] else None

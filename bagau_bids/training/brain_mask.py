@@ -1,0 +1,298 @@
+"""Training of the brain-mask network on synthetic heads, resumable to the step."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+
+from bagau_bids.network.brain_unet import BrainUNet, BrainUNetConfig
+from bagau_bids.network.weights import save_weights
+from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
+from bagau_bids.spaces import resample
+from bagau_bids.training.synthesis.engine import (
+    SynthesisSettings,
+    SyntheticScan,
+    brain_mask_settings,
+    synthesise,
+)
+from bagau_bids.training.synthesis.labels import Head
+
+CHECKPOINT_NAME = "checkpoint.pt"
+CURVE_NAME = "curve.csv"
+
+
+@dataclass(frozen=True)
+class BrainTraining:
+    """Hyper-parameters of the training; one synthetic head a step."""
+
+    steps: int = 3000
+    seed: int = 0
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    average_decay: float = 0.99  # of the moving average of the weights that is kept
+    validate_every: int = 250
+    validation_heads: int = 8
+    crop: tuple[int, int, int] = (72, 88, 64)  # one size: kernels are compiled only once
+    workers: int = 1
+    threads: int = 2
+
+
+class SyntheticHeads(IterableDataset):
+    """Endless network inputs and targets; sample ``n`` depends on the seed and ``n`` alone.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+        Label maps drawn from at random.
+    seed : int
+        Seed of the stream.
+    numbers : range
+        Which samples to yield.
+    settings : SynthesisSettings
+        Ranges.
+    crop : tuple of int, optional
+        Size that samples are cropped or padded to, at a random place.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        seed: int,
+        numbers: range,
+        settings: SynthesisSettings,
+        crop: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.heads, self.seed, self.settings = list(heads), seed, settings
+        self.numbers, self.crop = numbers, crop
+
+    def __iter__(self) -> Iterator[tuple[NDArray, NDArray]]:
+        """Yield (D, H, W) input and soft target, both float16."""
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in self.numbers[first::step]:
+            yield self.sample(number)
+
+    def sample(self, number: int) -> tuple[NDArray, NDArray]:
+        """Draw the sample of this number."""
+        rng = np.random.default_rng((self.seed, number))
+        head = self.heads[int(rng.integers(len(self.heads)))]
+        scan = synthesise(head, int(rng.integers(2**31)), self.settings)
+        volume, target = network_pair(scan)
+        if self.crop is not None:
+            places = rng.random(3)
+            volume = _crop_or_pad(volume, self.crop, places)
+            target = _crop_or_pad(target, self.crop, places)
+        return volume, target
+
+
+def network_pair(scan: SyntheticScan) -> tuple[NDArray, NDArray]:
+    """Input and soft target of the network for a scan, both (D, H, W) float16."""
+    low = low_resolution(scan.flair, scan.affine)
+    shape, grid = low_resolution_grid(scan.flair.shape, scan.affine)
+    target = resample(scan.brain_mask, scan.affine, shape, grid, order=1, cval=0.0)
+    return low.volume.astype(np.float16), target.astype(np.float16)
+
+
+def _crop_or_pad(volume: NDArray, shape: tuple[int, ...], places: NDArray) -> NDArray:
+    """Cut out or zero-pad to a shape; places in [0, 1] say where along each axis."""
+    for axis, (size, place) in enumerate(zip(shape, places, strict=True)):
+        excess = volume.shape[axis] - size
+        first = round(abs(excess) * float(place))
+        if excess > 0:
+            volume = volume.take(range(first, first + size), axis=axis)
+        elif excess < 0:
+            width = [(0, 0)] * 3
+            width[axis] = (first, -excess - first)
+            volume = np.pad(volume, width)
+    return volume
+
+
+def brain_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Soft Dice loss plus cross-entropy, of (N, 1, D, H, W) logits and a target in [0, 1]."""
+    probability = torch.sigmoid(logits)
+    overlap = 2 * (probability * target).sum() + 1
+    dice = overlap / (probability.sum() + target.sum() + 1)
+    return 1 - dice + functional.binary_cross_entropy_with_logits(logits, target)
+
+
+def train_brain_mask(
+    heads: Sequence[Head],
+    held_out: Sequence[Head],
+    out_dir: Path,
+    training: BrainTraining,
+    *,
+    resume: bool = False,
+    report: Callable[[str], None] = print,
+) -> BrainUNet:
+    """Train the network.
+
+    Parameters
+    ----------
+    heads, held_out : sequence of Head
+        Label maps to learn from, and to validate on (may be empty).
+    out_dir : Path
+        Gets a checkpoint, ``curve.csv`` and ``brain.safetensors`` with its card.
+    training : BrainTraining
+        Hyper-parameters.
+    resume : bool
+        Go on from the checkpoint in ``out_dir``, if there is one.
+    report : callable
+        Told of the progress, a line at a time.
+
+    Returns
+    -------
+    BrainUNet
+        With the averaged weights.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(training.seed)
+    torch.set_num_threads(training.threads)
+    state = _TrainingState(training)
+    checkpoint = out_dir / CHECKPOINT_NAME
+    if resume and checkpoint.exists():
+        state.load(checkpoint)
+        report(f"resumed at step {state.step}")
+    settings = brain_mask_settings()
+    validation = held_out_pairs(held_out, training.validation_heads, training.seed + 1_000_003)
+    numbers = range(state.step, training.steps)
+    stream = SyntheticHeads(heads, training.seed, numbers, settings, training.crop)
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=training.workers,
+        prefetch_factor=8 if training.workers else None,
+    )
+    losses: list[float] = []
+    for volume, target in loader:
+        losses.append(state.update(volume, target))
+        if state.step % training.validate_every == 0 or state.step == training.steps:
+            scores = [dice_at_half(state.average, *pair) for pair in validation]
+            row = {
+                "step": state.step,
+                "loss": round(float(np.mean(losses)), 5),
+                "validation_dice": round(float(np.mean(scores)), 5) if scores else "",
+                "validation_worst": round(float(np.min(scores)), 5) if scores else "",
+            }
+            losses.clear()
+            _append_row(out_dir / CURVE_NAME, row)
+            state.save(checkpoint)
+            report(" ".join(f"{key}={value}" for key, value in row.items()))
+    save_weights(
+        out_dir / "brain.safetensors",
+        state.average,
+        {"name": "brain", "training": asdict(training), "synthesis": asdict(settings)},
+    )
+    return state.average
+
+
+class _TrainingState:
+    """Network, its moving average, optimiser and step count."""
+
+    def __init__(self, training: BrainTraining) -> None:
+        self.training = training
+        self.step = 0
+        self.model = BrainUNet(BrainUNetConfig()).to(memory_format=torch.channels_last_3d)
+        self.average = BrainUNet(BrainUNetConfig()).eval()
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+        )
+
+    def update(self, volume: torch.Tensor, target: torch.Tensor) -> float:
+        """Take one step and return the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.training)
+        image = volume.float()[None, None].to(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.model(image)
+        loss = brain_loss(logits.float(), target.float()[None, None])
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.training.average_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+            for mean, value in pairs:
+                mean.lerp_(value, 1 - decay)
+        return float(loss.detach())
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on, by an atomic rename."""
+        temporary = path.with_suffix(".partial")
+        torch.save(self._contents(), temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Read what :meth:`save` wrote; only tensors and plain values are unpickled."""
+        contents = torch.load(path, weights_only=True)
+        self.step = contents["step"]
+        self.model.load_state_dict(contents["model"])
+        self.average.load_state_dict(contents["average"])
+        self.optimiser.load_state_dict(contents["optimiser"])
+
+    def _contents(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+
+def learning_rate(step: int, training: BrainTraining) -> float:
+    """Linear warm-up, then half a cosine down to a hundredth."""
+    warm = min(1.0, (step + 1) / training.warmup_steps)
+    progress = min(1.0, step / training.steps)
+    return training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+
+
+def dice_at_half(model: BrainUNet, volume: NDArray, target: NDArray) -> float:
+    """Dice at 0.5 of a prediction and a soft target, both (D, H, W)."""
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(volume.astype(np.float32))[None, None])
+    found, true = (logits[0, 0] > 0).numpy(), target > 0.5
+    return float(2 * (found & true).sum() / max(1, found.sum() + true.sum()))
+
+
+def held_out_pairs(heads: Sequence[Head], count: int, seed: int) -> list[tuple[NDArray, NDArray]]:
+    """Draw network inputs and targets for validation; the same for the same seed.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+        Label maps left out of training; none gives an empty list.
+    count : int
+        How many to draw.
+    seed : int
+
+    Returns
+    -------
+    list of (volume, target), both (D, H, W) float16 arrays
+    """
+    if not heads:
+        return []
+    stream = SyntheticHeads(heads, seed, range(0), brain_mask_settings())
+    return [stream.sample(number) for number in range(count)]
+
+
+def _append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one line to a CSV file, with a header if it is new."""
+    new = not path.exists()
+    with path.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

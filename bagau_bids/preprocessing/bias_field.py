@@ -13,7 +13,7 @@ from bagau_bids.errors import ProcessingError
 from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 4.0
-ITERATIONS = (30, 30, 20)  # one number a level; the control points are doubled between levels
+ITERATIONS = (20, 20, 15)  # one number a level; the control points are doubled between levels
 MIN_MASK_ML = 50.0
 DARK = 0.1  # of the median: darker voxels are fluid or air and say nothing about the field
 BRIGHT_PERCENTILE = 97.0  # lesions above it are clipped, or they would be taken for field

@@ -124,7 +124,7 @@ def to_source(data_ras: NDArray, source: Any, dtype: DTypeLike) -> Any:
     header.set_data_dtype(stored.dtype)
     if stored.min() >= 0 and stored.max() <= 1:
         header["cal_max"] = 1
-    return type(source)(stored, None, header)
+    return type(source)(stored, source.affine, header)
 
 
 def _check_file(path: Path) -> None:

@@ -1,0 +1,164 @@
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.linalg import polar
+
+from bagau_bids import spaces
+from bagau_bids.errors import InputImageError
+
+ALL_ORIENTATIONS = [
+    "".join(code)
+    for axes in itertools.permutations(["LR", "PA", "IS"])
+    for code in itertools.product(*axes)
+]
+
+
+def _trilinear(data, point):
+    """Value between the eight voxels around a point, border repeated; one point at a time."""
+    low = np.floor(point).astype(int)
+    value = 0.0
+    for corner in itertools.product((0, 1), repeat=3):
+        index = low + corner
+        weight = np.prod([w if c else 1 - w for c, w in zip(corner, point - low, strict=True)])
+        value += weight * data[tuple(np.clip(index, 0, np.array(data.shape) - 1))]
+    return value
+
+
+def _stored_as(data, affine, codes):
+    image = nib.Nifti1Image(data, affine)
+    stored = image.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
+        )
+    )
+    return np.asarray(stored.dataobj), stored.affine
+
+
+def test_voxel_sizes_of_tilted_voxels(oriented_image):
+    assert np.allclose(
+        spaces.voxel_sizes(oriented_image.affine), oriented_image.header.get_zooms(), atol=1e-5
+    )
+
+
+def test_resample_agrees_with_reading_off_point_by_point(oriented_image):
+    data, affine = oriented_image.get_fdata(), oriented_image.affine
+    target_shape, target_affine = spaces.isotropic_grid(data.shape, affine, 3.1)
+    target_affine[:3, 3] += 2, -3, 1
+    target_affine[:3, 1] += 0.2, 0, 0.4
+    found = spaces.resample(data, affine, target_shape, target_affine, cval=-5)
+    to_voxel = np.linalg.inv(affine) @ target_affine
+    for index in itertools.product(*(range(0, n, 2) for n in target_shape)):
+        point = (to_voxel @ [*index, 1])[:3]
+        inside = (point >= -0.5).all() and (point <= np.array(data.shape) - 0.5).all()
+        expected = _trilinear(data, point) if inside else -5
+        assert found[index] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_resample_to_its_own_grid_changes_nothing(oriented_image, order):
+    data = oriented_image.get_fdata(dtype=np.float32)
+    same = spaces.resample(data, oriented_image.affine, data.shape, oriented_image.affine, order)
+    assert same.dtype == np.float32
+    assert np.allclose(same, data, atol=1e-3)
+
+
+def test_resample_of_a_mask_by_nearest_neighbour_keeps_its_values(oriented_image):
+    mask = oriented_image.get_fdata() > 50
+    found = spaces.resample(mask, oriented_image.affine, (9, 9, 9), np.diag([2, 2, 2, 1]), 0)
+    assert set(np.unique(found)) <= {0.0, 1.0}
+
+
+def test_resample_keeps_the_outer_half_of_a_thick_slice():
+    data = np.full((4, 4, 5), 7.0)
+    thick = np.diag([1.0, 1.0, 6.0, 1.0])
+    fine = np.diag([1.0, 1.0, 1.0, 1.0])
+    fine[2, 3] = -4
+    column = spaces.resample(data, thick, (4, 4, 36), fine)[2, 2]
+    world = np.arange(36) - 4
+    assert np.array_equal(column == 7, (world >= -3) & (world <= 27))
+    assert (column[(world < -3) | (world > 27)] == 0).all()
+
+
+def test_resample_repeats_the_border_on_request():
+    data = np.arange(5.0 * 5 * 5).reshape(5, 5, 5)
+    shifted = np.eye(4)
+    shifted[0, 3] = 40
+    found = spaces.resample(data, np.eye(4), data.shape, shifted, cval=None)
+    assert np.allclose(found, data[-1:])
+
+
+def test_isotropic_grid_covers_the_field_of_view_about_the_same_centre(oriented_image):
+    shape, affine = oriented_image.shape, oriented_image.affine
+    new_shape, new_affine = spaces.isotropic_grid(shape, affine, 2.5)
+    assert np.allclose(spaces.voxel_sizes(new_affine), 2.5)
+    centres = [
+        a @ [*((np.array(s) - 1) / 2), 1] for s, a in ((shape, affine), (new_shape, new_affine))
+    ]
+    assert np.allclose(*centres)
+    corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
+    in_new = nib.affines.apply_affine(np.linalg.inv(new_affine) @ affine, corners)
+    assert (in_new >= -0.5 - 1e-6).all()
+    assert (in_new <= np.array(new_shape) - 0.5 + 1e-6).all()
+    smaller = (np.array(new_shape) - 1) * 2.5
+    assert (smaller < np.array(shape) * spaces.voxel_sizes(affine)).all()
+
+
+def test_isotropic_grid_at_the_spacing_of_a_cubic_grid_is_that_grid():
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = 30, -20, 10
+    shape, same = spaces.isotropic_grid((10, 11, 12), affine, 2.0)
+    assert shape == (10, 11, 12)
+    assert np.allclose(same, affine)
+
+
+def test_orthonormal_affine_leaves_orthonormal_ones_alone(oriented_image):
+    repaired = spaces.orthonormal_affine(oriented_image.affine)
+    assert np.allclose(repaired, oriented_image.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("handedness", [1, -1])
+def test_orthonormal_affine_is_the_polar_factor(oriented_image, handedness):
+    sheared = oriented_image.affine @ np.diag([handedness, 1.0, 1.0, 1.0])
+    sizes = spaces.voxel_sizes(sheared)
+    sheared[:3, 2] += 0.05 * sheared[:3, 1]
+    assert spaces.shear_degrees(sheared) > 1
+    repaired = spaces.orthonormal_affine(sheared)
+    assert spaces.shear_degrees(repaired) < 1e-5
+    expected, _ = polar(sheared[:3, :3] / spaces.voxel_sizes(sheared))
+    assert np.allclose(repaired[:3, :3] / spaces.voxel_sizes(repaired), expected)
+    assert np.allclose(spaces.voxel_sizes(repaired), sizes, rtol=0.01)
+    assert np.array_equal(repaired[:, 3], sheared[:, 3])
+    assert np.sign(np.linalg.det(repaired)) == np.sign(np.linalg.det(sheared))
+
+
+def test_shear_is_an_angle():
+    sheared = np.eye(4)
+    sheared[:3, 1] = np.sin(np.deg2rad(3)), np.cos(np.deg2rad(3)), 0
+    assert spaces.shear_degrees(sheared) == pytest.approx(3)
+
+
+def test_orthonormal_affine_refuses_what_is_beyond_repair():
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.5
+    with pytest.raises(InputImageError, match=r"26\.6 degrees away.*at most 5.*resample"):
+        spaces.orthonormal_affine(sheared)
+
+
+@pytest.mark.parametrize("codes", ALL_ORIENTATIONS)
+def test_reorient_is_nibabels_canonical_and_has_an_exact_inverse(codes):
+    rng = np.random.default_rng(3)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[:3, :3] = affine[:3, :3] @ np.array([[1, 0.02, 0], [-0.02, 1, 0.1], [0, -0.1, 1]])
+    data, stored_affine = _stored_as(rng.normal(size=(4, 5, 6)), affine, codes)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(data, stored_affine))
+    data_ras, affine_ras = spaces.reorient(data, stored_affine)
+    assert np.array_equal(data_ras, canonical.get_fdata())
+    assert np.array_equal(affine_ras, canonical.affine)
+    assert np.array_equal(spaces.restore_orientation(data_ras, data.shape, stored_affine), data)
+
+
+def test_restore_orientation_refuses_an_array_of_another_grid():
+    with pytest.raises(ValueError, match=r"\(4, 5, 6\).*\(4, 6, 6\)"):
+        spaces.restore_orientation(np.zeros((4, 5, 6)), (4, 6, 6), np.eye(4))

@@ -1,6 +1,7 @@
 # bagau-bids in a container: non-root, the templates and the weights inside, nothing fetched at run
 # time. Build arguments:
 #   TORCH_INDEX         address of another torch index (CPU-only builds are gigabytes smaller)
+#   TAG                 name of the image, written into the dataset_description.json of results
 #   TEMPLATEFLOW_STORE  folder of this build context with a TemplateFlow store to take instead of
 #                       downloading
 FROM python:3.11-slim-bookworm AS build
@@ -23,6 +24,7 @@ RUN rm /opt/templateflow/README.md \
     && chmod -R a+rX /opt/templateflow
 
 FROM python:3.11-slim-bookworm
+ARG TAG="bagau-bids"
 LABEL org.opencontainers.image.title="bagau-bids" \
       org.opencontainers.image.description="White matter hyperintensities from FLAIR alone" \
       org.opencontainers.image.licenses="Apache-2.0"
@@ -36,6 +38,7 @@ RUN useradd --create-home --shell /bin/bash bagau \
     && chmod -R go=u /home/bagau
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/bagau \
+    BAGAU_DOCKER_TAG=$TAG \
     OMP_NUM_THREADS=1 \
     MKL_NUM_THREADS=1 \
     MPLCONFIGDIR=/tmp/matplotlib \

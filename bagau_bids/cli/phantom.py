@@ -9,8 +9,6 @@ from bagau_bids.errors import EXIT_OK
 if TYPE_CHECKING:
     import pandas as pd
 
-HELP = "write a BIDS data set of synthetic FLAIRs with known lesions"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand to its parser."""

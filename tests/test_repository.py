@@ -1,0 +1,150 @@
+"""What the repository says about itself holds: versions, commands, options, links."""
+
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+import bagau_bids
+from bagau_bids.cli import toolbox
+from bagau_bids.cli.parser import build_parser
+
+
+@pytest.fixture(scope="module")
+def readme(repository):
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+def console_commands(text):
+    """Commands of the console blocks, as lists of words; continued lines joined."""
+    blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def app_options():
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", build_parser().format_help()))
+
+
+def section(text, title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_citation_is_of_this_version_and_names_the_paper(repository):
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == bagau_bids.__version__
+    assert citation["license"] == "Apache-2.0"
+    for key in ("cff-version", "message", "title", "authors"):
+        assert citation[key]
+    (paper,) = citation["references"]
+    assert paper["authors"][0]["family-names"] == "Zhang"
+    assert "Brain Atlas Guided Attention U-Net" in paper["title"]
+
+
+def test_change_log_says_first_whether_results_change(repository):
+    text = (repository / "CHANGES.md").read_text(encoding="utf-8")
+    releases = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert releases[0].startswith(bagau_bids.__version__)
+    for release in releases:
+        title, body = release.split("\n", 1)
+        assert body.strip().startswith("Results:"), title
+
+
+def test_licence_is_apache(repository):
+    text = (repository / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_readme_options_exist(readme):
+    known = app_options()
+    named = set(re.findall(r"`(--?[a-z][\w-]*)", section(readme, "Options")))
+    assert len(named) > 20
+    assert named <= known
+    used = {
+        word.split("=")[0]
+        for words in console_commands(readme)
+        if words[0] == "bagau-bids"
+        for word in words
+        if word.startswith("-")
+    }
+    assert used <= known
+
+
+def test_readme_commands_of_the_toolbox_exist(readme):
+    commands = [words[1:] for words in console_commands(readme) if words[0] == "bagau"]
+    assert {words[0] for words in commands} >= {"phantom", "fetch", "train", "train-brain-mask"}
+    for words in commands:
+        toolbox.build_parser(words[0], toolbox.load_subcommand(words[0])).parse_args(words)
+
+
+def test_readme_make_targets_exist(repository, readme):
+    targets = [words[1] for words in console_commands(readme) if words[0] == "make"]
+    assert targets == ["demo", "test"]
+    makefile = (repository / "Makefile").read_text(encoding="utf-8")
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_makefile_uses_only_options_that_exist(repository):
+    makefile = (repository / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"\$\(BIN\)/bagau-bids (.*)", makefile)
+    options = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", command))
+    assert {"--template", "--offline"} <= options <= app_options()
+
+
+def test_readme_links_lead_somewhere(repository, readme):
+    titles = re.findall(r"^#+ (.*)$", readme, re.MULTILINE)
+    anchors = {"#" + title.lower().replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", readme):
+        if target.startswith("#"):
+            assert target in anchors
+        elif "://" not in target:
+            assert (repository / target).is_file(), target
+
+
+def test_readme_exit_codes_are_those_of_the_package(readme):
+    from bagau_bids import errors
+
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    stated = re.findall(r"^\| (\d+) \|", section(readme, "Exit codes"), re.MULTILINE)
+    assert {int(code) for code in stated} == codes
+
+
+def test_continuous_integration_runs_the_test_command(repository):
+    script = repository / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text(encoding="utf-8").rstrip().endswith("make test")
+    subprocess.run(["bash", "-n", script], check=True)
+    workflow = yaml.safe_load(
+        (repository / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    )
+    steps = workflow["jobs"]["test"]["steps"]
+    assert ".ci/run" in [step.get("run") for step in steps]
+
+
+def test_pinned_torch_is_one_the_package_accepts(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    lowest = next(
+        requirement.removeprefix("torch>=")
+        for requirement in project["project"]["dependencies"]
+        if requirement.startswith("torch>=")
+    )
+    constraints = (repository / "constraints.txt").read_text(encoding="utf-8")
+    pinned = re.search(r"^torch==([\d.]+)$", constraints, re.MULTILINE)[1]
+    assert [int(part) for part in pinned.split(".")] >= [int(part) for part in lowest.split(".")]
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "Singularity.def"])
+def test_container_recipes_run_the_app_and_bring_its_parts(repository, recipe):
+    text = (repository / recipe).read_text(encoding="utf-8")
+    for part in ("bagau_bids", "constraints.txt", "pyproject.toml", "bagau fetch"):
+        assert part in text
+    assert {
+        "Dockerfile": 'ENTRYPOINT ["bagau-bids"]',
+        "Singularity.def": 'exec bagau-bids "$@"',
+    }[recipe] in text

@@ -121,8 +121,9 @@ def _differences(relative: Path, query: Query) -> list[str]:
     if suffix != "FLAIR":
         spelled = "BIDS spells it" if suffix.lower() == "flair" else "it must be"
         found.append(f'its suffix is "{suffix}", {spelled} "FLAIR"')
-    if not parts or parts[0] != relative.parts[0]:
-        found.append(f"its name must begin with {relative.parts[0]}_, as its folder does")
+    beginning = "_".join(part for part in relative.parts[:2] if part[:4] in ("sub-", "ses-"))
+    if not name.startswith(f"{beginning}_"):
+        found.append(f"its name must begin with {beginning}_, as its folders say")
     folder = relative.parent.name
     if folder != "anat":
         found.append(f'it lies in the folder "{folder}", expected "anat"')

@@ -227,7 +227,13 @@ def _ask_pybids(
     }
     filters["subject"] = list(subjects)
     found = layout.get(return_type="file", invalid_filters="allow", **filters)
-    return [Path(path) for path in found]
+    return [path for path in map(Path, found) if _named_as_its_folders(path)]
+
+
+def _named_as_its_folders(path: Path) -> bool:
+    """Tell whether a name repeats the participant and session of the folders, as it must."""
+    above = path.parts[-4:-2] if path.parts[-3].startswith("ses-") else path.parts[-3:-2]
+    return path.name.startswith("_".join(above) + "_")
 
 
 def _everything_but_flair(subjects: str) -> re.Pattern[str]:

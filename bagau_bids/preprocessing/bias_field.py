@@ -20,7 +20,12 @@ BRIGHT_PERCENTILE = 97.0  # lesions above it are clipped, or they would be taken
 
 
 def correct_bias_field(
-    flair: NDArray, affine: ArrayLike, mask: NDArray[np.bool_]
+    flair: NDArray,
+    affine: ArrayLike,
+    mask: NDArray[np.bool_],
+    *,
+    grid_mm: float = GRID_MM,
+    iterations: tuple[int, ...] = ITERATIONS,
 ) -> NDArray[np.float32]:
     """Estimate the bias field of an image and divide by it.
 
@@ -33,6 +38,8 @@ def correct_bias_field(
         Voxel to world, mm.
     mask : (X, Y, Z) array of bool
         Brain.
+    grid_mm, iterations
+        As for `estimate_bias_field`.
 
     Returns
     -------
@@ -44,7 +51,7 @@ def correct_bias_field(
     ProcessingError
         As `estimate_bias_field`.
     """
-    field = estimate_bias_field(flair, affine, mask)
+    field = estimate_bias_field(flair, affine, mask, grid_mm=grid_mm, iterations=iterations)
     zero = intensity_zero(flair, mask)
     return ((flair - zero) / field + zero).astype(np.float32)
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -184,10 +185,8 @@ def copy_file(source: Path, path: Path) -> bool:
     """Copy a file in one step, unless its copy is there already; see `write_bytes`."""
     if _same_content(source, path):
         return False
-    with _replacing(path) as temporary, source.open("rb") as stream:
-        with temporary.open("wb") as copy:
-            while block := stream.read(READ_SIZE_BYTES):
-                copy.write(block)
+    with _replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
     return True
 
 

@@ -141,7 +141,7 @@ def _text(name: str) -> str:
 
 
 def _earlier_description(path: Path) -> dict[str, Any]:
-    """Description that is in the folder already, if it is one of ours."""
+    """Read the description that is in the folder already; refuse one that is not ours."""
     if not path.is_file():
         return {}
     try:
@@ -208,7 +208,7 @@ def _container() -> dict[str, str]:
 
 
 def _raw_description(bids_dir: Path) -> dict[str, Any]:
-    """Description of the raw data set; an empty one where there is none that can be read."""
+    """Read the description of the raw data set; an empty one where none can be read."""
     try:
         found = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -84,14 +84,16 @@ def _process(config: Config, scans: list["Scan"], console: "Console") -> list["R
     from bagau_bids.bids.scans import find_missing, find_unavailable
     from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
-    from bagau_bids.workflow.run import STEPS, run_participants
+    from bagau_bids.workflow.flair import scan_steps
+    from bagau_bids.workflow.run import run_participants
 
     unavailable = find_unavailable(scans)
     missing = find_missing(config.bids_dir, config.selection, scans)
     template = _check_resources(config)
     usable = [scan for scan in scans if scan not in unavailable]
-    with Progress(len(usable), STEPS, console) as progress:
-        failures = run_participants(config, usable, template, progress)
+    with Progress(len(usable), scan_steps(config.processing), console) as progress:
+        results = run_participants(config, usable, template, progress)
+    failures = {result.scan: result.reason for result in results if not result.ok}
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     for scan in scans:
         reason = unavailable.get(scan) or failures.get(scan)

@@ -1,0 +1,383 @@
+"""The workflow of one FLAIR, from the file in the data set to its derivatives."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nipype.interfaces.base import SimpleInterface
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from bagau_bids.bids.scans import Scan
+from bagau_bids.config import Processing, Resources
+from bagau_bids.workflow.interfaces import (
+    BiasField,
+    BrainMask,
+    Conform,
+    Measure,
+    Registration,
+    Segmentation,
+    TemplateCopies,
+)
+from bagau_bids.workflow.outputs import TEMPLATE_FILES, Prepare, PutOut
+
+if TYPE_CHECKING:
+    from bagau_bids.preprocessing.template import Template
+
+STEPS = (
+    "conform",
+    "brain_mask",
+    "bias_field",
+    "registration",
+    "segmentation",
+    "measure",
+    "template_copies",
+    "prepare",
+    "put_out",
+)
+# Peak memory of the process that runs a step, libraries included.
+MEMORY_GB = {
+    "conform": 0.5,
+    "brain_mask": 1.0,
+    "bias_field": 1.0,
+    "registration": 1.5,
+    "segmentation": 2.0,
+    "measure": 1.0,
+    "template_copies": 1.5,
+    "prepare": 0.8,
+    "put_out": 0.3,
+}
+THREADED_STEPS = ("brain_mask", "bias_field", "registration", "segmentation")
+
+PREPROCESSED = (
+    "brain_mask",
+    "corrected",
+    "wm_probseg",
+    "template_to_flair_xfm",
+    "flair_to_template_xfm",
+    "conform_record",
+    "brain_mask_record",
+    "bias_field_record",
+    "registration_record",
+)
+SEGMENTED = (
+    "probability",
+    "wmh_mask",
+    "lesions",
+    "volumes_table",
+    "lesions_table",
+    "segmentation_record",
+    "measure_record",
+)
+# Options that make a result, as opposed to those that say where its materials lie.
+RESULT_OPTIONS = (
+    "template",
+    "registration",
+    "skull_strip",
+    "model",
+    "threshold",
+    "min_lesion_size_mm3",
+    "random_seed",
+    "sloppy",
+)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Files that a scan is processed with.
+
+    Attributes
+    ----------
+    template
+        The template.
+    template_uris
+        BIDS URIs of its ``t1w``, ``wm_probseg`` and ``brain_mask``.
+    weights
+        Weights of the network; several are averaged.
+    brain_mask
+        Brain mask of this FLAIR from elsewhere, if there is one.
+    brain_mask_uri
+        Its BIDS URI.
+    """
+
+    template: "Template"
+    template_uris: Mapping[str, str]
+    weights: tuple[Path, ...]
+    brain_mask: Path | None = None
+    brain_mask_uri: str = ""
+
+
+def workflow_name(stem: str) -> str:
+    """Name of a scan's workflow and of its work folder."""
+    return re.sub(r"[^0-9a-zA-Z]", "_", stem) + "_wf"
+
+
+def scan_steps(processing: Processing) -> tuple[str, ...]:
+    """Names of the steps of one scan, in order."""
+    return tuple(
+        step for step in STEPS if step != "template_copies" or wants_template_space(processing)
+    )
+
+
+def result_options(processing: Processing) -> dict[str, Any]:
+    """Options that make a result, without the places where its materials lie."""
+    return {name: getattr(processing, name) for name in RESULT_OPTIONS}
+
+
+def wants_template_space(processing: Processing) -> bool:
+    """Tell whether results are wanted in the space of the template too."""
+    return processing.template in processing.output_spaces
+
+
+def init_flair_wf(
+    *,
+    scan: Scan,
+    bids_dir: Path,
+    output_dir: Path,
+    materials: Materials,
+    processing: Processing,
+    resources: Resources,
+) -> pe.Workflow:
+    """Build the workflow of one FLAIR; nothing is read or run.
+
+    Parameters
+    ----------
+    scan : Scan
+        The FLAIR.
+    bids_dir : Path
+        Root of its data set.
+    output_dir : Path
+        Root of the derivative data set.
+    materials : Materials
+        Template, weights, and a brain mask where one was found.
+    processing : Processing
+        What makes the result.
+    resources : Resources
+        Threads and device; they do not make a step run again.
+
+    Returns
+    -------
+    nipype.Workflow
+        Named by `workflow_name` of the scan's stem, its nodes by `scan_steps`. It has no inputs
+        to connect and no outputs: it ends with files in `output_dir`, named as
+        `bagau_bids.bids.derivatives` says.
+    """
+    workflow = pe.Workflow(workflow_name(scan.stem))
+    preprocessing = init_preprocessing_wf(
+        in_file=scan.path, materials=materials, processing=processing, resources=resources
+    )
+    segmentation = init_segmentation_wf(
+        weights=materials.weights, processing=processing, resources=resources
+    )
+    workflow.connect(
+        [
+            (
+                preprocessing,
+                segmentation,
+                [
+                    (f"outputnode.{name}", f"inputnode.{name}")
+                    for name in ("corrected", "brain_mask", "wm_probseg")
+                ],
+            )
+        ]
+    )
+    derivatives = init_derivatives_wf(
+        source={
+            "source_file": scan.path,
+            "source": scan.path.relative_to(bids_dir).as_posix(),
+            "entities": dict(scan.entities),
+        },
+        output_dir=output_dir,
+        materials=materials,
+        processing=processing,
+        resources=resources,
+    )
+    for results, names in ((preprocessing, PREPROCESSED), (segmentation, SEGMENTED)):
+        pairs = [(f"outputnode.{name}", f"inputnode.{name}") for name in names]
+        workflow.connect([(results, derivatives, pairs)])
+    return workflow
+
+
+def init_preprocessing_wf(
+    *, in_file: Path, materials: Materials, processing: Processing, resources: Resources
+) -> pe.Workflow:
+    """Build what comes before the network: conform, brain mask, bias field, registration.
+
+    Parameters
+    ----------
+    in_file : Path
+        The FLAIR.
+    materials, processing, resources
+        As for `init_flair_wf`.
+
+    Outputs
+    -------
+    brain_mask, corrected, wm_probseg
+        Brain mask, bias-corrected FLAIR and the template's white matter, on the conformed grid.
+    template_to_flair_xfm, flair_to_template_xfm
+        ITK transforms, named after the images they resample.
+    conform_record, brain_mask_record, bias_field_record, registration_record
+        Records of the steps.
+    """
+    workflow = pe.Workflow("preprocessing")
+    outputnode = pe.Node(IdentityInterface(fields=list(PREPROCESSED)), "outputnode")
+
+    conform = _node("conform", Conform(in_file=in_file), resources)
+    workflow.connect(conform, "record", outputnode, "conform_record")
+
+    brain_mask = _node("brain_mask", BrainMask(skull_strip=processing.skull_strip), resources)
+    if materials.brain_mask is not None:
+        brain_mask.inputs.mask_file = materials.brain_mask
+    workflow.connect(conform, "flair", brain_mask, "flair")
+    workflow.connect(brain_mask, "brain_mask", outputnode, "brain_mask")
+    workflow.connect(brain_mask, "record", outputnode, "brain_mask_record")
+
+    bias_field = _node("bias_field", BiasField(), resources)
+    workflow.connect(conform, "flair", bias_field, "flair")
+    workflow.connect(brain_mask, "brain_mask", bias_field, "brain_mask")
+    workflow.connect(bias_field, "corrected", outputnode, "corrected")
+    workflow.connect(bias_field, "record", outputnode, "bias_field_record")
+
+    registration = _node("registration", _registration(materials, processing), resources)
+    workflow.connect(bias_field, "corrected", registration, "corrected")
+    workflow.connect(brain_mask, "brain_mask", registration, "brain_mask")
+    workflow.connect(registration, "record", outputnode, "registration_record")
+    for name in ("wm_probseg", "template_to_flair_xfm", "flair_to_template_xfm"):
+        workflow.connect(registration, name, outputnode, name)
+    return workflow
+
+
+def init_segmentation_wf(
+    *, weights: tuple[Path, ...], processing: Processing, resources: Resources
+) -> pe.Workflow:
+    """Build the network and what is measured on its result.
+
+    Parameters
+    ----------
+    weights : tuple of Path
+        Weights of the network; several are averaged.
+    processing, resources
+        As for `init_flair_wf`.
+
+    Inputs
+    ------
+    corrected, brain_mask, wm_probseg
+        As `init_preprocessing_wf` puts them out.
+
+    Outputs
+    -------
+    probability, wmh_mask, lesions
+        WMH probability, mask and numbered lesions, on the conformed grid.
+    volumes_table, lesions_table
+        TSV files.
+    segmentation_record, measure_record
+        Records of the steps.
+    """
+    workflow = pe.Workflow("segmentation")
+    inputs = ("corrected", "brain_mask", "wm_probseg")
+    inputnode = pe.Node(IdentityInterface(fields=list(inputs)), "inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=list(SEGMENTED)), "outputnode")
+
+    segmentation = _node(
+        "segmentation",
+        Segmentation(
+            weights=list(weights),
+            device=resources.device,
+            batch_size=resources.batch_size,
+            use_gpu=resources.device.startswith("cuda"),
+        ),
+        resources,
+    )
+    workflow.connect([(inputnode, segmentation, [(name, name) for name in inputs])])
+    workflow.connect(segmentation, "probability", outputnode, "probability")
+    workflow.connect(segmentation, "record", outputnode, "segmentation_record")
+
+    measure = _node(
+        "measure",
+        Measure(
+            threshold=processing.threshold, min_lesion_size_mm3=processing.min_lesion_size_mm3
+        ),
+        resources,
+    )
+    workflow.connect([(inputnode, measure, [(name, name) for name in inputs])])
+    workflow.connect(segmentation, "probability", measure, "probability")
+    workflow.connect(measure, "record", outputnode, "measure_record")
+    for name in ("wmh_mask", "lesions", "volumes_table", "lesions_table"):
+        workflow.connect(measure, name, outputnode, name)
+    return workflow
+
+
+def init_derivatives_wf(
+    *,
+    source: Mapping[str, Any],
+    output_dir: Path,
+    materials: Materials,
+    processing: Processing,
+    resources: Resources,
+) -> pe.Workflow:
+    """Build what comes last: copies in template space where wanted, and the derivatives.
+
+    Parameters
+    ----------
+    source : mapping
+        ``source_file``, ``source`` (relative to the data set) and ``entities`` of the FLAIR.
+    output_dir : Path
+        Root of the derivative data set.
+    materials, processing, resources
+        As for `init_flair_wf`.
+
+    Inputs
+    ------
+    All outputs of `init_preprocessing_wf` and `init_segmentation_wf`.
+    """
+    workflow = pe.Workflow("derivatives")
+    inputs = (*PREPROCESSED, *SEGMENTED)
+    inputnode = pe.Node(IdentityInterface(fields=list(inputs)), "inputnode")
+
+    prepare = _node(
+        "prepare",
+        Prepare(
+            **source,
+            template=materials.template.name,
+            template_uris=dict(materials.template_uris),
+            brain_mask_uri=materials.brain_mask_uri,
+            options=result_options(processing),
+        ),
+        resources,
+    )
+    workflow.connect([(inputnode, prepare, [(name, name) for name in inputs])])
+
+    if wants_template_space(processing):
+        copies = _node(
+            "template_copies", TemplateCopies(template_t1w=materials.template.t1w), resources
+        )
+        needed = ("wmh_mask", "probability", "corrected", "template_to_flair_xfm")
+        workflow.connect([(inputnode, copies, [(name, name) for name in needed])])
+        workflow.connect([(copies, prepare, [(name, name) for name in TEMPLATE_FILES])])
+
+    put_out = _node("put_out", PutOut(output_dir=output_dir), resources)
+    workflow.connect([(prepare, put_out, [("tree", "tree"), ("files", "files")])])
+    return workflow
+
+
+def _registration(materials: Materials, processing: Processing) -> Registration:
+    template = materials.template
+    return Registration(
+        template=template.name,
+        template_t1w=template.t1w,
+        template_wm_probseg=template.wm_probseg,
+        template_brain_mask=template.brain_mask,
+        method="sloppy" if processing.sloppy else processing.registration,
+        seed=processing.random_seed,
+    )
+
+
+def _node(step: str, interface: SimpleInterface, resources: Resources) -> pe.Node:
+    """Make the node of a step with what it needs in threads and memory."""
+    threads = min(resources.omp_nthreads, resources.nprocs) if step in THREADED_STEPS else 1
+    node = pe.Node(interface, step, n_procs=threads, mem_gb=MEMORY_GB[step])
+    if "compress" in interface.inputs.trait_names():
+        interface.inputs.compress = not resources.low_mem
+    return node

@@ -1,0 +1,534 @@
+"""One nipype interface a step: load, call the pure function, save.
+
+All images between the steps lie on the conformed grid (RAS+ voxel order, float32, see
+`bagau_bids.preprocessing.conform`). Every step writes a record of what it did: its notes, its
+figures, how long it took. What does not change a result (threads, device, compression) is left
+out of the hash by which nipype decides whether a step must run again; the version of the
+program is part of it. Heavy libraries are imported when a step runs, not before.
+"""
+
+import json
+import os
+import pdb
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+from numpy.typing import DTypeLike, NDArray
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import write_json, write_table
+from bagau_bids.errors import BagauError, InputImageError, ProcessingError
+
+FAILURE_FILE = "failure.json"
+RECORD_FILE = "record.json"
+SAME_GRID_MM = 0.01  # affines that place every corner this close are one grid
+NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+class StepInputSpec(BaseInterfaceInputSpec):
+    """Inputs that every step has."""
+
+    version = traits.Str(__version__, usedefault=True, desc="version of the program")
+    compress = traits.Bool(True, usedefault=True, nohash=True, desc="gzip images between steps")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads the step may use")
+    debug = traits.Bool(False, usedefault=True, nohash=True, desc="open the debugger on an error")
+
+
+class StepOutputSpec(TraitedSpec):
+    """Outputs that every step has."""
+
+    record = File(desc="JSON: notes, figures and duration of the step")
+
+
+class Step(SimpleInterface):
+    """Base of the steps: times them, writes their record, and says why one failed."""
+
+    input_spec = StepInputSpec
+    output_spec = StepOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        folder = Path(runtime.cwd)
+        started = time.monotonic()
+        try:
+            with limited_threads(self.inputs.num_threads):
+                record = self._process(folder)
+        except Exception as error:
+            write_json(folder / FAILURE_FILE, describe_failure(error))
+            if self.inputs.debug:
+                pdb.post_mortem(error.__traceback__)
+            raise
+        write_json(
+            folder / RECORD_FILE, {**record, "duration_s": round(time.monotonic() - started, 1)}
+        )
+        self._results["record"] = str(folder / RECORD_FILE)
+        return runtime
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        """Do the work inside `folder`, set the outputs, and return the step's record."""
+        raise NotImplementedError
+
+    def _save(
+        self, output: str, folder: Path, data: NDArray, affine: NDArray, dtype: DTypeLike
+    ) -> None:
+        """Save an image of the conformed grid in `folder`, as the output of that name."""
+        path = folder / f"{output}.nii{'.gz' if self.inputs.compress else ''}"
+        save_image(path, data, affine, dtype)
+        self._results[output] = str(path)
+
+
+class ConformInputSpec(StepInputSpec):
+    """Inputs of `Conform`."""
+
+    in_file = File(exists=True, mandatory=True, desc="FLAIR as it is in the data set")
+
+
+class ConformOutputSpec(StepOutputSpec):
+    """Outputs of `Conform`."""
+
+    flair = File(exists=True, desc="one finite 3-D volume, RAS+ voxel order, float32")
+
+
+class Conform(Step):
+    """Check a FLAIR and read it into one volume; see `bagau_bids.preprocessing.conform`."""
+
+    input_spec = ConformInputSpec
+    output_spec = ConformOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.preprocessing.conform import conform
+
+        scan = conform(Path(self.inputs.in_file))
+        self._save("flair", folder, scan.data, scan.affine, np.float32)
+        return {
+            "notes": scan.notes,
+            "shape": scan.data.shape,
+            "spacing_mm": nib.affines.voxel_sizes(scan.affine),
+        }
+
+
+class BrainMaskInputSpec(StepInputSpec):
+    """Inputs of `BrainMask`."""
+
+    flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
+    skull_strip = traits.Enum("auto", "skip", usedefault=True, desc="skip: already stripped")
+    mask_file = File(exists=True, desc="brain mask from elsewhere, on the FLAIR's grid")
+
+
+class BrainMaskOutputSpec(StepOutputSpec):
+    """Outputs of `BrainMask`."""
+
+    brain_mask = File(exists=True, desc="uint8, conformed grid")
+
+
+class BrainMask(Step):
+    """Outline the brain: by the network, from a file, or as the non-zero voxels."""
+
+    input_spec = BrainMaskInputSpec
+    output_spec = BrainMaskOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        flair, affine = load_image(self.inputs.flair)
+        if isdefined(self.inputs.mask_file):
+            mask, record = mask_from_file(Path(self.inputs.mask_file), flair.shape, affine)
+        elif self.inputs.skull_strip == "skip":
+            mask = flair != 0
+            record = {
+                "method": "non-zero voxels",
+                "stripped": True,
+                "notes": (),
+                "description": "Voxels of the skull-stripped FLAIR that are not zero.",
+            }
+        else:
+            from bagau_bids.preprocessing.brain_mask import brain_mask
+
+            found = brain_mask(flair, affine)
+            mask = found.mask
+            record = {
+                "method": "network",
+                "stripped": found.stripped,
+                "notes": found.notes,
+                "description": "Brain, outlined on the FLAIR by a network.",
+            }
+        if not mask.any():
+            raise ProcessingError(
+                f"{self.inputs.flair}: the brain mask is empty; expected a FLAIR of a head: look "
+                "at the image, or give a mask with --derivatives"
+            )
+        self._save("brain_mask", folder, mask, affine, np.uint8)
+        voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        return {**record, "volume_ml": round(float(mask.sum() * voxel_ml), 1)}
+
+
+class BiasFieldInputSpec(StepInputSpec):
+    """Inputs of `BiasField`."""
+
+    flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
+    brain_mask = File(exists=True, mandatory=True)
+
+
+class BiasFieldOutputSpec(StepOutputSpec):
+    """Outputs of `BiasField`."""
+
+    corrected = File(exists=True, desc="FLAIR without its bias field, float32")
+
+
+class BiasField(Step):
+    """Correct intensity non-uniformity inside the brain."""
+
+    input_spec = BiasFieldInputSpec
+    output_spec = BiasFieldOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.preprocessing.bias_field import correct_bias_field
+
+        flair, affine = load_image(self.inputs.flair)
+        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        corrected = correct_bias_field(flair, affine, mask)
+        self._save("corrected", folder, corrected, affine, np.float32)
+        return {"method": "N4", "notes": ()}
+
+
+class RegistrationInputSpec(StepInputSpec):
+    """Inputs of `Registration`."""
+
+    corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
+    brain_mask = File(exists=True, mandatory=True)
+    template = traits.Str(mandatory=True, desc="name of the template")
+    template_t1w = File(exists=True, mandatory=True)
+    template_wm_probseg = File(exists=True, mandatory=True)
+    template_brain_mask = File(exists=True, mandatory=True)
+    method = traits.Str("robust", usedefault=True, desc="preset of elastix parameters")
+    seed = traits.Int(0, usedefault=True, desc="of elastix's sampler")
+
+
+class RegistrationOutputSpec(StepOutputSpec):
+    """Outputs of `Registration`."""
+
+    wm_probseg = File(exists=True, desc="template's white matter on the FLAIR, float32")
+    template_to_flair_xfm = File(exists=True, desc="resamples the template onto the FLAIR")
+    flair_to_template_xfm = File(exists=True, desc="resamples the FLAIR onto the template")
+
+
+class Registration(Step):
+    """Register the template to the FLAIR and carry its white matter map over."""
+
+    input_spec = RegistrationInputSpec
+    output_spec = RegistrationOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.preprocessing.registration import register_template
+        from bagau_bids.preprocessing.template import Template
+        from bagau_bids.preprocessing.transforms import write_itk_forward, write_itk_inverse
+
+        flair, affine = load_image(self.inputs.corrected)
+        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        template = Template(
+            name=self.inputs.template,
+            t1w=Path(self.inputs.template_t1w),
+            wm_probseg=Path(self.inputs.template_wm_probseg),
+            brain_mask=Path(self.inputs.template_brain_mask),
+        )
+        result = register_template(
+            flair,
+            affine,
+            mask,
+            template,
+            method=self.inputs.method,
+            seed=self.inputs.seed,
+            threads=self.inputs.num_threads,
+        )
+        self._save("wm_probseg", folder, result.wm_probseg, affine, np.float32)
+        forward = folder / "template_to_flair_xfm.h5"
+        write_itk_forward(result.transform, forward)
+        inverse = folder / "flair_to_template_xfm.h5"
+        grid = nib.Nifti1Image.from_filename(template.t1w)
+        write_itk_inverse(result.transform, grid.shape, grid.affine, inverse)
+        self._results["template_to_flair_xfm"] = str(forward)
+        self._results["flair_to_template_xfm"] = str(inverse)
+        return {**result.quality, "seed": self.inputs.seed, "threads": self.inputs.num_threads}
+
+
+class SegmentationInputSpec(StepInputSpec):
+    """Inputs of `Segmentation`."""
+
+    corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
+    brain_mask = File(exists=True, mandatory=True)
+    wm_probseg = File(exists=True, mandatory=True, desc="template's white matter on the FLAIR")
+    weights = InputMultiObject(
+        File(exists=True), mandatory=True, desc="safetensors files; their mean is taken"
+    )
+    device = traits.Str("auto", usedefault=True, nohash=True, desc="auto, cpu, cuda or cuda:N")
+    batch_size = traits.Int(8, usedefault=True, nohash=True, desc="slices at once")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="takes nipype's GPU slot")
+
+
+class SegmentationOutputSpec(StepOutputSpec):
+    """Outputs of `Segmentation`."""
+
+    probability = File(exists=True, desc="WMH probability, float32, 0 outside the brain")
+
+
+class Segmentation(Step):
+    """Run the network over a FLAIR and its white matter map."""
+
+    input_spec = SegmentationInputSpec
+    output_spec = SegmentationOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        import torch
+
+        from bagau_bids.network.inference import segment
+        from bagau_bids.network.weights import load_weights
+
+        torch.set_num_threads(self.inputs.num_threads)
+        flair, affine = load_image(self.inputs.corrected)
+        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
+        paths = [Path(path) for path in self.inputs.weights]
+        models, cards = zip(*(load_weights(path) for path in paths), strict=True)
+        result = segment(
+            models,
+            flair,
+            affine,
+            mask,
+            wm_probseg,
+            device=self.inputs.device,
+            batch_size=self.inputs.batch_size,
+        )
+        self._save("probability", folder, result.probability, affine, np.float32)
+        return {
+            "notes": result.notes,
+            "device": result.device,
+            "precision": result.precision,
+            "batch_size": result.batch_size,
+            "models": [
+                {
+                    "Name": path.stem,
+                    "Architecture": card["architecture"],
+                    "Version": card.get("version"),
+                    "SHA256": card["sha256"],
+                }
+                for path, card in zip(paths, cards, strict=True)
+            ],
+        }
+
+
+class MeasureInputSpec(StepInputSpec):
+    """Inputs of `Measure`."""
+
+    probability = File(exists=True, mandatory=True)
+    corrected = File(exists=True, mandatory=True)
+    brain_mask = File(exists=True, mandatory=True)
+    wm_probseg = File(exists=True, mandatory=True)
+    threshold = traits.Float(mandatory=True, desc="WMH from this probability on")
+    min_lesion_size_mm3 = traits.Float(mandatory=True, desc="smaller lesions are dropped")
+
+
+class MeasureOutputSpec(StepOutputSpec):
+    """Outputs of `Measure`."""
+
+    wmh_mask = File(exists=True, desc="uint8, conformed grid")
+    lesions = File(exists=True, desc="lesions numbered from 1, int32, conformed grid")
+    volumes_table = File(exists=True, desc="TSV")
+    lesions_table = File(exists=True, desc="TSV")
+
+
+class Measure(Step):
+    """Turn the probability into a mask, its lesions, and tables about both."""
+
+    input_spec = MeasureInputSpec
+    output_spec = MeasureOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.measures import lesions, quality
+
+        probability, affine = load_image(self.inputs.probability)
+        shape = probability.shape
+        flair = load_on_grid(self.inputs.corrected, shape, affine)
+        brain = load_on_grid(self.inputs.brain_mask, shape, affine) > 0
+        wm_probseg = load_on_grid(self.inputs.wm_probseg, shape, affine)
+        mask = lesions.remove_small_lesions(
+            probability >= self.inputs.threshold, affine, self.inputs.min_lesion_size_mm3
+        )
+        labels = lesions.label_lesions(mask)
+        self._save("wmh_mask", folder, mask, affine, np.uint8)
+        self._save("lesions", folder, labels, affine, np.int32)
+        volumes = lesions.volume_table(mask, affine, brain)
+        each = lesions.lesion_table(labels, affine, probability, flair, brain)
+        for name, table in (("volumes_table", volumes), ("lesions_table", each)):
+            path = folder / f"{name}.tsv"
+            write_table(path, table)
+            self._results[name] = str(path)
+        return {
+            "notes": (),
+            "quality": quality.scan_quality(flair, affine, brain, wm_probseg, mask),
+        }
+
+
+class TemplateCopiesInputSpec(StepInputSpec):
+    """Inputs of `TemplateCopies`."""
+
+    wmh_mask = File(exists=True, mandatory=True)
+    probability = File(exists=True, mandatory=True)
+    corrected = File(exists=True, mandatory=True)
+    template_to_flair_xfm = File(exists=True, mandatory=True)
+    template_t1w = File(exists=True, mandatory=True, desc="its grid is the target")
+
+
+class TemplateCopiesOutputSpec(StepOutputSpec):
+    """Outputs of `TemplateCopies`."""
+
+    template_wmh_mask = File(exists=True, desc="nearest neighbour, uint8")
+    template_wmh_probseg = File(exists=True, desc="trilinear, float32")
+    template_flair = File(exists=True, desc="trilinear, float32")
+
+
+class TemplateCopies(Step):
+    """Resample results onto the grid of the template."""
+
+    input_spec = TemplateCopiesInputSpec
+    output_spec = TemplateCopiesOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.preprocessing.transforms import inverse_field, read_itk_forward, sample
+
+        grid = nib.Nifti1Image.from_filename(self.inputs.template_t1w)
+        transform = read_itk_forward(Path(self.inputs.template_to_flair_xfm))
+        points = inverse_field(transform, grid.shape, grid.affine)
+        for output, path, order, dtype in (
+            ("template_wmh_mask", self.inputs.wmh_mask, 0, np.uint8),
+            ("template_wmh_probseg", self.inputs.probability, 1, np.float32),
+            ("template_flair", self.inputs.corrected, 1, np.float32),
+        ):
+            data, affine = load_image(path)
+            copy = sample(data, affine, points, order)
+            target = folder / f"{output}.nii.gz"
+            save_image(target, copy, grid.affine, dtype, standard_space=True)
+            self._results[output] = str(target)
+        return {"notes": ()}
+
+
+def describe_failure(error: BaseException) -> dict[str, Any]:
+    """Say what went wrong: ``message``, and whether it explains itself to a user."""
+    message = str(error).strip() or "no message"
+    if isinstance(error, BagauError):
+        return {"explained": True, "message": message}
+    if isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY):
+        short = " ".join(message.split())[:200]
+        advice = "give the run more memory, or fewer steps at once with --nprocs or --mem-gb"
+        return {"explained": True, "message": f"ran out of memory ({short}); {advice}"}
+    return {"explained": False, "message": f"{type(error).__name__}: {message}"}
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Tell libraries that read the environment how many threads to use."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def save_image(
+    path: Path, data: NDArray, affine: NDArray, dtype: DTypeLike, *, standard_space: bool = False
+) -> None:
+    """Save an array (X, Y, Z) with its affine (4, 4), voxel to world in mm, as NIfTI-1.
+
+    sform and qform both hold the affine; their codes are 4 in a standard space, else 1.
+    """
+    image = nib.Nifti1Image(np.asarray(data).astype(dtype), affine)
+    code = 4 if standard_space else 1
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+
+
+def load_image(path: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Load a step's image: data (X, Y, Z) float32 and affine (4, 4)."""
+    image = nib.Nifti1Image.from_filename(path)
+    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def load_on_grid(path: str, shape: tuple[int, ...], affine: NDArray) -> NDArray[np.float32]:
+    """Load a step's image that must lie on the given grid.
+
+    Raises
+    ------
+    ProcessingError
+        If it does not.
+    """
+    data, found = load_image(path)
+    if not same_grid(data.shape, found, shape, affine):
+        raise ProcessingError(
+            f"{path}: lies on another grid than the scan it belongs to, {data.shape} instead of "
+            f"{shape}; remove the work folder and run again"
+        )
+    return data
+
+
+def mask_from_file(
+    path: Path, shape: tuple[int, ...], affine: NDArray
+) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """Read a brain mask that someone else made, (X, Y, Z) bool on the conformed grid.
+
+    Raises
+    ------
+    InputImageError
+        If it cannot be read or does not lie on the FLAIR's grid.
+    """
+    from bagau_bids.preprocessing.conform import conform
+
+    found = conform(path)
+    if not same_grid(found.data.shape, found.affine, shape, affine):
+        raise InputImageError(
+            f"{path}: the brain mask lies on another grid ({found.data.shape} in RAS order) than "
+            f"the FLAIR ({shape}); expected a mask drawn on this FLAIR: resample it, or leave "
+            "out --derivatives"
+        )
+    record = {
+        "method": "from derivatives",
+        "file": path.name,
+        "stripped": False,
+        "notes": (f"Brain mask taken from {path}.", *found.notes),
+        "description": "Brain mask taken from another derivative data set.",
+    }
+    return found.data > 0, record
+
+
+def same_grid(
+    shape: tuple[int, ...], affine: NDArray, other_shape: tuple[int, ...], other_affine: NDArray
+) -> bool:
+    """Tell whether two grids have the same voxels in the same places, within 0.01 mm."""
+    if tuple(shape) != tuple(other_shape):
+        return False
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape]), -1).reshape(-1, len(shape))
+    difference = np.asarray(affine) - np.asarray(other_affine)
+    shift = corners @ difference[:3, :3].T + difference[:3, 3]
+    return bool(np.abs(shift).max() <= SAME_GRID_MM)
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read the record of a step."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,228 @@
+"""The last two steps of a scan: prepare its derivatives in the work folder, then put them out.
+
+Preparing brings every image back to the grid and header of the source and writes each file
+under its final name with its sidecar. Putting out copies what differs, each file in one step,
+and runs every time, so that a result that someone deleted comes back without any computing.
+"""
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Directory,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import copy_file, derivative_path, sidecar_path, write_json
+from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
+from bagau_bids.workflow.interfaces import (
+    Step,
+    StepInputSpec,
+    StepOutputSpec,
+    load_image,
+    read_record,
+)
+
+# Images on the conformed grid -> derivative and type on disk.
+NATIVE_IMAGES: dict[str, tuple[str, type]] = {
+    "wmh_mask": ("wmh_mask", np.uint8),
+    "probability": ("wmh_probseg", np.float32),
+    "lesions": ("lesions_dseg", np.int32),
+    "brain_mask": ("brain_mask", np.uint8),
+    "corrected": ("preproc_flair", np.float32),
+    "wm_probseg": ("wm_atlas", np.float32),
+}
+FINAL_FILES = (
+    "lesions_table",
+    "volumes_table",
+    "template_to_flair_xfm",
+    "flair_to_template_xfm",
+)
+TEMPLATE_FILES = ("template_wmh_mask", "template_wmh_probseg", "template_flair")
+LIBRARIES = ("antspyx", "itk-elastix", "nibabel", "nipype", "numpy", "pybids", "scipy", "torch")
+
+
+class PrepareInputSpec(StepInputSpec):
+    """Inputs of `Prepare`."""
+
+    source_file = File(exists=True, mandatory=True, desc="FLAIR as it is in the data set")
+    source = traits.Str(mandatory=True, desc="its path relative to the data set")
+    entities = traits.Dict(mandatory=True, desc="entities of its name")
+    template = traits.Str(mandatory=True, desc="name of the template")
+    template_uris = traits.Dict(mandatory=True, desc="BIDS URIs of t1w, wm_probseg, brain_mask")
+    brain_mask_uri = traits.Str(usedefault=True, desc="where a mask from elsewhere came from")
+    options = traits.Dict(mandatory=True, desc="options of the run that make the result")
+
+    wmh_mask = File(exists=True, mandatory=True)
+    probability = File(exists=True, mandatory=True)
+    lesions = File(exists=True, mandatory=True)
+    brain_mask = File(exists=True, mandatory=True)
+    corrected = File(exists=True, mandatory=True)
+    wm_probseg = File(exists=True, mandatory=True)
+    lesions_table = File(exists=True, mandatory=True)
+    volumes_table = File(exists=True, mandatory=True)
+    template_to_flair_xfm = File(exists=True, mandatory=True)
+    flair_to_template_xfm = File(exists=True, mandatory=True)
+    template_wmh_mask = File(exists=True)
+    template_wmh_probseg = File(exists=True)
+    template_flair = File(exists=True)
+
+    conform_record = File(exists=True, mandatory=True)
+    brain_mask_record = File(exists=True, mandatory=True)
+    bias_field_record = File(exists=True, mandatory=True)
+    registration_record = File(exists=True, mandatory=True)
+    segmentation_record = File(exists=True, mandatory=True)
+    measure_record = File(exists=True, mandatory=True)
+
+
+class PrepareOutputSpec(StepOutputSpec):
+    """Outputs of `Prepare`."""
+
+    tree = Directory(exists=True, desc="the scan's derivatives as they go into the output folder")
+    files = traits.List(traits.Str(), desc="their paths relative to the tree")
+
+
+class Prepare(Step):
+    """Write the derivatives of one scan under their final names into the work folder."""
+
+    input_spec = PrepareInputSpec
+    output_spec = PrepareOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        tree = folder / "derivatives"
+        steps = self._steps()
+        scan = Provenance(
+            entities=self.inputs.entities,
+            source=self.inputs.source,
+            template=self.inputs.template,
+            template_uris=self.inputs.template_uris,
+            brain_mask_uri=self.inputs.brain_mask_uri,
+            steps=steps,
+            threshold=self.inputs.options["threshold"],
+            min_lesion_size_mm3=self.inputs.options["min_lesion_size_mm3"],
+        )
+        self._write_images(tree)
+        written = self._copy_files(tree)
+        self._write_sidecars(tree, scan, with_template="template_flair" in written)
+        made = sorted(path.relative_to(tree) for path in tree.rglob("*") if path.is_file())
+        record = derivative_path(tree, self.inputs.entities, "record")
+        write_json(record, self._record(steps, scan, made))
+        self._results["tree"] = str(tree)
+        self._results["files"] = [str(path) for path in (*made, record.relative_to(tree))]
+        return {"notes": ()}
+
+    def _path(self, tree: Path, name: str) -> Path:
+        return derivative_path(tree, self.inputs.entities, name, template=self.inputs.template)
+
+    def _steps(self) -> dict[str, dict[str, Any]]:
+        inputs = self.inputs
+        records = {
+            "conform": inputs.conform_record,
+            "brain_mask": inputs.brain_mask_record,
+            "bias_field": inputs.bias_field_record,
+            "registration": inputs.registration_record,
+            "segmentation": inputs.segmentation_record,
+            "measure": inputs.measure_record,
+        }
+        return {name: read_record(path) for name, path in records.items()}
+
+    def _write_images(self, tree: Path) -> None:
+        import nibabel as nib
+
+        from bagau_bids.preprocessing.conform import to_source
+
+        source = nib.load(self.inputs.source_file)
+        for field, (name, dtype) in NATIVE_IMAGES.items():
+            data, _ = load_image(getattr(self.inputs, field))
+            path = self._path(tree, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_source(data.astype(dtype), source, dtype).to_filename(path)
+
+    def _copy_files(self, tree: Path) -> tuple[str, ...]:
+        """Copy what is final already; return which there were."""
+        there = tuple(
+            name
+            for name in (*FINAL_FILES, *TEMPLATE_FILES)
+            if isdefined(getattr(self.inputs, name))
+        )
+        for name in there:
+            copy_file(Path(getattr(self.inputs, name)), self._path(tree, name))
+        return there
+
+    def _write_sidecars(self, tree: Path, scan: Provenance, with_template: bool) -> None:
+        sidecars = image_sidecars(scan)
+        if with_template:
+            sidecars |= template_sidecars(scan)
+        sidecars["lesions_dseg"] |= column_descriptions("lesions")
+        sidecars["volumes_table"] = column_descriptions("volumes")
+        for name, content in sidecars.items():
+            write_json(sidecar_path(self._path(tree, name)), content)
+
+    def _record(
+        self, steps: dict[str, dict[str, Any]], scan: Provenance, made: list[Path]
+    ) -> dict[str, Any]:
+        """Describe how the scan was processed, for the reports and the group level."""
+        return {
+            "status": "complete",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": scan.source_uri,
+            "entities": self.inputs.entities,
+            "options": self.inputs.options,
+            "versions": library_versions(),
+            "steps": steps,
+            "outputs": made,
+        }
+
+
+class PutOutInputSpec(BaseInterfaceInputSpec):
+    """Inputs of `PutOut`."""
+
+    tree = Directory(exists=True, mandatory=True)
+    files = InputMultiObject(traits.Str(), mandatory=True, desc="paths relative to the tree")
+    output_dir = Directory(mandatory=True, desc="root of the derivative data set")
+
+
+class PutOutOutputSpec(TraitedSpec):
+    """Outputs of `PutOut`."""
+
+    written = traits.List(traits.Str(), desc="paths of files that were not there already")
+
+
+class PutOut(SimpleInterface):
+    """Copy a scan's derivatives into the output folder, each in one step, where they differ."""
+
+    input_spec = PutOutInputSpec
+    output_spec = PutOutOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime: Any) -> Any:
+        tree, output_dir = Path(self.inputs.tree), Path(self.inputs.output_dir)
+        self._results["written"] = [
+            name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
+        ]
+        return runtime
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the program, of Python, and of the libraries that results depend on."""
+    versions = {"bagau-bids": __version__, "python": platform.python_version()}
+    return versions | {name: version(name) for name in LIBRARIES}
+
+
+def column_descriptions(table: str) -> dict[str, Any]:
+    """Read what the columns of a table mean (``data/tables``), for its sidecar."""
+    source = files("bagau_bids.data").joinpath("tables", f"{table}.json")
+    return json.loads(source.read_text(encoding="utf-8"))

@@ -1,0 +1,185 @@
+"""How nodes are run: one after another, or in parallel processes that may be killed.
+
+When the system kills a worker (out of memory, most often), nipype 1.11 waits for its result for
+ever, because the exception of a broken pool is raised in a callback where nobody sees it. Here
+the step is reported as failed and a new pool goes on with the others.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+
+from bagau_bids.config import Resources
+from bagau_bids.errors import UsageError
+
+KILLED = "a worker process was killed"
+MEMORY_SHARE = 0.9  # of what there is, used where no amount is given
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+StatusCallback = Callable[[Any, str], None]
+
+
+def runs_in_this_process(resources: Resources, debug: Sequence[str] = ()) -> bool:
+    """Tell whether nodes run one after another in the main process."""
+    return "pdb" in debug or (resources.plugin_file is None and resources.nprocs == 1)
+
+
+def choose_plugin(
+    resources: Resources, status_callback: StatusCallback, debug: Sequence[str] = ()
+) -> Any:
+    """Make the nipype plugin that a run asks for.
+
+    Parameters
+    ----------
+    resources : Resources
+        Processes, memory, and the file of ``--use-plugin``.
+    status_callback : callable
+        Told of each node and ``start``, ``end`` or ``exception``.
+    debug : sequence of str
+        With ``pdb`` nodes run one after another in this process, whatever else is asked for.
+
+    Returns
+    -------
+    plugin object, for the argument ``plugin`` of a nipype workflow's ``run``
+
+    Raises
+    ------
+    UsageError
+        If the plugin file cannot be used.
+    """
+    name, arguments = "MultiProc", dict[str, Any]()
+    if runs_in_this_process(resources, debug):
+        name = "Linear"
+    elif resources.plugin_file is not None:
+        name, arguments = read_plugin_file(resources.plugin_file)
+    arguments = {**arguments, "status_callback": status_callback}
+    if name != "MultiProc":
+        return _nipype_plugin(name, arguments, resources.plugin_file)
+    defaults = {
+        "n_procs": resources.nprocs,
+        "memory_gb": resources.mem_gb or MEMORY_SHARE * available_memory_gb(),
+        "n_gpu_procs": 1,
+        "raise_insufficient": False,
+        "mp_context": "forkserver",
+    }
+    return SturdyMultiProcPlugin({**defaults, **arguments})
+
+
+def close_plugin(plugin: Any) -> None:
+    """End what a plugin may have left at work after an error."""
+    if isinstance(plugin, SturdyMultiProcPlugin):
+        plugin.close()
+
+
+def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read a nipype plugin and its arguments from YAML: ``plugin`` and ``plugin_args``.
+
+    Raises
+    ------
+    UsageError
+        If it is no such file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error})") from error
+    expected = "expected 'plugin: NAME' and, optionally, 'plugin_args:' with names and values"
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f"{path}: names no plugin; {expected}")
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise UsageError(f"{path}: plugin_args is a {type(arguments).__name__}; {expected}")
+    return content["plugin"], arguments
+
+
+def available_memory_gb() -> float:
+    """Memory (GB) that this process may use: that of the machine or of its control group."""
+    from nipype.utils.profiler import get_system_total_memory_gb
+
+    limits = [get_system_total_memory_gb()]
+    for path in CGROUP_LIMITS:
+        try:
+            limits.append(int(path.read_text()) / 1024**3)
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(limits)
+
+
+def _nipype_plugin(name: str, arguments: dict[str, Any], path: Path | None) -> Any:
+    from nipype.pipeline import plugins
+
+    plugin = getattr(plugins, f"{name}Plugin", None)
+    known = sorted(item.removesuffix("Plugin") for item in dir(plugins) if item.endswith("Plugin"))
+    usable = [item for item in known if not item.endswith("Graph")]
+    if plugin is None or name not in usable:
+        why = "hands the graph over and cannot say how it ended" if plugin else "is not known"
+        raise UsageError(f"{path}: plugin {name} {why}; expected one of {', '.join(usable)}")
+    return plugin(plugin_args=arguments)
+
+
+class SturdyMultiProcPlugin(MultiProcPlugin):
+    """MultiProc whose run goes on when a worker dies.
+
+    The traceback of a task whose worker died is `KILLED`; with several tasks at work nobody can
+    say whose worker it was, so all of them have it.
+    """
+
+    def __init__(self, plugin_args: dict[str, Any]) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self.pool = self._new_pool()  # the one nipype made has not started any process
+
+    def close(self) -> None:
+        """Forget what is waiting; tasks at work are not waited for."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
+        self._taskid += 1
+        taskid = self._taskid
+        try:
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        except BrokenProcessPool:
+            self.close()
+            self.pool = self._new_pool()
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        self._task_obj[taskid] = future
+        future.add_done_callback(lambda done: self._keep_result(taskid, done))
+        return taskid
+
+    def _keep_result(self, taskid: int, future: Future) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._taskresult[taskid] = future.result()
+        else:
+            text = KILLED if isinstance(error, BrokenProcessPool) else repr(error)
+            self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=self.processors,
+            initializer=_prepare_worker,
+            initargs=(self._cwd,),
+            mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
+        )
+
+
+def _prepare_worker(folder: str) -> None:
+    """Set up a worker: its folder, and no log lines on the terminal besides the main process's."""
+    process_initializer(folder)
+    logging.captureWarnings(True)
+    for name in ("nipype", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False

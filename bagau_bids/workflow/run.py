@@ -1,0 +1,492 @@
+"""Running all scans: work folder, plugin, progress, and what became of each scan."""
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import bids_uri, derivative_path, find_brain_mask, write_json
+from bagau_bids.bids.description import derivative_links, write_dataset_files
+from bagau_bids.bids.scans import Scan
+from bagau_bids.config import Config
+from bagau_bids.errors import InputImageError, UsageError
+
+if TYPE_CHECKING:
+    from nipype.pipeline import engine as pe
+
+    from bagau_bids.preprocessing.template import Template
+    from bagau_bids.workflow.flair import Materials
+
+TEMPLATE_DATASETS = {"MNI152NLin2009cSym": "templateflow", "ICBM152NLin2009aSym": "nilearn"}
+LOCK_FILE = ".lock"
+MEMORY_ADVICE = (
+    "was killed while it worked, most likely for lack of memory (the log of the system or of the "
+    "batch system says so); give the run more memory, or fewer steps at once with --nprocs or "
+    "--mem-gb, then run the same command again: it continues"
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """What is told of the run while it lasts; a scan is named by its stem."""
+
+    def step_started(self, scan: str, step: str) -> None:
+        """Say that a step begins."""
+
+    def step_finished(self, scan: str, step: str, seconds: float) -> None:
+        """Say that a step is done; one whose result was there already takes 0 s."""
+
+    def scan_finished(self, scan: str) -> None:
+        """Say that all outputs of a scan are written."""
+
+    def scan_failed(self, scan: str, reason: str) -> None:
+        """Say that a scan failed and why."""
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What became of one scan.
+
+    Attributes
+    ----------
+    scan
+        The scan.
+    ok
+        Whether all its outputs are written.
+    reason
+        Why not, in the words of the error; empty if ok.
+    step
+        The step that failed; empty if none had begun.
+    crash_file
+        Where the details are, if there are any.
+    """
+
+    scan: Scan
+    ok: bool
+    reason: str = ""
+    step: str = ""
+    crash_file: Path | None = None
+
+
+def run_participants(
+    config: Config, scans: Sequence[Scan], template: "Template", progress: Progress
+) -> list[ScanResult]:
+    """Process scans, each to its end or to its own failure.
+
+    A step whose result is in the work folder already, made from the same content with the same
+    options by the same version, is not computed again.
+
+    Parameters
+    ----------
+    config : Config
+        The run. With ``execution.dry_run`` the workflow is built and nothing is run.
+    scans : sequence of Scan
+        What to process.
+    template : Template
+        The template of ``config.processing``.
+    progress : Progress
+        Told what happens.
+
+    Returns
+    -------
+    list of ScanResult
+        One a scan, in order; empty for a dry run.
+
+    Raises
+    ------
+    UsageError
+        If the output folder or the plugin file cannot be used.
+    MissingResourceError
+        If the weights are not there.
+    """
+    for note in write_dataset_files(
+        config.output_dir, bids_dir=config.bids_dir, processing=config.processing
+    ):
+        _logger.warning(note)
+    tracker = _Tracker(progress)
+    with ExitStack() as stack:
+        stack.enter_context(_configured_nipype(config))
+        workflows = _build_all(config, scans, template, tracker)
+        if config.execution.write_graph and workflows:
+            _write_graph(config, workflows)
+        if config.execution.dry_run:
+            return []
+        free = _enter_work_folders(config, workflows, tracker, stack)
+        _run_all(config, free, tracker)
+    results = [tracker.result(scan) for scan in scans]
+    for result in results:
+        if result.ok and config.execution.rm_work_on_success:
+            shutil.rmtree(_work_folder(config, result.scan), ignore_errors=True)
+        if result.scan in tracker.failed:
+            _record_failure(config, result)
+    return results
+
+
+def _build_all(
+    config: Config, scans: Sequence[Scan], template: "Template", tracker: "_Tracker"
+) -> dict[Scan, "pe.Workflow"]:
+    """Build the workflow of each scan for which that is possible."""
+    workflows = {}
+    for scan in scans:
+        try:
+            workflows[scan] = _build(config, scan, template)
+        except InputImageError as error:
+            tracker.fail(scan, str(error))
+    tracker.watch(workflows)
+    return workflows
+
+
+def _enter_work_folders(
+    config: Config,
+    workflows: Mapping[Scan, "pe.Workflow"],
+    tracker: "_Tracker",
+    stack: ExitStack,
+) -> dict[Scan, "pe.Workflow"]:
+    """Take the work folder of each scan, and return the workflows of those that were free."""
+    free = {}
+    for scan, workflow in workflows.items():
+        try:
+            stack.enter_context(_own_work_folder(config, scan))
+        except UsageError as error:
+            tracker.fail(scan, str(error))
+        else:
+            free[scan] = workflow
+    return free
+
+
+def _build(config: Config, scan: Scan, template: "Template") -> "pe.Workflow":
+    """Build the workflow of one scan, its crash files going to the participant's folder."""
+    from bagau_bids.workflow.flair import init_flair_wf
+
+    workflow = init_flair_wf(
+        scan=scan,
+        bids_dir=config.bids_dir,
+        output_dir=config.output_dir,
+        materials=_materials(config, scan, template),
+        processing=config.processing,
+        resources=config.resources,
+    )
+    for node in _nodes(workflow):
+        node.config["execution"]["crashdump_dir"] = str(_crash_folder(config, scan))
+        if "debug" in node.inputs.trait_names():
+            node.inputs.debug = "pdb" in config.execution.debug
+    return workflow
+
+
+def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
+    from bagau_bids.network.weights import find_weights
+    from bagau_bids.workflow.flair import Materials
+
+    processing = config.processing
+    dataset = TEMPLATE_DATASETS[template.name]
+    others = derivative_links(processing.derivatives)
+    mask = find_brain_mask(others, scan.entities)
+    return Materials(
+        template=template,
+        template_uris={
+            part: bids_uri(dataset, f"tpl-{template.name}/{path.name}")
+            for part, path in (
+                ("t1w", template.t1w),
+                ("wm_probseg", template.wm_probseg),
+                ("brain_mask", template.brain_mask),
+            )
+        },
+        weights=processing.weights or (find_weights(processing.model),),
+        brain_mask=mask,
+        brain_mask_uri=_uri_in(others, mask) if mask else "",
+    )
+
+
+def _uri_in(datasets: Mapping[str, Path], path: Path) -> str:
+    name, root = next(item for item in datasets.items() if path.is_relative_to(item[1]))
+    return bids_uri(name, path.relative_to(root))
+
+
+def _run_all(config: Config, workflows: Mapping[Scan, "pe.Workflow"], tracker: "_Tracker") -> None:
+    """Run all workflows; scans that a killed worker took down are tried again, one by one."""
+    from bagau_bids.workflow.plugins import runs_in_this_process
+
+    serial = runs_in_this_process(config.resources, config.execution.debug)
+    groups = [[scan] for scan in workflows] if serial else [list(workflows)]
+    for group in groups:
+        _run({scan: workflows[scan] for scan in group}, config, tracker)
+        if config.execution.stop_on_first_crash and tracker.failed:
+            return
+    for scan in tracker.take_killed():
+        _logger.warning("%s: a worker was killed; trying again with nothing beside it", scan.stem)
+        _run({scan: workflows[scan]}, config, tracker)
+    for scan in tracker.take_killed():
+        tracker.fail(scan, f"{scan.path}: {MEMORY_ADVICE}")
+
+
+def _run(workflows: Mapping[Scan, "pe.Workflow"], config: Config, tracker: "_Tracker") -> None:
+    """Run some workflows together; what fails is left with the tracker."""
+    from nipype.pipeline import engine as pe
+
+    from bagau_bids.workflow.plugins import choose_plugin, close_plugin
+
+    if not workflows:
+        return
+    together = pe.Workflow(_top_name(), base_dir=config.execution.work_dir)
+    together.add_nodes(list(workflows.values()))
+    plugin = choose_plugin(config.resources, tracker.status, config.execution.debug)
+    children = set(multiprocessing.active_children())
+    try:
+        together.run(plugin=plugin)
+    except Exception:
+        if not tracker.saw_exception:
+            raise
+        _logger.debug("nipype ended with", exc_info=True)
+    finally:
+        close_plugin(plugin)
+        for child in set(multiprocessing.active_children()) - children:
+            child.terminate()
+        if config.execution.resource_monitor:
+            _keep_resource_monitor(config)
+    tracker.settle(workflows)
+
+
+def _record_failure(config: Config, result: ScanResult) -> None:
+    """Leave a processing record that says why a scan failed, for the reports."""
+    from bagau_bids.workflow.flair import result_options
+
+    failure = {"step": result.step, "message": result.reason}
+    if result.crash_file is not None:
+        failure["crash_file"] = result.crash_file.relative_to(config.output_dir).as_posix()
+    write_json(
+        derivative_path(config.output_dir, result.scan.entities, "record"),
+        {
+            "status": "failed",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": bids_uri("raw", result.scan.path.relative_to(config.bids_dir)),
+            "entities": result.scan.entities,
+            "options": result_options(config.processing),
+            "versions": {"bagau-bids": __version__},
+            "failure": failure,
+            "steps": {},
+        },
+    )
+
+
+def _top_name() -> str:
+    """Name of the work folder of this version: another version computes anew."""
+    return "bagau_" + __version__.replace(".", "_").replace("+", "_")
+
+
+def _work_folder(config: Config, scan: Scan) -> Path:
+    from bagau_bids.workflow.flair import workflow_name
+
+    return config.execution.work_dir / _top_name() / workflow_name(scan.stem)
+
+
+def _crash_folder(config: Config, scan: Scan) -> Path:
+    return config.output_dir / f"sub-{scan.subject}" / "log" / config.run_uuid
+
+
+def _nodes(workflow: "pe.Workflow") -> list[Any]:
+    """Return all nodes of a workflow, those of workflows inside it too."""
+    return [workflow.get_node(name) for name in workflow.list_node_names()]
+
+
+@contextmanager
+def _own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
+    """Keep other runs out of a scan's work folder, and empty it first where that was asked for."""
+    folder = _work_folder(config, scan)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another run works on this scan there; wait for it, or choose another "
+                "--work-dir"
+            ) from error
+        except OSError:
+            _logger.debug("%s: the file system has no locks", folder)
+        if config.execution.clean_workdir:
+            for item in folder.iterdir():
+                if item.is_dir():
+                    shutil.rmtree(item)
+        yield
+
+
+@contextmanager
+def _configured_nipype(config: Config) -> Iterator[None]:
+    """Set nipype up for this run, and back afterwards."""
+    os.environ.setdefault("NIPYPE_NO_ET", "1")  # it asks a server for its newest version
+    os.environ.setdefault("NO_ET", "1")
+    from nipype import config as nipype_config
+
+    before = {name: dict(section) for name, section in nipype_config._sections.items()}
+    nipype_config.update_config(
+        {
+            "execution": {
+                "check_version": "false",
+                "crashfile_format": "txt",
+                "create_report": "false",
+                "hash_method": "content",
+                "job_finished_timeout": "65",
+                "poll_sleep_duration": "0.1",
+                "remove_unnecessary_outputs": "false",
+                "stop_on_first_crash": str(config.execution.stop_on_first_crash).lower(),
+                "use_relative_paths": "true",
+            },
+            "monitoring": {"enabled": str(config.execution.resource_monitor).lower()},
+        }
+    )
+    if config.execution.resource_monitor:
+        nipype_config.enable_resource_monitor()
+    try:
+        yield
+    finally:
+        nipype_config.update_config(before)
+
+
+def _keep_resource_monitor(config: Config) -> None:
+    """Copy nipype's measurements beside the log."""
+    measured = config.execution.work_dir / _top_name() / "resource_monitor.json"
+    if measured.is_file():
+        config.log_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(measured, config.log_dir / measured.name)
+
+
+def _write_graph(config: Config, workflows: Mapping[Scan, "pe.Workflow"]) -> None:
+    """Write the graph of one scan beside the log; all scans have the same."""
+    workflow = next(iter(workflows.values()))
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    workflow.write_graph(
+        dotfilename=str(config.log_dir / "graph.dot"),
+        graph2use="colored",
+        format="svg" if shutil.which("dot") else "dot",
+    )
+
+
+@dataclass
+class _Trouble:
+    """A node that raised: where to read why."""
+
+    step: str
+    full_name: str
+    node_dir: Path
+    crash_dir: Path
+
+
+class _Tracker:
+    """Listens to nipype, tells the progress, and knows in the end what became of each scan."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._scans: dict[str, Scan] = {}
+        self._started: dict[str, float] = {}
+        self._troubles: dict[Scan, _Trouble] = {}
+        self._killed: list[Scan] = []
+        self._done: set[Scan] = set()
+        self.failed: dict[Scan, ScanResult] = {}
+
+    @property
+    def saw_exception(self) -> bool:
+        """Whether any node raised."""
+        return bool(self._troubles or self._killed or self.failed)
+
+    def watch(self, workflows: Mapping[Scan, "pe.Workflow"]) -> None:
+        """Learn which workflow belongs to which scan."""
+        self._scans = {workflow.name: scan for scan, workflow in workflows.items()}
+
+    def status(self, node: Any, status: str) -> None:
+        """Take note of what nipype says of a node: ``start``, ``end`` or ``exception``."""
+        from bagau_bids.workflow.flair import STEPS
+        from bagau_bids.workflow.interfaces import FAILURE_FILE
+
+        scan = self._scans[node.fullname.split(".")[1]]
+        if scan in self._troubles or scan in self.failed:
+            return  # nipype's Linear plugin reports the end of nodes that it skipped
+        if status == "start":
+            Path(node.output_dir(), FAILURE_FILE).unlink(missing_ok=True)
+            self._started[node.fullname] = time.monotonic()
+            self._progress.step_started(scan.stem, node.name)
+        elif status == "end":
+            started = self._started.pop(node.fullname, None)
+            seconds = 0.0 if started is None else time.monotonic() - started
+            self._progress.step_finished(scan.stem, node.name, seconds)
+            if node.name == STEPS[-1]:
+                self._done.add(scan)
+                self._progress.scan_finished(scan.stem)
+        else:
+            self._troubles[scan] = _Trouble(
+                step=node.name,
+                full_name=node.fullname,
+                node_dir=Path(node.output_dir()),
+                crash_dir=Path(node.config["execution"]["crashdump_dir"]),
+            )
+
+    def settle(self, scans: Iterable[Scan]) -> None:
+        """Find out why scans failed, now that their crash files are written."""
+        from bagau_bids.workflow.plugins import KILLED
+
+        for scan in scans:
+            trouble = self._troubles.pop(scan, None)
+            if trouble is None:
+                continue
+            crash_file = _crash_file(trouble)
+            text = crash_file.read_text(errors="replace") if crash_file else ""
+            if KILLED in text:
+                self._killed.append(scan)
+                continue
+            self.fail(scan, _reason(trouble, text, crash_file), trouble.step, crash_file)
+
+    def take_killed(self) -> list[Scan]:
+        """Return the scans that a killed worker took down, and forget them."""
+        killed, self._killed = self._killed, []
+        return killed
+
+    def fail(
+        self, scan: Scan, reason: str, step: str = "", crash_file: Path | None = None
+    ) -> None:
+        """Count a scan as failed."""
+        self.failed[scan] = ScanResult(scan, False, reason, step, crash_file)
+        self._progress.scan_failed(scan.stem, reason)
+
+    def result(self, scan: Scan) -> ScanResult:
+        """Tell what became of a scan."""
+        if scan in self._done:
+            return ScanResult(scan, True)
+        if scan in self.failed:
+            return self.failed[scan]
+        return ScanResult(scan, False, "not processed: the run stopped at another scan's failure")
+
+
+def _crash_file(trouble: _Trouble) -> Path | None:
+    """Find the newest crash file that nipype wrote for a node."""
+    first_line = f"Node: {trouble.full_name}\n"
+    found = sorted(trouble.crash_dir.glob(f"crash-*-{trouble.step}-*.txt"), reverse=True)
+    for path in found:
+        with path.open(errors="replace") as stream:
+            if stream.readline() == first_line:
+                return path
+    return None
+
+
+def _reason(trouble: _Trouble, crash_text: str, crash_file: Path | None) -> str:
+    """Say why a node failed: in its own words where it left some."""
+    from bagau_bids.workflow.interfaces import FAILURE_FILE
+
+    try:
+        failure = json.loads((trouble.node_dir / FAILURE_FILE).read_text(encoding="utf-8"))
+        if failure["explained"]:
+            return failure["message"]
+        message = failure["message"]
+    except (OSError, ValueError, KeyError):
+        lines = [line.strip() for line in crash_text.splitlines() if line.strip()]
+        message = lines[-1] if lines else "no reason was given"
+    return f"step {trouble.step} failed unexpectedly: {message}; details are in {crash_file}"

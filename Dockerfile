@@ -32,7 +32,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=templates /opt/templateflow /opt/templateflow
 # TEMPLATEFLOW_HOME stays unset, so that whoever runs the image can set it; the client's default
 # folder leads to the store of the image.
-RUN useradd --create-home --shell /bin/bash bagau \
+RUN useradd --uid 1000 --create-home --shell /bin/bash bagau \
     && mkdir -p /home/bagau/.cache \
     && ln -s /opt/templateflow /home/bagau/.cache/templateflow \
     && chmod -R go=u /home/bagau
@@ -44,6 +44,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     NO_ET=1 \
     PYTHONDONTWRITEBYTECODE=1
-USER bagau
+USER 1000
 WORKDIR /tmp
 ENTRYPOINT ["bagau-bids"]

@@ -17,7 +17,6 @@ from bagau_bids.errors import UsageError
 
 BIDS_VERSION = "1.11.1"
 NAME = "bagau-bids"
-CODE_URL = "https://bids-apps.neuroimaging.io/"
 LINKS = {
     "templateflow": "https://github.com/templateflow/templateflow",
     "nilearn": "https://github.com/nilearn/nilearn",
@@ -176,7 +175,7 @@ def _location(output_dir: Path, other: Path) -> str:
 
 
 def _description(bids_dir: Path, links: Mapping[str, str]) -> dict[str, Any]:
-    generator: dict[str, Any] = {"Name": NAME, "Version": __version__, "CodeURL": CODE_URL}
+    generator: dict[str, Any] = {"Name": NAME, "Version": __version__}
     container = _container()
     if container:
         generator["Container"] = container

@@ -31,9 +31,9 @@ class LesionSettings:
     labelled_probability: float = 0.3
     keep_component: Range = (0.2, 1.0)
     shift_sd_mm: float = 3.0
-    band_width_mm: Range = (1.5, 7.0)
+    band_width_mm: Range = (1.0, 5.0)
     punctate_count: tuple[int, int] = (1, 25)
-    radius_mm: Range = (0.8, 4.0)
+    radius_mm: Range = (0.9, 5.0)
     confluent_probability: float = 0.35
     contrast: Range = (0.2, 0.9)
     softness_mm: Range = (0.3, 1.0)
@@ -223,7 +223,7 @@ def paint_lesions(
     softness = draw.uniform(settings.softness_mm)
     soft = blur(lesions.float(), tuple(softness / mm for mm in spacing_mm))
     uneven = draw.smooth_field(shape, spacing_mm, draw.uniform((6.0, 18.0)))
-    uneven.mul_(draw.uniform((0.05, 0.3))).add_(1.0).clamp_(0.3, 2.0)
+    uneven.mul_(draw.uniform((0.05, 0.4))).add_(1.0).clamp_(0.3, 2.0)
     image.addcmul_(soft * uneven, level, value=contrast)
     if draw.chance(settings.dirty_probability):
         reach = draw.uniform((2.0, 6.0))

@@ -1,0 +1,369 @@
+"""Pictures of a scan: mosaics of slices with outlines or a colour overlay, and a histogram.
+
+Volumes come in RAS order (`bagau_bids.spaces.reorient`): axis 0 runs to the participant's
+right, axis 1 to the front, axis 2 up. Slices are shown as they were scanned, never resampled
+across slices of an oblique grid, with the true aspect of their voxels. All pictures follow
+the radiological convention: the participant's right is on the left of the picture; letters
+on every slice say so.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from scipy import ndimage
+
+DPI = 100
+GAP = 4  # pixels between slices
+FOOTER = 34  # pixels below the slices, for the line that names the convention
+MARGIN_MM = 6.0
+# In-plane axes of the slices across each axis: (picture columns, picture rows). A column axis
+# is shown reversed so that right lies on the left and the front on the left; rows run from
+# the front, or from the top, downwards.
+PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}
+PLANE_NAMES = {0: "sagittal", 1: "coronal", 2: "axial"}
+LOW_LETTER = {0: "L", 1: "P", 2: "I"}
+HIGH_LETTER = {0: "R", 1: "A", 2: "S"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One slice of a mosaic.
+
+    Parameters
+    ----------
+    axis, index : int
+        The slice: ``data.take(index, axis)`` of a volume in RAS order.
+    columns, rows : (n,) arrays
+        Voxel position, along the plane's axes, of every picture column and row.
+    left, top : int
+        Pixel of the tile's corner in the mosaic.
+    """
+
+    axis: int
+    index: int
+    columns: np.ndarray
+    rows: np.ndarray
+    left: int
+    top: int
+
+    def sample(self, data: np.ndarray) -> np.ndarray:
+        """Read a volume off at the tile's pixels, (rows, columns) float array, linearly."""
+        plane = np.asarray(data.take(self.index, axis=self.axis), dtype=np.float32)
+        grid = np.meshgrid(self.columns, self.rows)
+        return ndimage.map_coordinates(plane, grid, order=1, mode="nearest")
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of the mosaic that the tile covers."""
+        return (
+            slice(self.top, self.top + len(self.rows)),
+            slice(self.left, self.left + len(self.columns)),
+        )
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Where slices lie on a picture of ``height`` x ``width`` pixels, footer included."""
+
+    tiles: tuple[Tile, ...]
+    height: int
+    width: int
+    affine: np.ndarray
+
+    def assemble(self, data: np.ndarray, background: float = 0.0) -> np.ndarray:
+        """Lay out the slices of a volume, (height, width) float array, linear interpolation.
+
+        `background` fills what lies between the slices.
+        """
+        canvas = np.full((self.height, self.width), background, dtype=np.float32)
+        for tile in self.tiles:
+            canvas[tile.place] = tile.sample(data)
+        return canvas
+
+
+def scan_axis(affine: np.ndarray) -> int:
+    """Axis across the slices: that of the largest voxel spacing, axis 2 if hardly larger.
+
+    A volume with spacings within 1.5 of each other counts as three-dimensional and is shown
+    in axial slices.
+    """
+    spacing = _spacing(affine)
+    axis = int(np.argmax(spacing))
+    return axis if spacing[axis] > 1.5 * np.median(spacing) else 2
+
+
+def spread_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:
+    """At most `count` slices spread evenly over the extent of a mask, in order.
+
+    Over the whole axis where the mask is empty.
+    """
+    low, high = _extent(mask, axis)
+    count = min(count, high - low + 1)
+    return [int(index) for index in np.linspace(low, high, count + 2)[1:-1].round()]
+
+
+def busiest_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:
+    """At most `count` slices through a mask, in order; all that it touches if they fit.
+
+    Otherwise the touched slices are cut into `count` runs of neighbours and the slice with
+    the largest area of each run is taken.
+    """
+    others = tuple(other for other in range(3) if other != axis)
+    area = np.count_nonzero(mask, axis=others)
+    touched = np.flatnonzero(area)
+    if len(touched) <= count:
+        return touched.tolist()
+    return [int(run[np.argmax(area[run])]) for run in np.array_split(touched, count)]
+
+
+def balanced_columns(count: int) -> int:
+    """Slices a row, 3 to 6, that leave the fewest places of the last row empty."""
+    if count <= 5:
+        return max(count, 3)
+    return max((4, 5, 6), key=lambda columns: (-(-count % columns), columns))
+
+
+def mosaic(
+    strips: Sequence[tuple[int, Sequence[int]]],
+    region: np.ndarray,
+    affine: np.ndarray,
+    *,
+    columns: int,
+    width: int = 1400,
+) -> Mosaic:
+    """Arrange slices in rows, all cropped to the bounding box of a region and a margin.
+
+    Parameters
+    ----------
+    strips : sequence of (axis, indices)
+        Slices across one axis each; every strip starts on a new row. Superior, anterior and
+        right slices come first.
+    region : (X, Y, Z) bool array
+        In RAS order; everything is shown where it is empty.
+    affine : (4, 4) array
+        Voxel to world (mm) of the RAS-ordered grid.
+    columns : int
+        Slices a row.
+    width : int
+        Width of the picture in pixels.
+    """
+    spacing = _spacing(affine)
+    bounds = [_crop(region, axis, spacing[axis]) for axis in range(3)]
+    room = (width - GAP * (columns + 1)) / columns
+    tiles: list[Tile] = []
+    top = GAP
+    for axis, indices in strips:
+        across, down = PLANES[axis]
+        size_mm = [(high - low) * spacing[a] for a, (low, high) in enumerate(bounds)]
+        pixel_mm = max(size_mm[across] / room, size_mm[down] / (1.3 * room))
+        column_positions = _positions(bounds[across], spacing[across], pixel_mm)
+        row_positions = _positions(bounds[down], spacing[down], pixel_mm)
+        for number, index in enumerate(sorted(indices, reverse=True)):
+            row, column = divmod(number, columns)
+            left = GAP + int(column * (room + GAP) + (room - len(column_positions)) / 2)
+            tile_top = top + row * (len(row_positions) + GAP)
+            tiles.append(Tile(axis, int(index), column_positions, row_positions, left, tile_top))
+        top = tiles[-1].top + len(row_positions) + GAP if indices else top
+    return Mosaic(tuple(tiles), top + FOOTER, width, np.asarray(affine, dtype=float))
+
+
+def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -> bytes:
+    """Grey picture of the slices with letters and positions, PNG.
+
+    Parameters
+    ----------
+    layout : Mosaic
+    data : (X, Y, Z) array
+        In RAS order.
+    window : tuple of float
+        Values shown black and white.
+    """
+    figure, axes = _empty_figure(layout, transparent=False)
+    axes.imshow(layout.assemble(data, window[0]), cmap="gray", vmin=window[0], vmax=window[1])
+    _annotate(axes, layout)
+    return _without_colours(_png(figure))
+
+
+def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0.5) -> bytes:
+    """Contour of a mask or probability on a transparent picture, PNG.
+
+    The contour is where the linearly interpolated volume crosses `level`.
+    """
+    figure, axes = _empty_figure(layout, transparent=True)
+    for tile in layout.tiles:
+        values = tile.sample(mask)
+        if values.max() <= level:
+            continue
+        rows, columns = (np.arange(piece.start, piece.stop) for piece in tile.place)
+        # A frame of zeros closes contours that run out of the picture.
+        closed = np.pad(values, 1)
+        columns = np.r_[columns[0], columns, columns[-1]]
+        rows = np.r_[rows[0], rows, rows[-1]]
+        axes.contour(columns, rows, closed, levels=[level], colors=[colour], linewidths=1.1)
+    return _png(figure)
+
+
+def draw_heat(
+    layout: Mosaic, probability: np.ndarray, colour_map: str = "plasma", lowest: float = 0.1
+) -> bytes:
+    """Probability in colours on a transparent picture with its colour bar, PNG.
+
+    Values below `lowest` stay invisible; opacity grows with the probability.
+    """
+    figure, axes = _empty_figure(layout, transparent=True)
+    values = np.clip(layout.assemble(probability), 0, 1)
+    shown = axes.imshow(
+        values,
+        cmap=colour_map,
+        vmin=0,
+        vmax=1,
+        alpha=np.where(values < lowest, 0, 0.35 + 0.5 * values),
+    )
+    bar_axes = figure.add_axes(
+        (1 - 260 / layout.width, 20 / layout.height, 240 / layout.width, 8 / layout.height)
+    )
+    bar_axes.imshow(
+        np.linspace(lowest, 1, 256)[None], cmap=shown.cmap, vmin=0, vmax=1, aspect="auto"
+    )
+    bar_axes.set_yticks([])
+    bar_axes.set_xticks([0, 255], labels=[f"{lowest:g}", "1"])
+    bar_axes.tick_params(colors="white", labelsize=8, length=0, pad=2)
+    bar_axes.set_title("probability", color="white", fontsize=8, loc="center", y=-2.6)
+    return _png(figure)
+
+
+def stack(*layers: bytes) -> bytes:
+    """One PNG of several of one size, the later over the earlier."""
+    images = [Image.open(io.BytesIO(layer)).convert("RGBA") for layer in layers]
+    result = images[0]
+    for image in images[1:]:
+        result = Image.alpha_composite(result, image)
+    buffer = io.BytesIO()
+    result.convert("RGB").save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> bytes:
+    """Histogram of lesion volumes on a logarithmic axis, PNG.
+
+    Parameters
+    ----------
+    sizes_mm3 : sequence of float
+        Volume of each lesion; at least one.
+    voxel_mm3 : float
+        Volume of one voxel: the first bar starts there.
+    """
+    figure = Figure(figsize=(7, 2.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    top = max(float(max(sizes_mm3)), voxel_mm3 * 10)
+    steps = max(int(np.ceil(np.log2(top / voxel_mm3))) + 1, 2)
+    edges = [voxel_mm3 * 2.0 ** (step - 0.5) for step in range(steps + 1)]
+    axes.hist(sizes_mm3, bins=edges, color="#3a6ea5", edgecolor="white")
+    axes.set_xscale("log")
+    axes.set_xlabel("lesion volume (mm³)")
+    axes.set_ylabel("lesions")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def display_window(data: np.ndarray, brain_mask: np.ndarray) -> tuple[float, float]:
+    """Values to show black and white: 1st and 99.7th percentile in the brain.
+
+    Over the whole image where the mask is empty; never of no width.
+    """
+    inside = np.asarray(data)[np.asarray(brain_mask) != 0]
+    values = inside if inside.size else np.asarray(data).ravel()
+    low, high = (float(value) for value in np.percentile(values, [1, 99.7]))
+    low = min(low, low - 0.15 * (high - low))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _spacing(affine: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
+
+
+def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
+    """First and last slice that a mask touches, the whole axis where it is empty."""
+    others = tuple(other for other in range(3) if other != axis)
+    touched = np.flatnonzero(np.any(mask, axis=others))
+    return (int(touched[0]), int(touched[-1])) if touched.size else (0, mask.shape[axis] - 1)
+
+
+def _crop(region: np.ndarray, axis: int, spacing_mm: float) -> tuple[float, float]:
+    """Voxel edges of a region's bounding box with a margin, inside the image."""
+    low, high = _extent(region, axis)
+    margin = MARGIN_MM / spacing_mm
+    return max(low - 0.5 - margin, -0.5), min(high + 0.5 + margin, region.shape[axis] - 0.5)
+
+
+def _positions(bounds: tuple[float, float], spacing_mm: float, pixel_mm: float) -> np.ndarray:
+    """Voxel positions of the centres of picture pixels, from high to low."""
+    low, high = bounds
+    count = max(int((high - low) * spacing_mm / pixel_mm), 1)
+    return high - (np.arange(count) + 0.5) * (high - low) / count
+
+
+def _empty_figure(layout: Mosaic, *, transparent: bool) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(layout.width / DPI, layout.height / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.patch.set_facecolor(to_rgba("black", 0.0 if transparent else 1.0))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(-0.5, layout.width - 0.5)
+    axes.set_ylim(layout.height - 0.5, -0.5)
+    return figure, axes
+
+
+def _annotate(axes: Axes, layout: Mosaic) -> None:
+    """Write letters of direction, positions in mm, and the line that names the convention."""
+    style: dict[str, Any] = {
+        "color": "white",
+        "fontsize": 8,
+        "family": "DejaVu Sans",
+        "path_effects": [withStroke(linewidth=2, foreground="black")],
+    }
+    for tile in layout.tiles:
+        across, _ = PLANES[tile.axis]
+        right = tile.left + len(tile.columns) - 1
+        middle = tile.top + len(tile.rows) / 2
+        axes.text(tile.left + 2, middle, HIGH_LETTER[across], ha="left", va="center", **style)
+        axes.text(right - 2, middle, LOW_LETTER[across], ha="right", va="center", **style)
+        label = f"{'xyz'[tile.axis]} = {_slice_position_mm(tile, layout.affine):.0f} mm"
+        axes.text(tile.left + 3, tile.top + 3, label, ha="left", va="top", **style)
+    note = "Radiological view: R, the participant's right, is on the left of the picture."
+    axes.text(GAP + 4, layout.height - FOOTER / 2, note, va="center", **{**style, "fontsize": 9})
+
+
+def _slice_position_mm(tile: Tile, affine: np.ndarray) -> float:
+    """World coordinate, along the slice's axis, of the middle of what is shown."""
+    across, down = PLANES[tile.axis]
+    voxel = np.ones(4)
+    voxel[tile.axis] = tile.index
+    voxel[across], voxel[down] = tile.columns.mean(), tile.rows.mean()
+    return float((affine @ voxel)[tile.axis])
+
+
+def _without_colours(png: bytes) -> bytes:
+    """Keep the grey levels of a PNG only: a third of the size."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("L").save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

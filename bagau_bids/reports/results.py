@@ -1,0 +1,239 @@
+"""What the derivatives folder holds of each scan; the only thing that reports read."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
+from bagau_bids.errors import ProcessingError
+
+# Files without which a scan counts as incomplete.
+EXPECTED = (
+    "wmh_mask",
+    "wmh_probseg",
+    "brain_mask",
+    "preproc_flair",
+    "wm_atlas",
+    "volumes_table",
+    "lesions_table",
+)
+COMPLETE, INCOMPLETE, FAILED = "complete", "incomplete", "failed"
+# Volumes of the brain mask (ml) outside which it is probably wrong, in adults.
+PLAUSIBLE_BRAIN_ML = (1000.0, 1900.0)
+# Brain at the lower edge (cm2) beyond what a brain stem with the cerebellar tonsils shows.
+BRAIN_STEM_CM2 = 30.0
+
+
+@dataclass(frozen=True)
+class ScanResults:
+    """The derivatives of one FLAIR.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives.
+    entities : dict
+        Entities of the source scan under their short names.
+    record : dict
+        Content of the processing record, empty where it is missing or cannot be read.
+    """
+
+    output_dir: Path
+    entities: dict[str, str]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """Entities as in file names, e.g. ``sub-01_ses-2_run-1``."""
+        return source_stem(self.entities)
+
+    @property
+    def title(self) -> str:
+        """What tells this scan from the others of its participant, in words."""
+        names = {"ses": "Session", "acq": "acquisition", "ce": "contrast", "rec": "reconstruction"}
+        parts = [
+            f"{names.get(key, key)} {value}"
+            for key, value in self.entities.items()
+            if key != "sub"
+        ]
+        title = ", ".join(parts) or "FLAIR"
+        return title[0].upper() + title[1:]
+
+    def path(self, name: str) -> Path:
+        """Where a derivative is expected, under its name in ``data/derivatives.json``."""
+        return derivative_path(self.output_dir, self.entities, name, template=self.template)
+
+    @property
+    def template(self) -> str:
+        """Template of the white-matter map: from the record, else from the file's name."""
+        recorded = self.record.get("options", {}).get("template")
+        if recorded:
+            return str(recorded)
+        folder = self.output_dir / source_folder(self.entities)
+        for path in sorted(folder.glob(f"{self.stem}_space-orig_atlas-*_label-WM_probseg.nii.gz")):
+            return path.name.split("_atlas-")[1].split("_")[0]
+        return "unknown"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of expected files that are not there."""
+        return tuple(name for name in EXPECTED if not self.path(name).is_file())
+
+    @property
+    def status(self) -> str:
+        """``failed`` as recorded, ``incomplete`` where files are missing, else ``complete``."""
+        if self.record.get("status") == FAILED:
+            return FAILED
+        return INCOMPLETE if self.missing or not self.record else COMPLETE
+
+    @property
+    def problem(self) -> str:
+        """Why the status is not ``complete``, in one line; empty otherwise."""
+        if self.status == FAILED:
+            failure = self.record.get("failure") or {}
+            return " ".join(str(failure.get("message") or "no reason was recorded").split())
+        absent = [self.path(name).name for name in self.missing]
+        if not self.record:
+            absent.append(self.path("record").name)
+        return f"missing or damaged: {', '.join(absent)}" if absent else ""
+
+    def step(self, name: str) -> dict[str, Any]:
+        """Record of one processing step, empty where there is none."""
+        return self.record.get("steps", {}).get(name) or {}
+
+    @property
+    def quality(self) -> dict[str, Any]:
+        """Quality figures as recorded, see `bagau_bids.measures.quality`."""
+        return self.step("measure").get("quality") or {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Notes of every step and what the quality figures mean, in plain words."""
+        notes = [str(note) for step in self.record.get("steps", {}) for note in self._notes(step)]
+        return (*notes, *quality_warnings(self.quality))
+
+    def _notes(self, step: str) -> list[Any]:
+        return list(self.step(step).get("notes") or ())
+
+
+def find_results(output_dir: Path, participant_label: str | None = None) -> list[ScanResults]:
+    """Find every scan of which anything was written.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives.
+    participant_label : str or None
+        Without ``sub-``; None takes all participants.
+
+    Returns
+    -------
+    list of ScanResults
+        In the order of the stems, numbers by their value.
+    """
+    subject = "sub-*" if participant_label is None else f"sub-{participant_label}"
+    stems = {
+        stem: _entities(stem)
+        for pattern in (f"{subject}/anat/sub-*", f"{subject}/ses-*/anat/sub-*")
+        for path in output_dir.glob(pattern)
+        if (stem := _stem(path.name))
+    }
+    ordered = sorted(stems, key=natural_key)
+    return [_read(output_dir, stems[stem]) for stem in ordered]
+
+
+def read_table(path: Path) -> list[dict[str, float | str | None]]:
+    """Read a BIDS table: numbers as float, ``n/a`` as None.
+
+    Raises
+    ------
+    ProcessingError
+        If it cannot be read, or a row is shorter or longer than the header.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream, delimiter="\t")
+        return [
+            {name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows
+        ]
+    except (OSError, ValueError) as error:
+        raise ProcessingError(
+            f"{path}: cannot be read as a table ({error}); expected tab-separated columns under "
+            "one header: process the scan again"
+        ) from error
+
+
+def quality_warnings(quality: dict[str, Any]) -> Iterator[str]:
+    """Say in plain words which quality figures ask for a look."""
+    volume = quality.get("brain_volume_ml")
+    low, high = PLAUSIBLE_BRAIN_ML
+    if volume is not None and not low <= volume <= high:
+        yield (
+            f"The brain mask holds {volume:.0f} ml; an adult brain has {low:.0f} to {high:.0f} "
+            "ml: look at its outline below."
+        )
+    if (quality.get("cut_superior_cm2") or 0) > 0:
+        yield (
+            f"The brain reaches the upper edge of the image "
+            f"({quality['cut_superior_cm2']:.0f} cm²): its top was probably not scanned, and "
+            "lesions there are not counted."
+        )
+    if (quality.get("cut_inferior_cm2") or 0) > BRAIN_STEM_CM2:
+        yield (
+            f"The brain reaches the lower edge of the image "
+            f"({quality['cut_inferior_cm2']:.0f} cm²): its lower part was probably not scanned, "
+            "and lesions there are not counted."
+        )
+    if (quality.get("cut_sides_cm2") or 0) > 0:
+        yield (
+            f"The brain reaches the side edges of the image "
+            f"({quality['cut_sides_cm2']:.0f} cm²): a part was probably not scanned, or the "
+            "brain mask leaks."
+        )
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which ``sub-2`` comes before ``sub-10``."""
+    return [
+        (0, int(part), part) if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]
+
+
+def _stem(filename: str) -> str:
+    """Leading entities of a derivative's name that are those of its source."""
+    parts = []
+    for part in filename.split(".")[0].split("_"):
+        key, dash, value = part.partition("-")
+        if not dash or source_stem({key: value}) != part:
+            break
+        parts.append(part)
+    return "_".join(parts)
+
+
+def _entities(stem: str) -> dict[str, str]:
+    pairs = (part.partition("-") for part in stem.split("_"))
+    return {key: value for key, _, value in pairs}
+
+
+def _read(output_dir: Path, entities: dict[str, str]) -> ScanResults:
+    path = derivative_path(output_dir, entities, "record")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    return ScanResults(output_dir, entities, record if isinstance(record, dict) else {})
+
+
+def _value(text: str) -> float | str | None:
+    if text == "n/a":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text

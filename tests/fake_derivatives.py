@@ -1,0 +1,123 @@
+"""A derivatives folder as the participant level leaves it, from a drawn head in seconds."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
+from bagau_bids.measures import lesions, quality
+
+TEMPLATE = "MNI152NLin2009cSym"
+
+
+def drawn_head(shape=(48, 56, 16), spacing=(4.0, 4.0, 9.0), n_lesions=6, seed=0):
+    """A head of ellipsoids: (flair, affine, brain, white matter, WMH probability), RAS."""
+    rng = np.random.default_rng(seed)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -(np.array(shape) - 1) / 2 * spacing
+    mm = [
+        axis * step + start
+        for axis, step, start in zip(
+            np.ogrid[tuple(slice(n) for n in shape)], spacing, affine[:3, 3], strict=True
+        )
+    ]
+
+    def ellipsoid(x, y, z, centre=(0, 0, 0)):
+        return sum(((a - c) / r) ** 2 for a, c, r in zip(mm, centre, (x, y, z), strict=True)) < 1
+
+    brain = ellipsoid(66, 82, 62)
+    white = ellipsoid(54, 70, 48) & ~ellipsoid(14, 34, 16)
+    flair = 20.0 * ellipsoid(80, 96, 76) + 70.0 * brain - 15.0 * white - 50 * ellipsoid(12, 32, 14)
+    probability = np.zeros(shape, np.float32)
+    inside = np.argwhere(ndimage.binary_erosion(white))
+    for centre in rng.choice(inside, n_lesions, replace=False) if n_lesions else ():
+        world = nib.affines.apply_affine(affine, centre)
+        probability[ellipsoid(*rng.uniform(6, 12, 3), world) & white] = rng.uniform(0.6, 0.95)
+    flair = flair + 60 * probability + rng.normal(0, 2, shape)
+    return flair.astype(np.float32), affine, brain, white.astype(np.float32), probability
+
+
+def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=(), record=None):
+    """Write everything of one scan; returns its head as drawn."""
+    head = head or drawn_head()
+    flair, affine, brain, white, probability = head
+    mask = probability >= 0.5
+    labels = lesions.label_lesions(mask)
+
+    def save(name, data, dtype):
+        if name in leave_out:
+            return
+        path = derivative_path(output_dir, entities, name, template=TEMPLATE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(np.asarray(data).astype(dtype), affine)
+        change = nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(orientation)
+        )
+        image.as_reoriented(change).to_filename(path)
+
+    save("preproc_flair", flair, np.float32)
+    save("brain_mask", brain, np.uint8)
+    save("wm_atlas", white, np.float32)
+    save("wmh_probseg", probability, np.float32)
+    save("wmh_mask", mask, np.uint8)
+    tables = {
+        "volumes_table": lesions.volume_table(mask, affine, brain),
+        "lesions_table": lesions.lesion_table(labels, affine, probability, flair, brain),
+    }
+    for name, table in tables.items():
+        if name not in leave_out:
+            write_table(derivative_path(output_dir, entities, name), table)
+    if "record" not in leave_out:
+        figures = quality.scan_quality(flair, affine, brain, white, mask)
+        content = {**example_record(flair, affine, figures), **(record or {})}
+        write_json(derivative_path(output_dir, entities, "record"), content)
+    return head
+
+
+def write_failure(output_dir, entities, message):
+    """Write the record that a scan leaves that failed before it had any result."""
+    record = {
+        "status": "failed",
+        "failure": {"step": "conform", "kind": "InputImageError", "message": message},
+        "steps": {},
+    }
+    write_json(derivative_path(output_dir, entities, "record"), record)
+
+
+def example_record(flair, affine, figures):
+    """A record of a scan that went well."""
+    return json.loads(
+        json.dumps(
+            {
+                "status": "complete",
+                "finished": "2026-01-02T03:04:05+00:00",
+                "versions": {"bagau-bids": "0.1.0", "torch": "2.13.0"},
+                "options": {"template": TEMPLATE, "threshold": 0.5, "min_lesion_size_mm3": 0.0},
+                "steps": {
+                    "conform": {
+                        "notes": ["3 voxels that were not finite were set to 0."],
+                        "shape": list(flair.shape),
+                        "spacing_mm": nib.affines.voxel_sizes(affine).tolist(),
+                        "duration_s": 0.5,
+                    },
+                    "registration": {
+                        "method": "robust",
+                        "stage": "bspline",
+                        "overlap": 0.93,
+                        "mutual_information": 0.31,
+                        "attempts": [{}],
+                        "notes": [],
+                    },
+                    "segmentation": {
+                        "device": "cpu",
+                        "precision": "float32",
+                        "models": [{"Name": "small", "Version": "1", "SHA256": "0" * 64}],
+                        "notes": [],
+                    },
+                    "measure": {"notes": [], "quality": figures},
+                },
+            }
+        )
+    )

@@ -1,6 +1,7 @@
 """Training of the brain-mask network on synthetic heads, resumable to the step."""
 
 import csv
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -256,7 +257,7 @@ def learning_rate(step: int, training: BrainTraining) -> float:
     """Linear warm-up, then half a cosine down to a hundredth."""
     warm = min(1.0, (step + 1) / training.warmup_steps)
     progress = min(1.0, step / training.steps)
-    return training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+    return training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def dice_at_half(model: BrainUNet, volume: NDArray, target: NDArray) -> float:

@@ -93,16 +93,12 @@ def _process(config: Config, scans: list["Scan"], console: "Console") -> list["R
     usable = [scan for scan in scans if scan not in unavailable]
     with Progress(len(usable), scan_steps(config.processing), console) as progress:
         results = run_participants(config, usable, template, progress)
-    failures = {result.scan: result.reason for result in results if not result.ok}
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
-    for scan in scans:
-        reason = unavailable.get(scan) or failures.get(scan)
-        status = FAILED if reason else TO_DO if config.execution.dry_run else DONE
-        rows.append(Row(scan.stem, status, reason or ""))
-    if not config.execution.dry_run:
-        done = {scan.subject for scan in usable if scan not in failures}
-        rows += _write_pages(config, sorted(done))
-    return rows
+    rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
+    if config.execution.dry_run:
+        return rows + [Row(scan.stem, TO_DO) for scan in usable]
+    rows += [Row(it.scan.stem, DONE if it.ok else FAILED, it.reason) for it in results]
+    return rows + _write_pages(config, sorted({scan.subject for scan in usable}))
 
 
 def _check_resources(config: Config) -> "Template":
@@ -116,7 +112,8 @@ def _check_resources(config: Config) -> "Template":
     for path in processing.weights or (find_weights(processing.model),):
         _, card = load_weights(path)
         _logger.info("weights %s, SHA-256 %s", path, card["sha256"])
-    load_weights(find_weights("brain"))
+    if processing.skull_strip == "auto":
+        load_weights(find_weights("brain"))
     template = find_template(
         processing.template,
         processing.templateflow_home,
@@ -152,14 +149,11 @@ def _write_pages(config: Config, subjects: Sequence[str]) -> list["Row"]:
     from bagau_bids.cli.summary import FAILED, Row
     from bagau_bids.reports.participant import write_participant_report
 
+    run_uuid = None if config.execution.reports_only else config.run_uuid
     failed = []
     for subject in subjects:
         try:
-            write_participant_report(
-                config.output_dir,
-                subject,
-                aggregate_session_reports=config.execution.aggregate_session_reports,
-            )
+            write_participant_report(config.output_dir, subject, run_uuid=run_uuid)
         except Exception as error:
             _logger.exception("page of sub-%s", subject, extra={"file_only": True})
             reason = str(error) if isinstance(error, BagauError) else repr(error)
@@ -190,7 +184,8 @@ def _write_boilerplate(config: Config) -> int:
 def _write_group(output_dir: Path) -> None:
     from bagau_bids.reports.group import write_group
 
-    print(f"Group table: {write_group(output_dir)}")
+    table = write_group(output_dir)
+    print(f"Group table: {table.path} ({table.scans} scans)")
 
 
 def _prepare_environment(work_dir: Path) -> None:

@@ -31,8 +31,11 @@ class TimeLeft:
         self._skipped: dict[str, int] = defaultdict(int)
 
     def step_done(self, step: str, seconds: float) -> None:
-        """Count a step as done."""
-        self._durations.setdefault(step, []).append(seconds)
+        """Count a step as done; one of 0 s was done in an earlier run and says nothing."""
+        if seconds > 0:
+            self._durations.setdefault(step, []).append(seconds)
+        else:
+            self._skipped[step] += 1
 
     def scan_failed(self, done: set[str]) -> None:
         """Count the steps that a failed scan will never reach, all but those in ``done``."""
@@ -116,13 +119,14 @@ class Progress(AbstractContextManager["Progress"]):
         self._running[scan][step] = time.monotonic()
 
     def step_finished(self, scan: str, step: str, seconds: float) -> None:
-        """Say that a step of a scan is done and how long it took."""
+        """Say that a step of a scan is done and how long it took; 0 if it was done before."""
         self.scan_started(scan)
         self._running[scan].pop(step, None)
         self._done_steps[scan].add(step)
         self._estimate.step_done(step, seconds)
         place = f"{len(self._done_steps[scan])}/{len(self._steps)}"
-        self._line(f"{scan}: {step} done in {duration(seconds)} (step {place})")
+        how = f"done in {duration(seconds)}" if seconds > 0 else "done in an earlier run"
+        self._line(f"{scan}: {_words(step)} {how} (step {place})")
 
     def scan_finished(self, scan: str) -> None:
         """Say that all outputs of a scan are written."""
@@ -161,9 +165,15 @@ class Progress(AbstractContextManager["Progress"]):
             duration(now - self._started_s) + self._left(),
         )
         for scan, steps in self._running.items():
-            working = ", ".join(f"{step} {duration(now - begun)}" for step, begun in steps.items())
+            working = ", ".join(
+                f"{_words(step)} {duration(now - begun)}" for step, begun in steps.items()
+            )
             table.add_row(f"  {scan}", working or "waiting")
         return table
+
+
+def _words(step: str) -> str:
+    return step.replace("_", " ")
 
 
 def duration(seconds: float) -> str:

@@ -307,6 +307,7 @@ def _settings(layout: Layout) -> SynthesisSettings:
             isotropic_probability=float(isotropic),
             isotropic_mm=(layout.slice_mm, layout.slice_mm),
             gap_fraction=(0.0, 0.0),
+            working_mm=max(1.0, layout.in_plane_mm),
             bias_amplitude=(0.1, 0.3),
             noise=(0.01, 0.03),
             ringing_probability=0.0,

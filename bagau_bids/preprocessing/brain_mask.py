@@ -17,8 +17,11 @@ from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 3.0
 SIZE_MULTIPLE = 8
-_CONSTANT_BACKGROUND_FRACTION = 0.3
-_HEAD_ML = (500.0, 2600.0)  # a stripped brain has a volume of a brain
+# An image is stripped if this much of it has one exact value, and less than this fraction of
+# the rest lies farther than this from the brain mask (the scalp of a head is 15 % at least).
+_CONSTANT_BACKGROUND_FRACTION = 0.2
+_SCALP_DISTANCE_MM = 5.0
+_SCALP_FRACTION = 0.08
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,6 @@ def brain_mask(
     MissingResourceError
         If the network's weights are missing or damaged.
     """
-    foreground = stripped_foreground(flair, affine)
-    if foreground is not None:
-        return BrainMask(
-            foreground,
-            stripped=True,
-            notes=("the image came without its skull; its foreground is the brain mask",),
-        )
     low = low_resolution(flair, affine)
     probability = (predict or packaged_network())(low.volume)
     fine = resample(probability, low.affine, flair.shape, affine, order=1, cval=0.0)
@@ -134,7 +130,11 @@ def brain_mask(
             "brain mask: the network found no brain, expected 1000 to 1900 ml; look at the image, "
             "or give a mask of your own with --derivatives or a stripped image"
         )
-    return BrainMask(mask, stripped=False, notes=())
+    foreground = stripped_foreground(flair, affine, mask)
+    if foreground is None:
+        return BrainMask(mask, stripped=False, notes=())
+    note = "the image came without its skull; its foreground is the brain mask"
+    return BrainMask(foreground, stripped=True, notes=(note,))
 
 
 def packaged_network() -> Callable[[NDArray], NDArray]:
@@ -165,25 +165,31 @@ def clean_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return filled
 
 
-def stripped_foreground(flair: NDArray, affine: NDArray) -> NDArray[np.bool_] | None:
+def stripped_foreground(
+    flair: NDArray, affine: NDArray, mask: NDArray[np.bool_]
+) -> NDArray[np.bool_] | None:
     """Brain of an image whose skull was removed, or None if the skull is there.
 
-    In a stripped image one exact value fills everything around the brain.
+    In a stripped image one exact value fills everything around the brain. Scanners, too, write
+    exact zeros around a head; but then much of the foreground, the scalp and the face, lies
+    away from the brain mask.
 
     Parameters
     ----------
     flair : (X, Y, Z) array
     affine : (4, 4) array
         Voxel index to world, mm.
+    mask : (X, Y, Z) bool array
+        The network's brain mask.
 
     Returns
     -------
     (X, Y, Z) bool array or None
     """
     values, counts = np.unique(flair, return_counts=True)
-    background = values[np.argmax(counts)]
     if counts.max() < _CONSTANT_BACKGROUND_FRACTION * flair.size:
         return None
-    foreground = clean_mask(flair != background)
-    volume_ml = foreground.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
-    return foreground if _HEAD_ML[0] <= volume_ml <= _HEAD_ML[1] else None
+    foreground = clean_mask(flair != values[np.argmax(counts)])
+    distance = ndimage.distance_transform_edt(~mask, sampling=voxel_sizes(affine))
+    away = foreground & (distance > _SCALP_DISTANCE_MM)
+    return foreground if away.sum() < _SCALP_FRACTION * foreground.sum() else None

@@ -201,7 +201,10 @@ class _TrainingState:
     def __init__(self, training: BrainTraining) -> None:
         self.training = training
         self.step = 0
-        self.model = BrainUNet(BrainUNetConfig()).to(memory_format=torch.channels_last_3d)
+        self.model = BrainUNet(BrainUNetConfig())
+        for parameter in self.model.parameters():
+            if parameter.ndim == 5:  # the fast memory layout of 3-D kernels
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         self.average = BrainUNet(BrainUNetConfig()).eval()
         self.average.load_state_dict(self.model.state_dict())
         self.optimiser = torch.optim.AdamW(

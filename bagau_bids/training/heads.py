@@ -8,6 +8,7 @@ is stored, since it is needed for every scan drawn from the head.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -89,7 +90,7 @@ def prepare_head(
     points = forward_field(registration.transform, brain[box].shape, box_affine)
     masks = []
     for path in lesion_masks:
-        image = nib.load(path)
+        image = nib.nifti1.load(path)
         warped = sample(np.asarray(image.dataobj), image.affine, points, 0)
         mask = np.zeros(brain.shape, bool)
         mask[box] = warped > 0.5
@@ -103,7 +104,13 @@ def prepare_head(
 def save_training_head(path: Path, prepared: TrainingHead) -> None:
     """Store a prepared head as one compressed ``.npz``, by an atomic rename."""
     head, lesions = prepared.head, prepared.lesions
-    arrays = {"labels": head.labels, "affine": head.affine, "wm_atlas": head.wm_atlas}
+    if head.wm_atlas is None:
+        raise ValueError("the head has no atlas; prepare it with prepare_head first")
+    arrays: dict[str, Any] = {
+        "labels": head.labels,
+        "affine": head.affine,
+        "wm_atlas": head.wm_atlas,
+    }
     if lesions is not None:
         arrays["lesion_voxels"] = np.concatenate(lesions.voxels)
         arrays["lesion_components"] = np.concatenate(lesions.components)

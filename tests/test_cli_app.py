@@ -40,10 +40,10 @@ class Calls:
         reason = self.bad_scans.get(scan.stem, "")
         return ScanResult(scan, not reason, reason, "conform" if reason else "")
 
-    def write_participant_report(self, output_dir, participant_label, *, run_uuid=None):
-        if participant_label in self.bad_pages:
-            raise self.bad_pages[participant_label]
-        self.pages.append(participant_label)
+    def write_participant_report(self, output_dir, label, *, aggregate_session_reports):
+        if label in self.bad_pages:
+            raise self.bad_pages[label]
+        self.pages.append(label)
 
     def write_group(self, output_dir):
         self.groups.append(output_dir)

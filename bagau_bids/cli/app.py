@@ -149,11 +149,14 @@ def _write_pages(config: Config, subjects: Sequence[str]) -> list["Row"]:
     from bagau_bids.cli.summary import FAILED, Row
     from bagau_bids.reports.participant import write_participant_report
 
-    run_uuid = None if config.execution.reports_only else config.run_uuid
     failed = []
     for subject in subjects:
         try:
-            write_participant_report(config.output_dir, subject, run_uuid=run_uuid)
+            write_participant_report(
+                config.output_dir,
+                subject,
+                aggregate_session_reports=config.execution.aggregate_session_reports,
+            )
         except Exception as error:
             _logger.exception("page of sub-%s", subject, extra={"file_only": True})
             reason = str(error) if isinstance(error, BagauError) else repr(error)

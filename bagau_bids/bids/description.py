@@ -25,6 +25,18 @@ TEMPLATE_TEXTS = {
     "MNI152NLin2009cSym": "MNI152NLin2009cSym [@icbm152] from TemplateFlow [@templateflow]",
     "ICBM152NLin2009aSym": "ICBM 2009a nonlinear symmetric [@icbm152] from Nilearn [@nilearn]",
 }
+ATLAS_DESCRIPTIONS = {
+    "MNI152NLin2009cSym": {
+        "Name": "White matter probability of ICBM 152 Nonlinear Symmetric template version 2009c",
+        "ReferencesAndLinks": ["https://doi.org/10.1016/j.neuroimage.2010.07.033"],
+        "DerivedFrom": "TemplateFlow, tpl-MNI152NLin2009cSym_res-1_label-WM_probseg.nii.gz",
+    },
+    "ICBM152NLin2009aSym": {
+        "Name": "White matter probability of ICBM 152 Nonlinear Symmetric template version 2009a",
+        "ReferencesAndLinks": ["https://doi.org/10.1016/j.neuroimage.2010.07.033"],
+        "DerivedFrom": "The maps that the Nilearn package carries",
+    },
+}
 REGISTRATION_TEXTS = {
     "robust": "adaptive stochastic gradient descent",
     "paper": "the settings of the paper on BAGAU-Net",
@@ -96,8 +108,12 @@ def write_dataset_files(
     catalogue = catalogue_of("bidsignore"), catalogue_of("descriptions")
     write_text(output_dir / ".bidsignore", "\n".join(catalogue[0]) + "\n")
     write_text(output_dir / "README.md", _text("README.md"))
-    descriptions = pd.DataFrame(catalogue[1].items(), columns=["desc_id", "description"])
-    write_table(output_dir / "descriptions.tsv", descriptions)
+    rows = [(f"desc-{label}", text) for label, text in catalogue[1].items()]
+    write_table(
+        output_dir / "descriptions.tsv", pd.DataFrame(rows, columns=["desc_id", "description"])
+    )
+    atlas = processing.template
+    write_json(output_dir / f"atlas-{atlas}_description.json", ATLAS_DESCRIPTIONS[atlas])
     write_citation(output_dir, processing)
     return tuple(notes)
 

@@ -166,7 +166,9 @@ class Prepare(Step):
         sidecars = image_sidecars(scan)
         if with_template:
             sidecars |= template_sidecars(scan)
-        sidecars["lesions_dseg"] |= column_descriptions("lesions")
+        columns = column_descriptions("lesions")
+        del columns["index"]  # defined by BIDS for every lookup table
+        sidecars["lesions_dseg"] |= columns
         sidecars["volumes_table"] = column_descriptions("volumes")
         for name, content in sidecars.items():
             write_json(sidecar_path(self._path(tree, name)), content)

@@ -178,7 +178,7 @@ def _build(config: Config, scan: Scan, template: "Template") -> "pe.Workflow":
         resources=config.resources,
     )
     for node in _nodes(workflow):
-        node.config["execution"]["crashdump_dir"] = str(_crash_folder(config, scan))
+        node.config = {"execution": {"crashdump_dir": str(_crash_folder(config, scan))}}
         if "debug" in node.inputs.trait_names():
             node.inputs.debug = "pdb" in config.execution.debug
     return workflow

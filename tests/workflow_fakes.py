@@ -1,0 +1,192 @@
+"""A tiny data set, and stand-ins for the slow steps, to run the real workflow in seconds."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bagau_bids.bids.scans import Scan, find_scans
+from bagau_bids.config import Config, Execution, Processing, Resources, Selection
+from bagau_bids.errors import ProcessingError
+from bagau_bids.network.inference import Segmentation
+from bagau_bids.preprocessing.brain_mask import BrainMask
+from bagau_bids.preprocessing.registration import Attempt, Registration
+from bagau_bids.preprocessing.template import Template
+from bagau_bids.preprocessing.transforms import TemplateTransform
+
+SHAPE = (20, 24, 10)
+AFFINE = np.array(
+    [[-8.0, 0, 0, 76], [0, 8.0, 0, -92], [0, 0, 14.0, -63], [0, 0, 0, 1]], dtype=float
+)
+
+
+def head(seed=0, lesions=True):
+    """FLAIR with a brain of 100, on air of 0 with noise; two bright lesions of 200."""
+    rng = np.random.default_rng(seed)
+    data = rng.uniform(0, 5, SHAPE).astype(np.float32)
+    data[3:-3, 3:-3, 2:-2] += 100
+    if lesions:
+        data[6:8, 8:11, 4] = 200
+        data[12, 15, 5] = 200
+    return data
+
+
+def write_flair(bids_dir, stem, data=None, affine=AFFINE):
+    """Put a FLAIR into a data set; its folder follows from the stem."""
+    session = [part for part in stem.split("_") if part.startswith("ses-")]
+    folder = bids_dir.joinpath(stem.split("_")[0], *session, "anat")
+    folder.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(head() if data is None else data, affine)
+    image.set_qform(affine, 1)
+    image.to_filename(folder / f"{stem}_FLAIR.nii.gz")
+    return folder / f"{stem}_FLAIR.nii.gz"
+
+
+def make_dataset(bids_dir, *stems):
+    """Write a data set with these FLAIRs."""
+    bids_dir.mkdir(parents=True, exist_ok=True)
+    description = {"Name": "tiny", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.0/tiny"}
+    (bids_dir / "dataset_description.json").write_text(json.dumps(description))
+    for number, stem in enumerate(stems):
+        write_flair(bids_dir, stem, head(number))
+    return bids_dir
+
+
+def make_template(folder):
+    """Write a template of the same grid as the tiny FLAIRs."""
+    folder = folder / "tpl-MNI152NLin2009cSym"
+    folder.mkdir(parents=True)
+    brain = head(lesions=False) > 50
+    paths = {}
+    for part, data in (("t1w", head(9)), ("wm_probseg", brain * 0.8), ("brain_mask", brain)):
+        paths[part] = folder / f"tpl-MNI152NLin2009cSym_res-1_{part}.nii.gz"
+        nib.Nifti1Image(data.astype(np.float32), AFFINE).to_filename(paths[part])
+    return Template("MNI152NLin2009cSym", **paths)
+
+
+def make_config(bids_dir, output_dir, work_dir, **options):
+    """Configure a run; options go where their names belong."""
+
+    def section(kind, **defaults):
+        names = kind.__dataclass_fields__.keys() & options.keys()
+        return kind(**{**defaults, **{name: options[name] for name in names}})
+
+    return Config(
+        bids_dir=bids_dir,
+        output_dir=output_dir,
+        analysis_levels=("participant",),
+        run_uuid=options.get("run_uuid", "20260101-000000_test"),
+        selection=section(Selection),
+        processing=section(Processing),
+        resources=section(Resources, nprocs=1, device="cpu"),
+        execution=section(Execution, work_dir=work_dir),
+    )
+
+
+@dataclass
+class Listener:
+    """A progress that remembers what it was told."""
+
+    started: Counter = field(default_factory=Counter)
+    finished: dict = field(default_factory=dict)
+    done: list = field(default_factory=list)
+    failed: dict = field(default_factory=dict)
+
+    def step_started(self, scan, step):
+        self.started[scan, step] += 1
+
+    def step_finished(self, scan, step, seconds):
+        self.finished[scan, step] = seconds
+
+    def scan_finished(self, scan):
+        self.done.append(scan)
+
+    def scan_failed(self, scan, reason):
+        self.failed[scan] = reason
+
+
+@dataclass
+class Calls:
+    """How often each stand-in ran."""
+
+    counts: Counter = field(default_factory=Counter)
+    fail_on: dict = field(default_factory=dict)  # name -> error to raise once the condition holds
+
+    def note(self, name, data=None):
+        self.counts[name] += 1
+        condition, error = self.fail_on.get(name, (None, None))
+        if error is not None and (condition is None or condition(data)):
+            raise error
+
+
+def _fake_steps(calls):
+    def brain_mask(flair, affine):
+        calls.note("brain_mask", flair)
+        return BrainMask(flair > 50, stripped=False, notes=("a note of the brain mask",))
+
+    def correct_bias_field(flair, affine, mask):
+        calls.note("bias_field", flair)
+        return flair.astype(np.float32)
+
+    def register_template(flair, affine, brain_mask, template, *, method, seed, threads):
+        calls.note("registration", flair)
+        attempt = Attempt("centre of gravity", "bspline", 0.95, 0.4, 0.5, 2.0)
+        return Registration(
+            wm_probseg=np.where(brain_mask, 0.8, 0).astype(np.float32),
+            transform=TemplateTransform(np.eye(4)),
+            method=method,
+            used=attempt,
+            attempts=(attempt,),
+            notes=(),
+        )
+
+    def segment(models, flair, affine, brain_mask, wm_probseg, *, device, batch_size):
+        calls.note("segmentation", flair)
+        probability = np.clip((flair - 100) / 120, 0, 1).astype(np.float32) * brain_mask
+        return Segmentation(probability, device, batch_size, "float32", ())
+
+    def load_weights(path):
+        return object(), {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64}
+
+    return {
+        "preprocessing.brain_mask.brain_mask": brain_mask,
+        "preprocessing.bias_field.correct_bias_field": correct_bias_field,
+        "preprocessing.registration.register_template": register_template,
+        "network.inference.segment": segment,
+        "network.weights.load_weights": load_weights,
+    }
+
+
+def install(monkeypatch, tmp_path):
+    """Replace the slow steps by quick ones that count their calls."""
+    calls = Calls()
+    for name, function in _fake_steps(calls).items():
+        monkeypatch.setattr(f"bagau_bids.{name}", function)
+    weights = tmp_path / "small.safetensors"
+    weights.write_bytes(b"weights")
+    monkeypatch.setattr("bagau_bids.network.weights.find_weights", lambda name: weights)
+    return calls
+
+
+def scans_of(bids_dir) -> list[Scan]:
+    """All FLAIRs of a data set."""
+    return find_scans(bids_dir, Selection())
+
+
+__all__ = [
+    "AFFINE",
+    "SHAPE",
+    "Listener",
+    "ProcessingError",
+    "head",
+    "install",
+    "make_config",
+    "make_dataset",
+    "make_template",
+    "pytest",
+    "scans_of",
+    "write_flair",
+]

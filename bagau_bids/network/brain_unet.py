@@ -17,7 +17,7 @@ from torch.nn import functional
 class BrainUNetConfig:
     """Hyper-parameters of :class:`BrainUNet`."""
 
-    widths: tuple[int, ...] = (12, 24, 48, 64)  # channels at each level, shallow to deep
+    widths: tuple[int, ...] = (24, 48, 64)  # channels at each level, shallow to deep
 
 
 class ConvPair(nn.Sequential):
@@ -35,7 +35,11 @@ class ConvPair(nn.Sequential):
 
 
 class BrainUNet(nn.Module):
-    """3-D U-Net with instance normalisation, so that one volume makes a batch.
+    """3-D U-Net between a strided stem and a transposed head, each a step of two voxels.
+
+    The U-Net itself works on half the input's resolution, where its channels are cheap; the
+    head brings its features back to every voxel. Instance normalisation, so that one volume
+    makes a batch.
 
     Parameters
     ----------
@@ -46,19 +50,21 @@ class BrainUNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
+        self.stem = nn.Conv3d(1, widths[0], 4, stride=2, padding=1)
         self.encoder = nn.ModuleList(
-            ConvPair(w_in, w_out) for w_in, w_out in zip((1, *widths[:-1]), widths, strict=True)
+            ConvPair(w_in, w_out)
+            for w_in, w_out in zip((widths[0], *widths[:-1]), widths, strict=True)
         )
         self.decoder = nn.ModuleList(
             ConvPair(deep + width, width)
             for deep, width in zip(widths[1:], widths[:-1], strict=True)
         )
-        self.head = nn.Conv3d(widths[0], 1, 1)
+        self.head = nn.ConvTranspose3d(widths[0], 1, 4, stride=2, padding=1)
 
     @property
     def size_multiple(self) -> int:
         """Every axis of the input must be a multiple of this."""
-        return 2 ** (len(self.config.widths) - 1)
+        return 2 ** len(self.config.widths)
 
     def forward(self, flair: Tensor) -> Tensor:
         """Logits of being inside the skull.
@@ -72,11 +78,11 @@ class BrainUNet(nn.Module):
         -------
         logits : (N, 1, D, H, W) tensor
         """
-        x = flair
+        x = self.stem(flair)  # (N, widths[0], D / 2, H / 2, W / 2)
         skips: list[Tensor] = []
         for depth, block in enumerate(self.encoder):
             x = block(functional.max_pool3d(x, 2) if depth else x)
-            skips.append(x)  # (N, widths[depth], D / 2**depth, ...)
+            skips.append(x)  # (N, widths[depth], D / 2**(depth + 1), ...)
         for level in reversed(range(len(self.decoder))):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = self.decoder[level](torch.cat((skips[level], x), dim=1))

@@ -34,15 +34,21 @@ CURVE_NAME = "curve.csv"
 class BrainTraining:
     """Hyper-parameters of the training; one synthetic head a step."""
 
-    steps: int = 3000
+    steps: int = 2800
     seed: int = 0
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-4
-    average_decay: float = 0.99  # of the moving average of the weights that is kept
+    average_decay: float = 0.995  # of the moving average of the weights that is kept
     validate_every: int = 250
     validation_heads: int = 8
-    crop: tuple[int, int, int] = (72, 88, 64)  # one size: kernels are compiled only once
+    # A sample takes the first size that holds it; few sizes, as kernels are compiled for each.
+    sizes: tuple[tuple[int, int, int], ...] = (
+        (64, 80, 48),
+        (72, 88, 56),
+        (80, 88, 72),
+        (80, 104, 80),
+    )
     workers: int = 1
     threads: int = 2
 
@@ -60,8 +66,9 @@ class SyntheticHeads(IterableDataset):
         Which samples to yield.
     settings : SynthesisSettings
         Ranges.
-    crop : tuple of int, optional
-        Size that samples are cropped or padded to, at a random place.
+    sizes : sequence of tuples of int
+        A sample is padded, at a random place, to the first of these that holds it, or cropped
+        to the last; left as it is if there are none.
     """
 
     def __init__(
@@ -70,10 +77,10 @@ class SyntheticHeads(IterableDataset):
         seed: int,
         numbers: range,
         settings: SynthesisSettings,
-        crop: tuple[int, int, int] | None = None,
+        sizes: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.heads, self.seed, self.settings = list(heads), seed, settings
-        self.numbers, self.crop = numbers, crop
+        self.numbers, self.sizes = numbers, tuple(sizes)
 
     def __iter__(self) -> Iterator[tuple[NDArray, NDArray]]:
         """Yield (D, H, W) input and soft target, both float16."""
@@ -88,11 +95,12 @@ class SyntheticHeads(IterableDataset):
         head = self.heads[int(rng.integers(len(self.heads)))]
         scan = synthesise(head, int(rng.integers(2**31)), self.settings)
         volume, target = network_pair(scan)
-        if self.crop is not None:
-            places = rng.random(3)
-            volume = _crop_or_pad(volume, self.crop, places)
-            target = _crop_or_pad(target, self.crop, places)
-        return volume, target
+        if not self.sizes:
+            return volume, target
+        holding = (s for s in self.sizes if all(np.greater_equal(s, volume.shape)))
+        size = next(holding, self.sizes[-1])
+        places = rng.random(3)
+        return _crop_or_pad(volume, size, places), _crop_or_pad(target, size, places)
 
 
 def network_pair(scan: SyntheticScan) -> tuple[NDArray, NDArray]:
@@ -165,7 +173,7 @@ def train_brain_mask(
     settings = brain_mask_settings()
     validation = held_out_pairs(held_out, training.validation_heads, training.seed + 1_000_003)
     numbers = range(state.step, training.steps)
-    stream = SyntheticHeads(heads, training.seed, numbers, settings, training.crop)
+    stream = SyntheticHeads(heads, training.seed, numbers, settings, training.sizes)
     loader = DataLoader(
         stream,
         batch_size=None,

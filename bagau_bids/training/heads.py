@@ -74,7 +74,7 @@ def prepare_head(
         Cropped to the head.
     """
     head = _crop_to_head(load_head(label_map))
-    brain = np.asarray(CLASS_IN_BRAIN)[head.classes.numpy()]
+    brain = head.brain.numpy()
     contrast = np.array(
         [
             _PLAIN_CONTRAST.get(name, 1.2 if inside else 0.0)

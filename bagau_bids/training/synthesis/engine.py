@@ -30,7 +30,6 @@ from bagau_bids.training.synthesis.intensities import (
     paint,
 )
 from bagau_bids.training.synthesis.labels import (
-    CLASS_IN_BRAIN,
     CLASS_NAMES,
     WHITE_MATTER_CLASSES,
     Head,
@@ -123,7 +122,7 @@ def brain_mask_settings() -> SynthesisSettings:
             cut_probability=0.2,
             cut_mm=(5.0, 45.0),
         ),
-        intensities=replace(base.intensities, random_contrast_probability=0.25),
+        intensities=replace(base.intensities, random_contrast_probability=0.15),
         acquisition=AcquisitionSettings(
             in_plane_mm=(2.6, 3.4),
             slice_spacing_mm=(2.6, 8.5),
@@ -184,7 +183,7 @@ def synthesise(
     image = average_slabs(point_spread(fine, draw, grid, settings.acquisition), grid)
     image = degrade(image, draw, grid, settings.acquisition)
 
-    in_brain = torch.tensor(CLASS_IN_BRAIN, device=draw.device)[classes]
+    in_brain = head.brain.to(draw.device).flatten()[index] & inside
     brain = average_slabs(in_brain.float(), grid) > 0.5
     wmh = average_slabs(lesion_mask.float(), grid) > settings.label_fraction
     if draw.chance(settings.acquisition.stripped_probability):

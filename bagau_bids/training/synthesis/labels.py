@@ -59,6 +59,9 @@ _OTHER_BRAIN_LABELS_BELOW = 500  # unnamed numbers below this are brain, above s
 
 WHITE_MATTER_CLASSES = ("white_matter", "labelled_lesion", "cerebellar_white_matter")
 _DISTANCE_STEP_MM = 0.1
+_CLOSING_MM = 6.0
+# What may lie between parts of the brain: sinuses, arteries, dura.
+_BETWEEN = tuple(CLASS_OF[name] for name in ("vein", "artery", "soft_tissue", "air"))
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,23 @@ class Head:
             distance[box] = np.minimum(mm / _DISTANCE_STEP_MM, 255)
         return torch.from_numpy(distance)
 
+    @cached_property
+    def brain(self) -> torch.Tensor:
+        """(X, Y, Z) bool tensor: the inside of the skull.
+
+        Brain and CSF, closed over the sinuses and folds of dura between them.
+        """
+        classes = self.classes.numpy()
+        inside = np.asarray(CLASS_IN_BRAIN)[classes]
+        box = _padded_box(inside, 8)
+        core = inside[box]
+        outward = ndimage.distance_transform_edt(~core, sampling=self.spacing_mm)
+        grown = outward <= _CLOSING_MM
+        inward = ndimage.distance_transform_edt(grown, sampling=self.spacing_mm)
+        closed = core | ((inward > _CLOSING_MM) & np.isin(classes[box], _BETWEEN))
+        inside[box] = ndimage.binary_fill_holes(closed)
+        return torch.from_numpy(inside)
+
     @property
     def spacing_mm(self) -> np.ndarray:
         """(3,) array: voxel size."""
@@ -126,8 +146,7 @@ class Head:
     @cached_property
     def brain_points(self) -> np.ndarray:
         """(N, 3) array: world positions of about 4,000 brain voxels."""
-        inside = np.asarray(CLASS_IN_BRAIN)[self.classes.numpy()]
-        return self._sample_positions(inside)
+        return self._sample_positions(self.brain.numpy())
 
     @cached_property
     def head_points(self) -> np.ndarray:

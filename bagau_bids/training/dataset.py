@@ -13,6 +13,7 @@ from bagau_bids import __version__
 from bagau_bids.bids.scans import Scan
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.network.slices import NetworkInput, SlicePlane, network_input
+from bagau_bids.network.weights import find_weights, read_card
 from bagau_bids.training.pool import IGNORED
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def prepare_scan(
         If the FLAIR cannot be processed, or the mask does not lie on its grid.
     """
     name = labelled.scan.path.name.split(".")[0]
-    ingredients = [__version__, template.name, registration]
+    outliner = read_card(find_weights("brain"))["sha256"]
+    ingredients = [__version__, template.name, registration, outliner]
     for path in (labelled.scan.path, labelled.mask_path):
         ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
     digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()

@@ -213,7 +213,8 @@ class Trainer:
         self.output_dir, self.card = output_dir, dict(card)
         self.device = choose_device(loop.device)
         self.total_steps = count_steps(settings, data)
-        self.model = network_of(settings).to(self.device)
+        network: Any = network_of(settings)
+        self.model: nn.Module = network.to(self.device, memory_format=torch.channels_last)
         self.average = network_of(settings).to(self.device) if settings.ema_decay else None
         self.optimizer = self._make_optimizer()
         self.step = 0

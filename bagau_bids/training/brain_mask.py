@@ -34,9 +34,9 @@ CURVE_NAME = "curve.csv"
 class BrainTraining:
     """Hyper-parameters of the training; one synthetic head a step."""
 
-    steps: int = 2800
+    steps: int = 2200
     seed: int = 0
-    learning_rate: float = 2e-3
+    learning_rate: float = 7e-4
     warmup_steps: int = 100
     weight_decay: float = 1e-4
     average_decay: float = 0.995  # of the moving average of the weights that is kept

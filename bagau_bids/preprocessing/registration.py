@@ -7,7 +7,8 @@ from other starts; an implausible B-spline is dropped for its affine. What was u
 it is goes into the result.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, optimize
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.elastix import (
@@ -30,7 +31,7 @@ from bagau_bids.preprocessing.transforms import (
     forward_field,
     from_elastix,
     inverse_field,
-    jacobian_range,
+    jacobian_determinant,
     sample,
 )
 from bagau_bids.spaces import isotropic_grid, orthonormal_affine, resample, voxel_sizes
@@ -40,11 +41,12 @@ METHODS = ("robust", "paper", "sloppy")
 FIXED_SPACING_MM = 2.0  # grid on which elastix sees the FLAIR
 MASK_DILATION_MM = 4.0  # rim of the brain mask kept in the images: the brain's edge guides
 CLIP_PERCENTILE = 99.5  # of the FLAIR in the brain mask: lesions and vessels above it
+SEARCH_SPACING_MM = 6.0  # points of the search for a start
 MARGIN_MM = 16.0  # field of view around the brain mask
 GOOD_OVERLAP = 0.88  # Dice of the brain masks below which other starts are tried
 GOOD_INFORMATION = 0.10  # mutual information in nats, likewise
 FAILED_OVERLAP = 0.60  # Dice of the brain masks below which there is no registration
-JACOBIAN_LIMITS = (0.01, 20.0)  # a B-spline beyond them is implausible
+FOLDED_FRACTION = 0.005  # of the brain; a B-spline that folds more than this is implausible
 OVERLAP_LOSS = 0.02  # as is one that overlaps less than its affine by more than this
 
 Array = npt.NDArray[np.float64]
@@ -67,6 +69,8 @@ class Attempt:
     min_jacobian, max_jacobian
         Range of the Jacobian determinant in the brain mask: volume in the template of a unit
         volume of the FLAIR.
+    folded_fraction
+        Share of the brain mask where it is not positive.
     note
         Why it failed or was reduced to its affine; empty otherwise.
     """
@@ -77,6 +81,7 @@ class Attempt:
     mutual_information: float = 0.0
     min_jacobian: float = 0.0
     max_jacobian: float = 0.0
+    folded_fraction: float = 0.0
     note: str = ""
 
 
@@ -173,7 +178,7 @@ def register_template(
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
-    for name, start in _starts(fixed, mask, images.brain_mask):
+    for name, start in _starts(fixed, mask, images):
         attempt, transform = _attempt(name, start, fixed, mask, images, stages, seed, threads)
         attempts.append(attempt)
         transforms.append(transform)
@@ -326,27 +331,93 @@ def _crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
 
 
 def _starts(
-    fixed: Volume, mask: npt.NDArray[np.bool_], template_mask: Volume
-) -> list[tuple[str, Array]]:
-    """Return named affines from FLAIR to template points, the most likely first."""
+    fixed: Volume, mask: npt.NDArray[np.bool_], images: _TemplateImages
+) -> Iterator[tuple[str, Array]]:
+    """Yield named affines from FLAIR to template points, the most likely first."""
     ours = _world_points(mask, fixed.affine)
-    theirs = _world_points(template_mask.data > 0.5, template_mask.affine)
+    theirs = _world_points(images.brain_mask.data > 0.5, images.brain_mask.affine)
     mass = ours.mean(axis=1), theirs.mean(axis=1)
     box = (ours.min(axis=1) + ours.max(axis=1)) / 2, (theirs.min(axis=1) + theirs.max(axis=1)) / 2
-    scale = float(np.cbrt(theirs.std(axis=1).prod() / ours.std(axis=1).prod()))
-    scale = float(np.clip(scale, 0.8, 1.25))
     spread = np.clip(theirs.std(axis=1) / ours.std(axis=1), 0.8, 1.25)
-    none = np.eye(3)
-    return [
-        ("centre of gravity", _about(*mass, none)),
-        ("centre of gravity and size", _about(*mass, none * scale)),
-        ("geometric centre", _about(*box, none)),
-        ("moments", _about(*mass, np.diag(spread))),
-        ("nodding forwards", _about(*mass, _rotation(0, 15))),
-        ("nodding backwards", _about(*mass, _rotation(0, -15))),
-        ("leaning left", _about(*mass, _rotation(1, 12))),
-        ("leaning right", _about(*mass, _rotation(1, -12))),
+    yield "centre of gravity, searched", search_start(fixed, images.t1w, *mass)
+    yield "centre of gravity", _about(*mass, np.eye(3))
+    yield "geometric centre, searched", search_start(fixed, images.t1w, *box)
+    yield "geometric centre", _about(*box, np.eye(3))
+    yield "moments", _about(*mass, np.diag(spread))
+    for degrees in (-25.0, 25.0):
+        yield f"nodding by {degrees:g} degrees", _about(*mass, _rotation(0, degrees))
+
+
+def search_start(fixed: Volume, moving: Volume, source: Array, target: Array) -> Array:
+    """Find a rotation, an isotropic scale and a shift where elastix can start.
+
+    Heads are tilted by up to 40 degrees, mostly nodding, which is beyond what elastix finds
+    from the centres alone. All rotations of a coarse grid are tried; the best is improved by
+    the simplex method. The score is the mutual information of the two blurred images on points
+    6 mm apart, background included, so that the outline of the brain counts.
+
+    Parameters
+    ----------
+    fixed, moving
+        Images that are zero outside the brain.
+    source, target
+        (3,) points, mm, RAS+, of the fixed and the moving image that belong together.
+
+    Returns
+    -------
+    (4, 4) affine from fixed to moving points, mm, RAS+
+    """
+    step = round(SEARCH_SPACING_MM / FIXED_SPACING_MM)
+    sub = tuple(slice(step // 2, None, step) for _ in range(3))
+    ours = ndimage.gaussian_filter(fixed.data, step / 2)[sub]
+    index = np.array(np.meshgrid(*(np.arange(n)[sub[0]] for n in fixed.data.shape), indexing="ij"))
+    points = fixed.affine[:3, :3] @ index.reshape(3, -1) + fixed.affine[:3, 3:]
+    theirs, grid = _reduced(moving, SEARCH_SPACING_MM / 2)
+    to_index = np.linalg.inv(grid)
+    bins = 16
+    level = np.minimum((ours.ravel() / ours.max() * bins).astype(int), bins - 1)
+    # Each parameter moves the brain's edge by about as many mm as its value.
+    units = np.array([0.8, 0.8, 0.8, 0.012, 1.0, 1.0, 1.0])
+
+    def affine(parameters: Array) -> Array:
+        x, y, z, size, *shift = parameters * units
+        turn = _rotation(0, x) @ _rotation(1, y) @ _rotation(2, z)
+        return _about(source, target + np.asarray(shift), turn * np.exp(size))
+
+    def cost(parameters: Array) -> float:
+        place = (to_index @ affine(parameters))[:3]
+        values = ndimage.map_coordinates(
+            theirs, place[:, :3] @ points + place[:, 3:], order=1, output=np.float32
+        )
+        other = np.minimum((values * bins).astype(int), bins - 1)
+        joint = np.bincount(level * bins + other, minlength=bins * bins).reshape(bins, bins)
+        return -_information(joint / level.size)
+
+    grids = [
+        np.array([x, y, z, size, 0, 0, 0])
+        for x, y, z, size in itertools.product(
+            np.arange(-40, 41, 10) / units[0],
+            (-12 / units[1], 0, 12 / units[1]),
+            (-12 / units[2], 0, 12 / units[2]),
+            (0.0, 8.0),
+        )
     ]
+    best = min(grids, key=cost)
+    simplex = best + np.vstack([np.zeros(7), 6 * np.eye(7)])
+    found = optimize.minimize(
+        cost,
+        best,
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "maxfev": 400, "xatol": 0.3, "fatol": 1e-4},
+    )
+    return affine(found.x)
+
+
+def _reduced(volume: Volume, spacing_mm: float) -> tuple[npt.NDArray[np.float32], Array]:
+    """Return a blurred image on a coarser grid, scaled to 1, and its affine."""
+    step = max(1, round(spacing_mm / float(voxel_sizes(volume.affine).mean())))
+    data = ndimage.gaussian_filter(volume.data, step)[::step, ::step, ::step]
+    return data / max(float(data.max()), 1e-6), volume.affine @ np.diag([step, step, step, 1.0])
 
 
 def _world_points(mask: npt.NDArray[np.bool_], affine: Array) -> Array:
@@ -406,17 +477,29 @@ def _judge(
     points = forward_field(transform, fixed.data.shape, fixed.affine)
     warped_mask = sample(images.brain_mask.data, images.brain_mask.affine, points) > 0.5
     warped_t1w = sample(images.t1w.data, images.t1w.affine, points)
-    low, high = jacobian_range(points, fixed.affine, mask)
+    jacobian = jacobian_determinant(points, fixed.affine)[mask]
     overlap = 2 * (warped_mask & mask).sum() / (warped_mask.sum() + mask.sum())
     information = mutual_information(fixed.data[mask], warped_t1w[mask])
-    return Attempt(name, stage, float(overlap), information, low, high)
+    return Attempt(
+        start=name,
+        stage=stage,
+        overlap=float(overlap),
+        mutual_information=information,
+        min_jacobian=float(jacobian.min()),
+        max_jacobian=float(jacobian.max()),
+        folded_fraction=float((jacobian <= 0).mean()),
+    )
 
 
 def mutual_information(
     first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]], bins: int = 32
 ) -> float:
     """Return the mutual information of two sets of paired intensities, in nats."""
-    joint = np.histogram2d(first, second, bins=bins)[0] / first.size
+    return _information(np.histogram2d(first, second, bins=bins)[0] / first.size)
+
+
+def _information(joint: Array) -> float:
+    """Return the mutual information of a joint distribution, in nats."""
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
@@ -424,11 +507,10 @@ def mutual_information(
 
 def _implausible(bspline: Attempt, affine: Attempt) -> str:
     """Return why a B-spline should be dropped for its affine; empty when it should not."""
-    low, high = JACOBIAN_LIMITS
-    if bspline.min_jacobian < low or bspline.max_jacobian > high:
+    if bspline.folded_fraction > FOLDED_FRACTION:
         return (
-            f"B-spline dropped: Jacobian {bspline.min_jacobian:.2f} to "
-            f"{bspline.max_jacobian:.2f}, expected {low} to {high}"
+            f"B-spline dropped: it folds {100 * bspline.folded_fraction:.2f} % of the brain, "
+            f"expected at most {100 * FOLDED_FRACTION:g} %"
         )
     if bspline.overlap < affine.overlap - OVERLAP_LOSS:
         return (

@@ -154,10 +154,12 @@ def sample(
     )
 
 
-def jacobian_range(
-    points: npt.NDArray[np.floating[Any]], affine: Array, mask: npt.NDArray[np.bool_]
-) -> tuple[float, float]:
-    """Return the smallest and largest Jacobian determinant inside a mask.
+def jacobian_determinant(
+    points: npt.NDArray[np.floating[Any]], affine: Array
+) -> npt.NDArray[np.float64]:
+    """Return the Jacobian determinant of a mapping, (X, Y, Z).
+
+    It is the volume in the target of a unit volume of the grid, not positive where the map folds.
 
     Parameters
     ----------
@@ -165,18 +167,9 @@ def jacobian_range(
         (3, X, Y, Z): where each voxel is mapped, mm, RAS+.
     affine
         (4, 4) of the grid.
-    mask
-        (X, Y, Z).
-
-    Returns
-    -------
-    (min, max)
-        Volume in the target of a unit volume of the grid; negative where the map folds.
     """
-    gradient = np.stack([np.stack(np.gradient(p.astype(np.float64))) for p in points])
-    jacobian = np.linalg.det(np.moveaxis(gradient[:, :, mask], -1, 0))
-    jacobian /= np.linalg.det(affine[:3, :3])
-    return float(jacobian.min()), float(jacobian.max())
+    a, b, c = (np.stack(np.gradient(p.astype(np.float64))) for p in points)
+    return np.einsum("i...,i...->...", a, np.cross(b, c, axis=0)) / np.linalg.det(affine[:3, :3])
 
 
 def _apply(affine: Array, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:

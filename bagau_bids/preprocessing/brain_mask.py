@@ -186,10 +186,23 @@ def stripped_foreground(
     -------
     (X, Y, Z) bool array or None
     """
-    values, counts = np.unique(flair, return_counts=True)
-    if counts.max() < _CONSTANT_BACKGROUND_FRACTION * flair.size:
+    background, fraction = _commonest_value(flair)
+    if fraction < _CONSTANT_BACKGROUND_FRACTION:
         return None
-    foreground = clean_mask(flair != values[np.argmax(counts)])
-    distance = ndimage.distance_transform_edt(~mask, sampling=voxel_sizes(affine))
-    away = foreground & (distance > _SCALP_DISTANCE_MM)
-    return foreground if away.sum() < _SCALP_FRACTION * foreground.sum() else None
+    present = flair != background
+    shape, grid = low_resolution_grid(flair.shape, affine)  # fine enough to measure on
+    coarse_mask = resample(mask, affine, shape, grid, order=0) > 0.5
+    coarse_present = resample(present, affine, shape, grid, order=0) > 0.5
+    distance = ndimage.distance_transform_edt(~coarse_mask, sampling=GRID_MM)
+    away = coarse_present & (distance > _SCALP_DISTANCE_MM)
+    if away.sum() >= _SCALP_FRACTION * coarse_present.sum():
+        return None
+    return clean_mask(present)
+
+
+def _commonest_value(flair: NDArray) -> tuple[float, float]:
+    """Value that most voxels have, and the fraction of voxels that have it."""
+    some = flair.ravel()[:: max(1, flair.size // 100_000)]
+    values, counts = np.unique(some, return_counts=True)
+    commonest = float(values[np.argmax(counts)])
+    return commonest, float((flair == commonest).mean())

@@ -1,5 +1,7 @@
 """How commands end: exit codes, messages, signals, the log, the summary, and the toolbox."""
 
+import contextlib
+import io
 import logging
 import os
 import signal
@@ -14,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from bagau_bids.cli import toolbox
-from bagau_bids.cli.failure import UnexpectedError, exit_code_of
+from bagau_bids.cli.failure import StopRequest, UnexpectedError, exit_code_of
+from bagau_bids.cli.progress import Progress
 from bagau_bids.cli.runlog import console_level, run_log
 from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, Row, summary_text, write_summary
 from bagau_bids.config import Config, Execution
@@ -28,7 +31,7 @@ from bagau_bids.errors import (
 
 
 def raising(error: BaseException):
-    def action() -> int:
+    def action(stop: StopRequest) -> int:
         raise error
 
     return action
@@ -57,7 +60,7 @@ def test_system_exit_is_a_code(error, code):
 
 
 def test_a_result_is_the_code():
-    assert exit_code_of("prog", lambda: 1) == 1
+    assert exit_code_of("prog", lambda stop: 1) == 1
 
 
 def test_interrupt_says_how_to_go_on(capsys):
@@ -68,7 +71,7 @@ def test_interrupt_says_how_to_go_on(capsys):
 def test_sigterm_ends_cleanly(capsys):
     closed = []
 
-    def action() -> int:
+    def action(stop: StopRequest) -> int:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
@@ -83,9 +86,27 @@ def test_sigterm_ends_cleanly(capsys):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_whose_exception_was_swallowed_stops_at_the_next_event(number, code):
+    done = []
+
+    def action(stop: StopRequest) -> int:
+        progress = Progress(2, ("step",), Console(file=io.StringIO()), stop.check)
+        progress.step_started("sub-01", "step")
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            signal.pause()
+        done.append("sub-01")
+        progress.step_started("sub-02", "step")
+        return 0
+
+    assert exit_code_of("prog", action) == code
+    assert done == ["sub-01"]
+
+
 def test_works_outside_the_main_thread():
     codes = []
-    thread = threading.Thread(target=lambda: codes.append(exit_code_of("prog", lambda: 0)))
+    thread = threading.Thread(target=lambda: codes.append(exit_code_of("prog", lambda stop: 0)))
     thread.start()
     thread.join()
     assert codes == [0]
@@ -142,7 +163,7 @@ def test_logging_is_as_before_afterwards(config, console):
 @pytest.mark.parametrize(
     ("verbose", "expected"),
     [
-        (0, {"warning: ours", "warning: theirs"}),
+        (0, {"warning: ours"}),
         (1, {"warning: ours", "warning: theirs", "info: ours"}),
         (2, {"warning: ours", "warning: theirs", "info: ours", "info: theirs"}),
         (
@@ -236,7 +257,7 @@ def test_subcommand_is_run_with_its_arguments(monkeypatch):
 def test_subcommand_errors_end_like_those_of_the_app(monkeypatch, capsys):
     module = ModuleType("fake")
     module.add_arguments = lambda parser: None
-    module.run = lambda args: raising(MissingResourceError("fetch it"))()
+    module.run = lambda args: raising(MissingResourceError("fetch it"))(StopRequest())
     monkeypatch.setattr(toolbox, "load_subcommand", lambda name: module)
     assert toolbox.main(["models"]) == 127
     assert capsys.readouterr().err == "bagau: fetch it\n"
@@ -257,7 +278,7 @@ def test_sigint_stops_the_process_without_traceback(tmp_path):
     code = (
         "import sys, time\n"
         "from bagau_bids.cli.failure import exit_code_of\n"
-        "def action():\n"
+        "def action(stop):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
         "sys.exit(exit_code_of('prog', action))\n"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bagau_bids.cli.failure import exit_code_of
+from bagau_bids.cli.failure import StopRequest, exit_code_of
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import Config
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         template, weights or another needed file is missing; 130 and 143 when stopped by a
         signal.
     """
-    return exit_code_of("bagau-bids", lambda: run(parse(argv)))
+    return exit_code_of("bagau-bids", lambda stop: run(parse(argv), stop))
 
 
-def run(config: Config) -> int:
+def run(config: Config, stop: StopRequest) -> int:
     """Carry out one run and return its exit code; errors leave it as `BagauError`.
 
     What can be wrong with the request is checked before the output folder is touched, what can
@@ -61,7 +61,7 @@ def run(config: Config) -> int:
             return _write_boilerplate(config)
         exit_code = EXIT_OK
         if "participant" in config.analysis_levels:
-            rows = _process(config, scans, console) if processes else _remake_pages(config)
+            rows = _process(config, scans, console, stop) if processes else _remake_pages(config)
             exit_code = _conclude(config, rows, log_path)
         if "group" in config.analysis_levels and not config.execution.dry_run:
             _write_group(config.output_dir)
@@ -79,7 +79,9 @@ def _find_scans(config: Config) -> list["Scan"]:
     return scans
 
 
-def _process(config: Config, scans: list["Scan"], console: "Console") -> list["Row"]:
+def _process(
+    config: Config, scans: list["Scan"], console: "Console", stop: StopRequest
+) -> list["Row"]:
     """Process the scans, write the pages, and return what became of each."""
     from bagau_bids.bids.scans import find_missing, find_unavailable
     from bagau_bids.cli.progress import Progress
@@ -91,7 +93,7 @@ def _process(config: Config, scans: list["Scan"], console: "Console") -> list["R
     missing = find_missing(config.bids_dir, config.selection, scans)
     template = _check_resources(config)
     usable = [scan for scan in scans if scan not in unavailable]
-    with Progress(len(usable), scan_steps(config.processing), console) as progress:
+    with Progress(len(usable), scan_steps(config.processing), console, stop.check) as progress:
         results = run_participants(config, usable, template, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]

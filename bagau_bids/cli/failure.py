@@ -3,6 +3,7 @@
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,29 @@ class Terminated(BaseException):
     """The process was asked to end, as SLURM does at the time limit."""
 
 
-def exit_code_of(program: str, action: Callable[[], int]) -> int:
+class StopRequest:
+    """Remembers that a signal asked the process to stop.
+
+    The signal's exception may be swallowed on its way up: nipype takes any exception inside a
+    node for the node's failure and goes on with the next. Who is called between the steps
+    therefore calls `check`.
+    """
+
+    def __init__(self) -> None:
+        self._exception: BaseException | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remember the signal and raise its exception."""
+        self._exception = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        raise self._exception
+
+    def check(self) -> None:
+        """Raise the exception of the signal that came, if one came."""
+        if self._exception is not None:
+            raise self._exception
+
+
+def exit_code_of(program: str, action: Callable[[StopRequest], int]) -> int:
     """Carry a command out and return its exit code; say on stderr what went wrong, in one message.
 
     Parameters
@@ -33,7 +56,7 @@ def exit_code_of(program: str, action: Callable[[], int]) -> int:
     program
         Name that stands before the message.
     action
-        The command; returns its exit code.
+        The command; returns its exit code. It is handed what knows whether to stop.
 
     Returns
     -------
@@ -43,10 +66,10 @@ def exit_code_of(program: str, action: Callable[[], int]) -> int:
         whose traceback is written to a file.
     """
     try:
-        with _sigterm_raises():
-            return action()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
+        with _signals_raise() as stop:
+            return action(stop)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else EXIT_USAGE if ended.code else 0
     except BagauError as error:
         message, code = str(error), error.exit_code
     except KeyboardInterrupt:
@@ -82,18 +105,16 @@ def _keep_traceback(error: BaseException) -> Path:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end the process by an exception, so that open files are closed."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: whoever runs it handles signals
-        yield
+def _signals_raise() -> Iterator[StopRequest]:
+    """Let SIGINT and SIGTERM end the process by an exception, so that open files are closed."""
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # whoever runs the main thread handles signals
         return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, stop.handle) for number in numbers}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
@@ -71,12 +72,21 @@ class Progress(AbstractContextManager["Progress"]):
         Names of the steps of one scan, in order.
     console
         Where to show it; a display if it is a terminal, else one line for each event.
+    check
+        Called at every event; raises to stop the run.
     """
 
-    def __init__(self, n_scans: int, steps: tuple[str, ...], console: Console) -> None:
+    def __init__(
+        self,
+        n_scans: int,
+        steps: tuple[str, ...],
+        console: Console,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._n_scans = n_scans
         self._steps = steps
         self._console = console
+        self._check = check
         self._estimate = TimeLeft(n_scans, steps)
         self._started_s = time.monotonic()
         self._running: dict[str, dict[str, float]] = {}
@@ -109,6 +119,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def scan_started(self, scan: str) -> None:
         """Say that work on a scan, known by its stem, begins."""
+        self._check()
         if scan not in self._running:
             self._running[scan] = {}
             self._line(f"{scan}: started")
@@ -135,6 +146,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def scan_failed(self, scan: str, reason: str) -> None:
         """Say that a scan failed and why."""
+        self._check()
         self._end(scan)
         self._n_failed += 1
         self._estimate.scan_failed(self._done_steps[scan])

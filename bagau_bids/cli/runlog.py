@@ -107,7 +107,9 @@ def _file_handler(path: Path, verbose: int) -> logging.Handler:
 def _console_handler(config: Config, console: "Console") -> logging.Handler:
     handler = _ConsoleHandler(console)
     handler.setLevel(console_level(config.execution.verbose))
-    others_level = logging.WARNING if config.execution.verbose < 2 else logging.DEBUG
+    others_level = (logging.CRITICAL, logging.WARNING, logging.DEBUG)[
+        min(config.execution.verbose, 2)
+    ]
     process = os.getpid()
 
     def ours(record: logging.LogRecord) -> bool:

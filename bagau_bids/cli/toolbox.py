@@ -26,7 +26,7 @@ needed file is missing.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``bagau`` with the arguments of the process or with ``argv``; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return exit_code_of("bagau", lambda: _run(arguments))
+    return exit_code_of("bagau", lambda _: _run(arguments))
 
 
 def _run(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -103,7 +104,7 @@ def draw_mosaic(
     plt.close(figure)
 
 
-def draw_plane(axis, plane: NDArray, mask: NDArray, aspect: float, top: float) -> None:
+def draw_plane(axis: Any, plane: NDArray, mask: NDArray, aspect: float, top: float) -> None:
     """One plane in grey with the contour of the mask in red."""
     axis.imshow(plane.T, origin="lower", cmap="gray", vmin=0, vmax=top, aspect=aspect)
     if mask.any():

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out", type=Path, metavar="OUT", help="folder for the checkpoint, curve and weights"
     )
     parser.add_argument(
-        "--steps", type=int, default=2200, help="training steps, one head each (%(default)s)"
+        "--steps", type=int, default=4200, help="training steps, one head each (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything (%(default)s)")
     parser.add_argument(

@@ -117,7 +117,7 @@ def brain_mask_settings() -> SynthesisSettings:
         view=FieldOfViewSettings(
             about="head",
             in_plane_margin_mm=(-4.0, 25.0),
-            top_margin_mm=(-2.0, 25.0),
+            top_margin_mm=(-25.0, 20.0),
             bottom_margin_mm=(-15.0, 45.0),
             cut_probability=0.2,
             cut_mm=(5.0, 45.0),

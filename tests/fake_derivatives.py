@@ -76,13 +76,15 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     return head
 
 
-def write_failure(output_dir, entities, message):
+def write_failure(output_dir, entities, message, crash_file=None):
     """Write the record that a scan leaves that failed before it had any result."""
     record = {
         "status": "failed",
-        "failure": {"step": "conform", "kind": "InputImageError", "message": message},
+        "failure": {"step": "conform", "message": message},
         "steps": {},
     }
+    if crash_file is not None:
+        record["failure"]["crash_file"] = str(crash_file)
     write_json(derivative_path(output_dir, entities, "record"), record)
 
 

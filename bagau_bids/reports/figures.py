@@ -42,7 +42,7 @@ class Tile:
     Parameters
     ----------
     axis, index : int
-        The slice: ``data.take(index, axis)`` of a volume in RAS order.
+        The slice: number ``index`` across ``axis`` of a volume in RAS order.
     columns, rows : (n,) arrays
         Voxel position, along the plane's axes, of every picture column and row.
     left, top : int
@@ -58,7 +58,7 @@ class Tile:
 
     def sample(self, data: np.ndarray) -> np.ndarray:
         """Read a volume off at the tile's pixels, (rows, columns) float array, linearly."""
-        plane = np.asarray(data.take(self.index, axis=self.axis), dtype=np.float32)
+        plane = np.moveaxis(data, self.axis, 0)[self.index].astype(np.float32)
         grid = np.meshgrid(self.columns, self.rows)
         return ndimage.map_coordinates(plane, grid, order=1, mode="nearest")
 
@@ -108,8 +108,9 @@ def spread_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:
     Over the whole axis where the mask is empty.
     """
     low, high = _extent(mask, axis)
-    count = min(count, high - low + 1)
-    return [int(index) for index in np.linspace(low, high, count + 2)[1:-1].round()]
+    length = high - low + 1
+    count = min(count, length)
+    return [low + int((number + 0.5) * length / count) for number in range(count)]
 
 
 def busiest_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:
@@ -177,8 +178,8 @@ def mosaic(
     return Mosaic(tuple(tiles), top + FOOTER, width, np.asarray(affine, dtype=float))
 
 
-def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -> bytes:
-    """Grey picture of the slices with letters and positions, PNG.
+def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -> Image.Image:
+    """Grey picture of the slices with letters and positions.
 
     Parameters
     ----------
@@ -189,13 +190,15 @@ def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -
         Values shown black and white.
     """
     figure, axes = _empty_figure(layout, transparent=False)
-    axes.imshow(layout.assemble(data, window[0]), cmap="gray", vmin=window[0], vmax=window[1])
+    low, high = window
+    canvas = layout.assemble(data, low)
+    axes.imshow(canvas, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     _annotate(axes, layout)
-    return _without_colours(_png(figure))
+    return _image(figure).convert("L")
 
 
-def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0.5) -> bytes:
-    """Contour of a mask or probability on a transparent picture, PNG.
+def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0.5) -> Image.Image:
+    """Contour of a mask or probability on a transparent picture.
 
     The contour is where the linearly interpolated volume crosses `level`.
     """
@@ -210,13 +213,13 @@ def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0
         columns = np.r_[columns[0], columns, columns[-1]]
         rows = np.r_[rows[0], rows, rows[-1]]
         axes.contour(columns, rows, closed, levels=[level], colors=[colour], linewidths=1.1)
-    return _png(figure)
+    return _image(figure)
 
 
 def draw_heat(
     layout: Mosaic, probability: np.ndarray, colour_map: str = "plasma", lowest: float = 0.1
-) -> bytes:
-    """Probability in colours on a transparent picture with its colour bar, PNG.
+) -> Image.Image:
+    """Probability in colours on a transparent picture with its colour bar.
 
     Values below `lowest` stay invisible; opacity grows with the probability.
     """
@@ -227,6 +230,7 @@ def draw_heat(
         cmap=colour_map,
         vmin=0,
         vmax=1,
+        interpolation="nearest",
         alpha=np.where(values < lowest, 0, 0.35 + 0.5 * values),
     )
     bar_axes = figure.add_axes(
@@ -239,22 +243,26 @@ def draw_heat(
     bar_axes.set_xticks([0, 255], labels=[f"{lowest:g}", "1"])
     bar_axes.tick_params(colors="white", labelsize=8, length=0, pad=2)
     bar_axes.set_title("probability", color="white", fontsize=8, loc="center", y=-2.6)
-    return _png(figure)
+    return _image(figure)
 
 
-def stack(*layers: bytes) -> bytes:
-    """One PNG of several of one size, the later over the earlier."""
-    images = [Image.open(io.BytesIO(layer)).convert("RGBA") for layer in layers]
-    result = images[0]
-    for image in images[1:]:
-        result = Image.alpha_composite(result, image)
+def stack(*layers: Image.Image) -> Image.Image:
+    """One picture of several of one size, the later over the earlier."""
+    result = layers[0].convert("RGBA")
+    for layer in layers[1:]:
+        result.alpha_composite(layer.convert("RGBA"))
+    return result.convert("RGB")
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """Content of a PNG file."""
     buffer = io.BytesIO()
-    result.convert("RGB").save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> bytes:
-    """Histogram of lesion volumes on a logarithmic axis, PNG.
+def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> Image.Image:
+    """Histogram of lesion volumes on a logarithmic axis.
 
     Parameters
     ----------
@@ -264,7 +272,6 @@ def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> bytes:
         Volume of one voxel: the first bar starts there.
     """
     figure = Figure(figsize=(7, 2.6), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     top = max(float(max(sizes_mm3)), voxel_mm3 * 10)
     steps = max(int(np.ceil(np.log2(top / voxel_mm3))) + 1, 2)
@@ -276,7 +283,7 @@ def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> bytes:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return _image(figure)
 
 
 def display_window(data: np.ndarray, brain_mask: np.ndarray) -> tuple[float, float]:
@@ -318,7 +325,6 @@ def _positions(bounds: tuple[float, float], spacing_mm: float, pixel_mm: float) 
 
 def _empty_figure(layout: Mosaic, *, transparent: bool) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(layout.width / DPI, layout.height / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
     figure.patch.set_facecolor(to_rgba("black", 0.0 if transparent else 1.0))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -356,14 +362,8 @@ def _slice_position_mm(tile: Tile, affine: np.ndarray) -> float:
     return float((affine @ voxel)[tile.axis])
 
 
-def _without_colours(png: bytes) -> bytes:
-    """Keep the grey levels of a PNG only: a third of the size."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("L").save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+def _image(figure: Figure) -> Image.Image:
+    """Draw a figure, RGBA."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.array(canvas.buffer_rgba()))

@@ -73,9 +73,9 @@ def _reference(entry: dict[str, str]) -> str:
     pages = f":{fields['pages']}" if "pages" in fields else ""
     year = f" ({fields['year']})" if "year" in fields else ""
     parts = [_authors(fields.get("author", "")), fields.get("title", "")]
-    parts.append(f"<em>{where}</em>{volume}{pages}{year}" if where else year.strip())
+    parts.append(f"<em>{where}</em>{volume}{pages}{year}" if where else fields.get("year", ""))
     parts.append(fields.get("note", ""))
-    text = ". ".join(part for part in parts if part)
+    text = ". ".join(part.removesuffix(".") for part in parts if part)
     if "doi" in fields:
         text += f'. <a href="https://doi.org/{fields["doi"]}">doi:{fields["doi"]}</a>'
     elif "url" in fields:
@@ -98,5 +98,6 @@ def _plain(value: str) -> str:
     def accent(match: re.Match[str]) -> str:
         return unicodedata.normalize("NFC", match[2] + _ACCENTS[match[1]])
 
+    value = value.replace("\\ss", "ß")
     value = re.sub(r"\\([\"^'`~cuv])\s*\{?(\w)\}?", accent, value)
     return value.replace("{", "").replace("}", "").replace("--", "–").replace("\\&", "&")

@@ -6,7 +6,7 @@ in ``sub-<label>/figures`` and are also embedded: the page is one file that can 
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -18,13 +18,21 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from nibabel.filebasedimages import ImageFileError
+from PIL import Image
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_bytes, write_text
+from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.reports import figures
 from bagau_bids.reports.methods import Methods, render_methods
-from bagau_bids.reports.results import ScanResults, find_results, natural_key, read_table
+from bagau_bids.reports.results import (
+    FAILED,
+    ScanResults,
+    find_results,
+    natural_key,
+    read_table,
+)
 from bagau_bids.spaces import reorient
 
 BRAIN_COLOUR = "#2fb8ff"
@@ -56,6 +64,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A transparent picture over slices, with the name of its file and of its view."""
+
+    name: str
+    view: str
+    picture: Image.Image
+
+
+@dataclass(frozen=True)
 class ScanSection:
     """Everything the page shows of one scan."""
 
@@ -72,15 +89,19 @@ class ScanSection:
 
 @dataclass(frozen=True)
 class Crash:
-    """A crash file: its path below the output folder, and its text."""
+    """A crash file: the scan it is about, its path below the output folder, and its text."""
 
+    scan: str
     path: str
     text: str
 
 
 def write_participant_report(
-    output_dir: Path, participant_label: str, *, run_uuid: str | None = None
-) -> Path:
+    output_dir: Path,
+    participant_label: str,
+    *,
+    aggregate_session_reports: int = Execution.aggregate_session_reports,
+) -> tuple[Path, ...]:
     """Write ``sub-<label>.html`` and the figures it shows.
 
     Parameters
@@ -89,37 +110,79 @@ def write_participant_report(
         Root of the derivatives.
     participant_label : str
         Without ``sub-``.
-    run_uuid : str or None
-        Run whose crash files are shown; None takes the last that left any.
+    aggregate_session_reports : int
+        With more sessions than this, each has a page of its own
+        (``sub-<label>_ses-<label>.html``) and the participant's page links to them.
 
     Returns
     -------
-    Path
-        The page. It and its figures are written in one step each, and left alone where
-        nothing changed.
+    tuple of Path
+        The participant's page, then those of sessions. Pages and figures are written in one
+        step each, and left alone where nothing changed.
 
     Raises
     ------
     UsageError
         If the folder holds nothing of this participant.
     """
+    participant = f"sub-{participant_label}"
     scans = find_results(output_dir, participant_label)
-    crashes = tuple(_crashes(output_dir, participant_label, run_uuid))
+    crashes = tuple(_crashes(output_dir, participant, scans))
     if not scans and not crashes:
         raise UsageError(
-            f"{output_dir}: holds no results of sub-{participant_label}; expected files below "
-            f"sub-{participant_label}: run the participant level first"
+            f"{output_dir}: holds no results of {participant}; expected files below "
+            f"{participant}: run the participant level first"
         )
-    page = _template().render(
-        participant=f"sub-{participant_label}",
-        scans=[_section(scan) for scan in scans],
-        crashes=crashes,
+    sections = [_section(scan) for scan in scans]
+    sessions = _by_session(sections) if len(scans) > 1 else {}
+    if len(sessions) <= aggregate_session_reports:
+        return (_write_page(output_dir, participant, sections, crashes),)
+    pages = tuple(
+        _write_page(output_dir, f"{participant}_ses-{session}", own, crashes)
+        for session, own in sessions.items()
+    )
+    return _write_page(output_dir, participant, sections, crashes, split=True), *pages
+
+
+def _by_session(sections: Sequence[ScanSection]) -> dict[str, list[ScanSection]]:
+    sessions: dict[str, list[ScanSection]] = {}
+    for section in sections:
+        if session := section.results.entities.get("ses"):
+            sessions.setdefault(session, []).append(section)
+    return sessions
+
+
+def _write_page(
+    output_dir: Path,
+    name: str,
+    sections: Sequence[ScanSection],
+    crashes: Sequence[Crash],
+    *,
+    split: bool = False,
+) -> Path:
+    """Write one page; of a split one, sections of scans lie on the pages of their sessions."""
+    subject = name.split("_")[0]
+    stems = {section.results.stem for section in sections}
+    scans = [section for section in sections if not split or "ses" not in section.results.entities]
+    links = {
+        section.anchor: f"#{section.anchor}"
+        if section in scans
+        else f"{subject}_ses-{section.results.entities['ses']}.html"
+        for section in sections
+    }
+    text = _template().render(
+        participant=name,
+        subject=subject,
+        listed=sections,
+        links=links,
+        scans=scans,
+        crashes=[crash for crash in crashes if not crash.scan or crash.scan in stems],
         methods=_methods(output_dir),
         style=Markup(_text("report.css")),
         version=__version__,
     )
-    path = output_dir / f"sub-{participant_label}.html"
-    write_text(path, page)
+    path = output_dir / f"{name}.html"
+    write_text(path, text)
     return path
 
 
@@ -268,7 +331,7 @@ class _Shown:
     ) -> figures.Mosaic:
         return figures.mosaic(tuple(planes), region, self.affine, columns=columns)
 
-    def draw(self, layout: figures.Mosaic) -> bytes:
+    def draw(self, layout: figures.Mosaic) -> Image.Image:
         return figures.draw_slices(layout, self.flair, self.window)
 
 
@@ -286,31 +349,34 @@ def _wmh_picture(shown: _Shown) -> Picture:
     columns = figures.balanced_columns(len(slices))
     layout = shown.layout(iter([(axis, slices)]), shown.brain, columns)
     base = shown.draw(layout)
-    layers = {"wmh": ("outline", figures.draw_outline(layout, mask, WMH_COLOUR))}
+    layers = [Layer("wmh", "outline", figures.draw_outline(layout, mask, WMH_COLOUR))]
     if shown.scan.path("wmh_probseg").is_file():
         heat = figures.draw_heat(layout, shown.load("wmh_probseg"))
-        layers["prob"] = ("probability", heat)
+        layers.append(Layer("prob", "probability", heat))
     caption = f"{which} ({figures.PLANE_NAMES[axis]}); outlines are those of the mask."
-    return _picture(shown.scan, "White matter hyperintensities", caption, base, layers)
+    return _picture(shown.scan, "wmh", "White matter hyperintensities", caption, base, layers)
 
 
 def _brain_picture(shown: _Shown) -> Picture:
     layout = shown.layout(_overview(shown.brain), _head(shown.flair), OVERVIEW_COLUMNS)
-    layers = {"brainmask": ("outline", figures.draw_outline(layout, shown.brain, BRAIN_COLOUR))}
+    outline = figures.draw_outline(layout, shown.brain, BRAIN_COLOUR)
+    layers = [Layer("brainmask", "outline", outline)]
     caption = "Outline of the brain mask. Lesions are looked for inside it only."
-    return _picture(shown.scan, "Brain mask", caption, shown.draw(layout), layers)
+    base = shown.draw(layout)
+    return _picture(shown.scan, "brainmask", "Brain mask", caption, base, layers)
 
 
 def _atlas_picture(shown: _Shown) -> Picture:
     layout = shown.layout(_overview(shown.brain), shown.brain, OVERVIEW_COLUMNS)
     atlas = shown.load("wm_atlas")
-    layers = {"atlas": ("outline", figures.draw_outline(layout, atlas, ATLAS_COLOUR))}
+    layers = [Layer("atlas", "outline", figures.draw_outline(layout, atlas, ATLAS_COLOUR))]
     caption = (
         f"Outline of white matter of the template {shown.scan.template} (probability 0.5) after "
         "registration to this FLAIR. It guides the network and should follow the border of "
         "white and grey matter."
     )
-    return _picture(shown.scan, "Registered white matter map", caption, shown.draw(layout), layers)
+    title, base = "Registered white matter map", shown.draw(layout)
+    return _picture(shown.scan, "atlas", title, caption, base, layers)
 
 
 def _size_picture(
@@ -321,7 +387,7 @@ def _size_picture(
         return ()
     drawn = figures.draw_size_histogram(sizes, volumes["voxel_mm3"])
     caption = f"Number of lesions by volume; one voxel is {volumes['voxel_mm3']:.2f} mm³."
-    return (_picture(scan, "Lesion sizes", caption, drawn, {"sizes": ("", b"")}),)
+    return (_picture(scan, "sizes", "Lesion sizes", caption, drawn),)
 
 
 def _overview(brain: np.ndarray) -> Iterator[tuple[int, list[int]]]:
@@ -336,25 +402,31 @@ def _head(flair: np.ndarray) -> np.ndarray:
 
 
 def _picture(
-    scan: ScanResults, title: str, caption: str, base: bytes, layers: dict[str, tuple[str, bytes]]
+    scan: ScanResults,
+    name: str,
+    title: str,
+    caption: str,
+    base: Image.Image,
+    layers: Sequence[Layer] = (),
 ) -> Picture:
-    """Save a picture with each of its layers, and prepare it for the page."""
+    """Save a picture, with each of its layers if it has any, and prepare it for the page."""
     folder = scan.output_dir / f"sub-{scan.entities['sub']}" / "figures"
-    saved, views = [], []
-    for name, (view, layer) in layers.items():
-        path = folder / f"{scan.stem}_desc-{name}_FLAIR.png"
-        write_bytes(path, figures.stack(base, layer) if layer else base)
+    whole = {layer.name: figures.stack(base, layer.picture) for layer in layers}
+    saved = []
+    for file, picture in (whole or {name: base}).items():
+        path = folder / f"{scan.stem}_desc-{file}_FLAIR.png"
+        write_bytes(path, figures.png_bytes(picture))
         saved.append(path.relative_to(scan.output_dir).as_posix())
-        if layer:
-            views.append(View(view, _data_uri(layer)))
+    views = [View(layer.view, _data_uri(layer.picture)) for layer in layers]
     if views:
         views.append(View("FLAIR only"))
-    anchor = f"{scan.stem}_{next(iter(layers))}"
+    anchor = f"{scan.stem}_{name}"
     return Picture(anchor, title, caption, tuple(saved), _data_uri(base), tuple(views))
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+def _data_uri(picture: Image.Image) -> str:
+    content = base64.b64encode(figures.png_bytes(picture)).decode("ascii")
+    return f"data:image/png;base64,{content}"
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -391,15 +463,20 @@ def _methods(output_dir: Path) -> Methods | None:
     return render_methods(markdown, bibtex)
 
 
-def _crashes(output_dir: Path, participant_label: str, run_uuid: str | None) -> Iterator[Crash]:
-    """Crash files of a run, or of the last run that left any."""
-    logs = output_dir / f"sub-{participant_label}" / "log"
-    paths = sorted(logs.glob("*/crash*"), key=lambda path: natural_key(path.as_posix()))
-    run = run_uuid or (paths[-1].parent.name if paths else "")
-    for path in paths:
-        if path.parent.name == run and path.suffix == ".txt":
+def _crashes(output_dir: Path, participant: str, scans: Sequence[ScanResults]) -> Iterator[Crash]:
+    """Crash files that the records of failed scans name; without any scan, all of them."""
+    named = {
+        output_dir / str(failure["crash_file"]): scan.stem
+        for scan in scans
+        if scan.status == FAILED and (failure := scan.failure).get("crash_file")
+    }
+    if not scans:
+        found = (output_dir / participant / "log").glob("*/crash-*.txt")
+        named = dict.fromkeys(sorted(found, key=lambda path: natural_key(path.as_posix())), "")
+    for path, stem in named.items():
+        if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
-            yield Crash(path.relative_to(output_dir).as_posix(), text)
+            yield Crash(stem, path.relative_to(output_dir).as_posix(), text)
 
 
 @cache

@@ -94,12 +94,16 @@ class ScanResults:
     def problem(self) -> str:
         """Why the status is not ``complete``, in one line; empty otherwise."""
         if self.status == FAILED:
-            failure = self.record.get("failure") or {}
-            return " ".join(str(failure.get("message") or "no reason was recorded").split())
+            return " ".join(str(self.failure.get("message") or "no reason was recorded").split())
         absent = [self.path(name).name for name in self.missing]
         if not self.record:
             absent.append(self.path("record").name)
         return f"missing or damaged: {', '.join(absent)}" if absent else ""
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """What was recorded of a failure: ``step``, ``message``, ``crash_file``."""
+        return self.record.get("failure") or {}
 
     def step(self, name: str) -> dict[str, Any]:
         """Record of one processing step, empty where there is none."""

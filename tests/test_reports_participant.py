@@ -1,0 +1,228 @@
+"""The participant's page from a derivatives folder, whole, damaged, partial or empty."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import nibabel as nib
+import numpy as np
+import pytest
+from fake_derivatives import drawn_head, write_failure, write_scan
+from PIL import Image
+
+from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids.description import write_citation
+from bagau_bids.config import Processing
+from bagau_bids.errors import UsageError
+from bagau_bids.reports.participant import write_participant_report
+
+IMAGES = ("preproc_flair", "brain_mask", "wm_atlas", "wmh_mask", "wmh_probseg")
+FIGURES = ("wmh", "prob", "brainmask", "atlas", "sizes")
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; gathers ids, links, pictures and text."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.ids, self.links, self.pictures, self.text = [], [], [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if tag in ("a", "link"):
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.pictures.append(attributes["src"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Output folder with one participant of one scan, and its page."""
+    output_dir = tmp_path_factory.mktemp("out")
+    write_scan(output_dir, {"sub": "01", "ses": "A", "run": "1"})
+    write_citation(output_dir, Processing())
+    (path,) = write_participant_report(output_dir, "01")
+    return output_dir, path
+
+
+def test_page_is_whole_and_stands_alone(finished):
+    output_dir, path = finished
+    assert path == output_dir / "sub-01.html"
+    page = Page(path)
+    assert len(page.ids) == len(set(page.ids))
+    for picture in page.pictures:
+        kind, data = picture.split(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+    assert len(page.pictures) == 3 + 4 + 1  # slices, layers over them, the histogram
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith(("https://", "data:")):
+            assert (output_dir / link).is_file()
+    outside = re.findall(r'(?:src|href)="(?!data:|#|https://|sub-)[^"]*"', path.read_text())
+    assert outside == []
+
+
+def test_figures_are_kept_beside_the_page(finished):
+    output_dir, _ = finished
+    folder = output_dir / "sub-01" / "figures"
+    expected = [f"sub-01_ses-A_run-1_desc-{name}_FLAIR.png" for name in FIGURES]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    for path in folder.iterdir():
+        assert Image.open(path).mode in ("RGB", "RGBA")
+
+
+def test_page_says_what_was_found_and_how(finished):
+    text = " ".join(Page(finished[1]).text.split())
+    for words in (
+        "Session A, run 1",
+        "ml (",
+        "% of the brain volume)",
+        "Brain overlap".lower(),
+        "cpu, float32",
+        "small 1, SHA-256 000000000000…",
+        "probability 0.5, lesions of any size kept",
+        "3 voxels that were not finite were set to 0.",
+        "White-matter SNR",
+        "BAGAU-Net",
+        "References",
+        "No errors to report.",
+        "this is not a medical device",
+    ):
+        assert words in text, words
+
+
+def test_page_made_again_is_the_same_file(finished):
+    output_dir, path = finished
+    before = {p: p.stat().st_mtime_ns for p in output_dir.rglob("*") if p.is_file()}
+    write_participant_report(output_dir, "01")
+    assert {p: p.stat().st_mtime_ns for p in output_dir.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PSL"])
+def test_pictures_do_not_depend_on_the_voxel_order(finished, tmp_path, orientation):
+    write_scan(tmp_path, {"sub": "01", "ses": "A", "run": "1"}, orientation=orientation)
+    write_participant_report(tmp_path, "01")
+    for name in ("wmh", "brainmask", "atlas"):
+        file = f"sub-01/figures/sub-01_ses-A_run-1_desc-{name}_FLAIR.png"
+        found, expected = (
+            np.asarray(Image.open(folder / file)).astype(int) for folder in (tmp_path, finished[0])
+        )
+        # Sampling positions of flipped axes differ in the last digit.
+        assert np.mean(np.abs(found - expected) > 2) < 1e-3
+
+
+def test_no_lesion_is_a_normal_result(tmp_path):
+    write_scan(tmp_path, {"sub": "02"}, drawn_head(n_lesions=0))
+    (path,) = write_participant_report(tmp_path, "02")
+    text = Page(path).text
+    assert "none found" in text
+    assert "No lesion was found" in text
+    assert "0.00 ml (0.00 % of the brain volume)" in text
+    assert "nan" not in text.lower().replace("resonance", "")
+    assert not (tmp_path / "sub-02/figures/sub-02_desc-sizes_FLAIR.png").exists()
+
+
+def test_failed_scan_shows_its_reason_and_its_crash_file_only(tmp_path):
+    write_scan(tmp_path, {"sub": "01", "ses": "A"}, leave_out=IMAGES)
+    crash = tmp_path / "sub-01" / "log" / "20260101-000000_x" / "crash-conform.txt"
+    for path in (crash, crash.parents[1] / "20250101-000000_y" / "crash-old.txt"):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"Traceback of {path.name} <module>")
+    failure = "ends early <here>"
+    write_failure(tmp_path, {"sub": "01", "ses": "B"}, failure, crash.relative_to(tmp_path))
+    (path,) = write_participant_report(tmp_path, "01")
+    page = Page(path)
+    assert "This scan is failed. ends early <here>" in page.text
+    assert "Traceback of crash-conform.txt <module>" in page.text
+    assert "crash-old" not in page.text
+    assert "Session B" in page.text
+
+
+def test_participant_with_crash_files_alone_has_a_page(tmp_path):
+    crash = tmp_path / "sub-03" / "log" / "run" / "crash-1.txt"
+    crash.parent.mkdir(parents=True)
+    crash.write_text("out of luck")
+    (path,) = write_participant_report(tmp_path, "03")
+    assert "out of luck" in Page(path).text
+    assert "No result of a scan was written" in Page(path).text
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        ("wmh_probseg",),
+        ("wm_atlas", "lesions_table"),
+        ("preproc_flair",),
+        ("record",),
+        ("volumes_table", "wmh_mask"),
+    ],
+)
+def test_partial_results_are_shown_and_named(tmp_path, absent):
+    write_scan(tmp_path, {"sub": "04"}, leave_out=absent)
+    (path,) = write_participant_report(tmp_path, "04")
+    text = Page(path).text
+    assert "This scan is incomplete." in text
+    for name in absent:
+        missing = derivative_path(tmp_path, {"sub": "04"}, name, template="MNI152NLin2009cSym")
+        # Without a record and a map nothing tells the template.
+        assert missing.name in text or name == "wm_atlas"
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path):
+    write_scan(tmp_path, {"sub": "05"})
+    image = derivative_path(tmp_path, {"sub": "05"}, "wmh_mask")
+    image.write_bytes(image.read_bytes()[:200])
+    table = derivative_path(tmp_path, {"sub": "05"}, "lesions_table")
+    table.write_text("index\tname\n1\n")
+    derivative_path(tmp_path, {"sub": "05"}, "record").write_text("{")
+    (path,) = write_participant_report(tmp_path, "05")
+    text = Page(path).text
+    assert f"{image}: cannot be read" in text
+    assert f"{table}: cannot be read as a table" in text
+    assert "WMH volume" in text
+
+
+def test_images_of_another_grid_are_not_drawn(tmp_path):
+    write_scan(tmp_path, {"sub": "06"})
+    path = derivative_path(tmp_path, {"sub": "06"}, "brain_mask")
+    nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)).to_filename(path)
+    (page,) = write_participant_report(tmp_path, "06")
+    assert "lies on another grid ((4, 4, 4) voxels in RAS order) than the FLAIR" in Page(page).text
+
+
+def test_many_sessions_get_a_page_each(tmp_path):
+    for session in ("1", "2", "10"):
+        write_scan(tmp_path, {"sub": "07", "ses": session}, leave_out=IMAGES)
+    pages = write_participant_report(tmp_path, "07", aggregate_session_reports=2)
+    names = ["sub-07.html", "sub-07_ses-1.html", "sub-07_ses-2.html", "sub-07_ses-10.html"]
+    assert [page.name for page in pages] == names
+    overview = Page(pages[0])
+    assert set(names[1:]) <= set(overview.links)
+    assert not overview.pictures
+    assert "Session 2" in Page(pages[2]).text
+    assert "Session 10" not in Page(pages[2]).text
+    (page,) = write_participant_report(tmp_path, "07", aggregate_session_reports=3)
+    assert len(Page(page).pictures) == 3  # a histogram a scan
+
+
+def test_nothing_of_the_participant_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="no results of sub-99; .* participant level first"):
+        write_participant_report(tmp_path, "99")

@@ -201,7 +201,5 @@ class _Runner:
                 f"{self.device} ran out of memory: went on with {self.batch_size} slices at once"
             )
         else:
-            self.notes.append(
-                f"{self.device} ran out of memory with one slice: went on on the CPU"
-            )
+            self.notes.append(f"{self.device} ran out of memory with one slice: the CPU took over")
             self.device = torch.device("cpu")

@@ -1,0 +1,149 @@
+"""Segmentation of a scan: the way through the network and back."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bagau_bids.errors import UsageError
+from bagau_bids.network import inference
+from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
+from bagau_bids.network.inference import choose_device, segment
+from bagau_bids.network.slices import network_input
+
+
+def make_scan():
+    rng = np.random.default_rng(0)
+    flair = rng.normal(100, 10, (60, 70, 9)).astype(np.float32)
+    brain = np.zeros(flair.shape, bool)
+    brain[10:50, 10:60, 2:7] = True
+    flair[25:32, 30:40, 4] = 300
+    atlas = brain * rng.random(flair.shape).astype(np.float32)
+    return flair, np.diag([2.5, 2.5, 5, 1]), brain, atlas.astype(np.float32)
+
+
+class Threshold(nn.Module):
+    """Says lesion where the FLAIR is bright, and remembers what it was given."""
+
+    def __init__(self, logit=8.0):
+        super().__init__()
+        self.logit = logit
+        self.seen = []
+
+    def forward(self, flair, atlas):
+        self.seen.append((flair.float().numpy().copy(), atlas.float().numpy().copy()))
+        return torch.where(flair > 5, self.logit, -self.logit)
+
+
+def test_bright_block_comes_back_in_its_place():
+    flair, affine, brain, atlas = make_scan()
+    result = segment([Threshold()], flair, affine, brain, atlas)
+    expected = np.zeros(flair.shape, bool)
+    expected[25:32, 30:40, 4] = True
+    assert result.probability.shape == flair.shape
+    assert result.probability.dtype == np.float32
+    np.testing.assert_array_equal(result.probability >= 0.5, expected)
+
+
+def test_probability_is_zero_outside_the_brain_and_within_bounds():
+    flair, affine, brain, atlas = make_scan()
+    model = BagauNet(BagauNetConfig((4, 4, 6, 6, 8))).eval()
+    probability = segment([model], flair, affine, brain, atlas).probability
+    assert (probability[~brain] == 0).all()
+    assert (probability[brain] > 0).all()
+    assert probability.max() <= 1
+
+
+def test_only_slices_with_brain_are_run():
+    model = Threshold()
+    flair, affine, brain, atlas = make_scan()
+    segment([model], flair, affine, brain, atlas, batch_size=2)
+    assert [len(batch) for batch, _ in model.seen] == [2, 2, 1]
+    inputs = network_input(flair, affine, brain, atlas)
+    given = np.concatenate([batch[:, 0] for batch, _ in model.seen])
+    np.testing.assert_array_equal(given, inputs.flair[2:7])
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_batch_size_does_not_change_the_result(precision, monkeypatch):
+    monkeypatch.setattr(inference, "working_precision", lambda device: precision)
+    model = BagauNet(BagauNetConfig((4, 4, 6, 6, 8))).eval()
+    one, many = (segment([model], *make_scan(), batch_size=n) for n in (1, 8))
+    assert np.abs(one.probability - many.probability).max() < 1e-4
+    assert one.precision == str(precision).removeprefix("torch.")
+
+
+def test_half_precision_agrees_with_single(monkeypatch):
+    torch.manual_seed(0)
+    model = BagauNet(BagauNetConfig((8, 8, 12, 12, 16))).eval()
+    results = []
+    for precision in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(inference, "working_precision", lambda device, p=precision: p)
+        results.append(segment([model], *make_scan()).probability)
+    assert np.abs(results[0] - results[1]).max() < 0.02
+
+
+def test_ensemble_is_the_mean_of_probabilities():
+    scan = make_scan()
+    each = [segment([Threshold(logit)], *scan).probability for logit in (2.0, 0.5)]
+    both = segment([Threshold(2.0), Threshold(0.5)], *scan).probability
+    np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
+
+
+class Hungry(Threshold):
+    """Runs out of memory with more than `room` slices, `failures` times at most."""
+
+    def __init__(self, room, failures=100):
+        super().__init__()
+        self.room, self.failures = room, failures
+
+    def forward(self, flair, atlas):
+        if len(flair) > self.room and self.failures:
+            self.failures -= 1
+            raise torch.cuda.OutOfMemoryError
+        return super().forward(flair, atlas)
+
+
+def test_batch_is_halved_when_memory_runs_out():
+    scan = make_scan()
+    result = segment([Hungry(room=1)], *scan, batch_size=4)
+    assert result.batch_size == 1
+    assert [note.split(": ")[1] for note in result.notes] == [
+        "went on with 2 slices at once",
+        "went on with 1 slices at once",
+    ]
+    expected = segment([Threshold()], *scan).probability
+    np.testing.assert_array_equal(result.probability, expected)
+
+
+def test_cpu_takes_over_when_one_slice_is_too_much():
+    scan = make_scan()
+    result = segment([Hungry(room=0, failures=1)], *scan, batch_size=1)
+    assert result.device == "cpu"
+    assert "the CPU took over" in result.notes[0]
+    expected = segment([Threshold()], *scan).probability
+    np.testing.assert_array_equal(result.probability, expected)
+
+
+def test_no_network_is_refused():
+    with pytest.raises(ValueError, match="no network given"):
+        segment([], *make_scan())
+
+
+def test_named_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("cpu") == choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UsageError, match="--device cuda: PyTorch .* sees 0 CUDA"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match="--device cuda:2: PyTorch .* sees 2 CUDA"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_unknown_devices(name):
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
+        choose_device(name)

@@ -1,0 +1,170 @@
+"""Volume to network plane and back."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bagau_bids.errors import ProcessingError
+from bagau_bids.network.slices import (
+    PLANE_SIZE,
+    SlicePlane,
+    from_slices,
+    network_input,
+    normalise_flair,
+    place_plane,
+    to_slices,
+)
+from bagau_bids.spaces import reorient
+
+
+def head(spacing, extent_mm=(140, 170), shape_mm=(190, 220), slices=6):
+    """A smooth volume and an off-centre elliptic brain; spacing in mm."""
+    shape = (round(shape_mm[0] / spacing[0]), round(shape_mm[1] / spacing[1]), slices)
+    x, y, z = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    x_mm, y_mm = x * spacing[0], y * spacing[1]
+    flair = 100 + 30 * np.sin(x_mm / 15) * np.cos(y_mm / 20) + 5 * z
+    radius = ((x_mm - 90) / (extent_mm[0] / 2)) ** 2 + ((y_mm - 115) / (extent_mm[1] / 2)) ** 2
+    brain = (radius <= 1) & (z > 0)
+    return flair.astype(np.float32), brain, np.diag([*spacing, 5.0, 1.0])
+
+
+def test_pixels_lie_where_the_plane_says():
+    """An image that holds its own coordinates tells where each pixel was sampled."""
+    spacing = (0.8, 1.25)
+    plane = SlicePlane((250, 170, 2), spacing, (120.0, 85.5))
+    x, y, _ = np.meshgrid(*(np.arange(n) for n in plane.shape), indexing="ij")
+    rows = to_slices(x * spacing[0], plane)[0]
+    columns = to_slices(y * spacing[1], plane)[1]
+    offsets = np.arange(PLANE_SIZE) - 99.5
+    inner = slice(10, -10)
+    expected_rows = (120 * 0.8 + offsets)[inner, None] + np.zeros(PLANE_SIZE - 20)
+    np.testing.assert_allclose(rows[inner, inner], expected_rows, atol=0.05)
+    expected_columns = (85.5 * 1.25 + offsets)[None, inner] + np.zeros((PLANE_SIZE - 20, 1))
+    np.testing.assert_allclose(columns[inner, inner], expected_columns, atol=0.05)
+
+
+def test_linear_interpolation_between_coarse_voxels():
+    rng = np.random.default_rng(0)
+    volume = rng.random((80, 90, 2)).astype(np.float32)
+    plane = SlicePlane(volume.shape, (2.0, 2.0), (40.0, 45.0))
+    points = [40 + (np.arange(200) - 99.5) / 2, 45 + (np.arange(200) - 99.5) / 2]
+    grid = np.meshgrid(*points, indexing="ij")
+    naive = ndimage.map_coordinates(volume[..., 1], grid, order=1)
+    kept = ((grid[0] >= 0) & (grid[0] <= 79)) & ((grid[1] >= 0) & (grid[1] <= 89))
+    result = to_slices(volume, plane)[1]
+    np.testing.assert_allclose(result[kept], naive[kept], atol=1e-5)
+    beyond = (grid[0] < -0.5) | (grid[0] > 79.5) | (grid[1] < -0.5) | (grid[1] > 89.5)
+    assert (result[beyond] == 0).all()
+
+
+def test_fine_voxels_are_averaged_not_aliased():
+    x, y, _ = np.meshgrid(np.arange(400), np.arange(400), np.arange(1), indexing="ij")
+    checkers = ((x + y) % 2).astype(np.float32)
+    plane = SlicePlane((400, 400, 1), (0.25, 0.25), (199.5, 199.5))
+    inside = to_slices(checkers, plane)[0, 60:140, 60:140]
+    np.testing.assert_allclose(inside, 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.9, 0.9), (1.0, 1.0), (1.4, 1.1), (0.6, 2.0)])
+def test_round_trip_inside_the_brain(spacing):
+    flair, brain, affine = head(spacing)
+    plane, _ = place_plane(brain, affine)
+    back = from_slices(to_slices(flair, plane), plane)
+    assert back.shape == flair.shape
+    assert np.abs(back - flair)[brain].max() < 1.0  # of a contrast of 60
+
+
+def test_round_trip_follows_the_anatomy_in_every_orientation(oriented_image):
+    """The plane is laid in the RAS-ordered volume, so storage order does not matter."""
+    data, affine = reorient(oriented_image.get_fdata(dtype=np.float32), oriented_image.affine)
+    data = ndimage.gaussian_filter(data, (1.5, 1.5, 0))
+    brain = np.zeros(data.shape, bool)
+    brain[2:-2, 2:-2, 1:-1] = True
+    plane, _ = place_plane(brain, affine)
+    np.testing.assert_allclose(plane.spacing_mm, nib.affines.voxel_sizes(affine)[:2])
+    slices = to_slices(data, plane)
+    back = from_slices(slices, plane)
+    assert np.abs(back - data)[brain].max() < 0.1 * np.ptp(data)
+    if nib.aff2axcodes(oriented_image.affine) != ("R", "A", "S"):
+        reference = np.random.default_rng(7).uniform(1, 100, (11, 13, 7)).astype(np.float32)
+        reference = ndimage.gaussian_filter(reference, (1.5, 1.5, 0))
+        np.testing.assert_allclose(slices, to_slices(reference, plane), rtol=1e-4, atol=1e-3)
+
+
+def test_z_score_between_the_percentiles():
+    rng = np.random.default_rng(1)
+    flair = rng.normal(300, 20, (20, 20, 5)).astype(np.float32)
+    flair[0, 0, 0], flair[1, 1, 1] = 1e6, -1e6
+    brain = np.ones(flair.shape, bool)
+    result = normalise_flair(flair, brain)
+    ordered = np.sort(flair.ravel())
+    middle = ordered[(ordered >= np.percentile(flair, 5)) & (ordered <= np.percentile(flair, 95))]
+    expected = (flair[2] - middle.mean()) / middle.std()
+    np.testing.assert_allclose(result[2], expected, rtol=1e-3, atol=1e-3)
+    assert result.max() == 10
+    assert result.min() == -6
+
+
+def test_network_input_is_zero_beyond_five_mm_of_the_brain_in_plane():
+    flair, brain, affine = head((0.8, 0.8))
+    flair[~brain] = 1e4
+    inputs = network_input(flair, affine, brain, brain.astype(np.float32))
+    assert inputs.flair.shape == (6, PLANE_SIZE, PLANE_SIZE)
+    assert inputs.flair.dtype == inputs.atlas.dtype == np.float32
+    for number in range(6):
+        if not inputs.brain[number].any():
+            assert (inputs.flair[number] == 0).all()
+            continue
+        distance = ndimage.distance_transform_edt(~inputs.brain[number])
+        assert (inputs.flair[number][distance > 5] == 0).all()
+        assert (inputs.flair[number][(distance > 2) & (distance <= 5)] == 10).all()
+    assert inputs.notes == ()
+
+
+def test_network_input_does_not_depend_on_gain_and_offset():
+    flair, brain, affine = head((1.0, 1.0))
+    first = network_input(flair, affine, brain, brain * 0.5)
+    second = network_input(7 * flair - 90, affine, brain, brain * 0.5)
+    np.testing.assert_allclose(first.flair, second.flair, atol=1e-3)
+
+
+def test_brain_is_centred():
+    flair, brain, affine = head((1.0, 1.0))
+    where = np.argwhere(network_input(flair, affine, brain, flair * 0).brain)
+    middle = (where.min(axis=0) + where.max(axis=0)) / 2
+    np.testing.assert_allclose(middle[1:], 99.5, atol=0.5)
+
+
+def test_long_brain_gets_a_larger_plane_and_a_note():
+    flair, brain, affine = head((1.0, 1.0), extent_mm=(150, 224), shape_mm=(190, 250))
+    inputs = network_input(flair, affine, brain, flair * 0)
+    assert inputs.flair.shape[1:] == (256, 256)
+    assert inputs.notes
+    assert "more than the usual 200 mm" in inputs.notes[0]
+    back = from_slices(to_slices(flair, inputs.plane), inputs.plane)
+    assert np.abs(back - flair)[brain].max() < 1.0
+
+
+def test_impossible_brain_is_refused():
+    flair, brain, affine = head((1.0, 1.0))
+    with pytest.raises(ProcessingError, match=r"expected at most 256 mm; check .* voxel sizes"):
+        network_input(flair, affine * 2, brain, flair)
+
+
+def test_empty_mask_is_refused():
+    flair, brain, affine = head((1.0, 1.0))
+    with pytest.raises(ProcessingError, match="brain mask is empty"):
+        network_input(flair, affine, brain & False, flair)
+
+
+def test_constant_brain_is_refused():
+    flair, brain, affine = head((1.0, 1.0))
+    with pytest.raises(ProcessingError, match="FLAIR is constant"):
+        network_input(np.full_like(flair, 3), affine, brain, flair)
+
+
+def test_images_on_different_grids_are_refused():
+    flair, brain, affine = head((1.0, 1.0))
+    with pytest.raises(ValueError, match="differ in shape"):
+        network_input(flair, affine, brain, flair[1:])

@@ -1,0 +1,172 @@
+"""Weights files: what is written is read back, anything else is refused with its reason."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from bagau_bids.errors import EXIT_MISSING, MissingResourceError
+from bagau_bids.network import weights
+from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
+from bagau_bids.network.unet import UNet, UNetConfig
+from bagau_bids.network.weights import build_network, find_weights, load_weights, save_weights
+
+TINY = (4, 4, 6, 6, 8)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = BagauNet(BagauNetConfig(TINY, afm=False))
+    path = tmp_path / "mine.safetensors"
+    save_weights(path, model, {"licence": "CC-BY-4.0", "training_data": ["a"]})
+    return path, model
+
+
+def edit_card(path, **changes):
+    card_path = path.with_suffix(".json")
+    card = json.loads(card_path.read_text())
+    card_path.write_text(json.dumps({**card, **changes}))
+
+
+def test_round_trip(saved):
+    path, model = saved
+    loaded, card = load_weights(path)
+    assert not loaded.training
+    assert loaded.config == model.config
+    assert card["licence"] == "CC-BY-4.0"
+    assert card["architecture"] == "bagau_net"
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    for name, value in model.state_dict().items():
+        read = loaded.state_dict()[name]
+        assert read.dtype == value.dtype
+        torch.testing.assert_close(read, value, rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_are_stored_in_half_precision(tmp_path):
+    model = UNet(UNetConfig(1, TINY))
+    save_weights(tmp_path / "u.safetensors", model, {})
+    vectors = sum(v.numel() * v.element_size() for v in model.state_dict().values() if v.ndim < 2)
+    kernels = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    size = (tmp_path / "u.safetensors").stat().st_size
+    assert size < 2 * kernels + vectors + 12_000  # the header
+
+
+def test_saving_leaves_no_other_file(saved):
+    path, _ = saved
+    assert sorted(p.name for p in path.parent.iterdir()) == ["mine.json", "mine.safetensors"]
+
+
+def test_diverged_weights_are_not_saved(tmp_path):
+    model = UNet(UNetConfig(1, TINY))
+    with torch.no_grad():
+        model.head.weight.fill_(1e6)
+    with pytest.raises(ValueError, match="head.weight is not finite in half precision"):
+        save_weights(tmp_path / "u.safetensors", model, {})
+
+
+def test_other_suffix_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="expected a name ending in .safetensors"):
+        save_weights(tmp_path / "u.pt", UNet(UNetConfig(1, TINY)), {})
+
+
+def refused(path, match, **options):
+    with pytest.raises(MissingResourceError, match=match) as caught:
+        load_weights(path, **options)
+    assert str(path.with_suffix("")) in str(caught.value)
+    assert caught.value.exit_code == EXIT_MISSING
+
+
+def test_missing_file(tmp_path):
+    refused(tmp_path / "none.safetensors", "no such weights file")
+
+
+def test_pickle_is_never_opened(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    refused(path, "a pickled weights file is not opened")
+
+
+def test_unknown_kind_of_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"x")
+    refused(path, "a '.onnx' weights file is not opened")
+
+
+def test_missing_card(saved):
+    path, _ = saved
+    path.with_suffix(".json").unlink()
+    refused(path, "the card of mine.safetensors is missing")
+
+
+def test_card_that_is_not_json(saved):
+    path, _ = saved
+    path.with_suffix(".json").write_text("{")
+    refused(path, "not a JSON file")
+
+
+def test_card_of_something_else(saved):
+    path, _ = saved
+    path.with_suffix(".json").write_text('{"Name": "x"}')
+    refused(path, "not a card of weights")
+
+
+def test_truncated_file(saved):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(path, "truncated or not a safetensors file")
+
+
+def test_changed_file(saved):
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    refused(path, "its SHA-256 is .*, expected")
+
+
+def test_other_digest_expected(saved):
+    refused(saved[0], "expected 0000", expected_sha256="0000")
+
+
+def test_unknown_architecture(saved):
+    path, _ = saved
+    edit_card(path, architecture="transformer")
+    refused(path, "unknown architecture 'transformer'")
+
+
+def test_unknown_hyper_parameter(saved):
+    path, _ = saved
+    edit_card(path, config={"depth": 7})
+    refused(path, "cannot be built from")
+
+
+def test_card_with_other_shapes(saved):
+    path, _ = saved
+    edit_card(path, config={"widths": [4, 4, 6, 6, 10], "afm": False})
+    refused(path, r"tensors do not fit bagau_net .* instead of")
+
+
+def test_card_with_other_tensors(saved):
+    path, _ = saved
+    edit_card(path, config={"widths": TINY, "afm": True})
+    refused(path, r"tensors do not fit bagau_net .*fusion")
+
+
+def test_full_width_is_said_to_follow(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights.resources, "files", lambda package: tmp_path)
+    with pytest.raises(MissingResourceError, match="--model small.*--weights") as caught:
+        find_weights("full")
+    assert caught.value.exit_code == EXIT_MISSING
+
+
+def test_unknown_packaged_name():
+    with pytest.raises(MissingResourceError, match="weights 'huge' should ship"):
+        find_weights("huge")
+
+
+def test_every_architecture_can_be_built_from_its_card():
+    assert build_network("unet", {"in_channels": 2, "widths": [4, 4, 6]}).config.in_channels == 2
+    assert build_network("brain_unet", {}).config.widths

@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import os
 import sys
-import warnings
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,7 +59,11 @@ class Template:
 
 
 def find_template(
-    name: str, home: Path | None = None, *, offline: bool = False, cache_dir: Path
+    name: str,
+    home: Path | None = None,
+    *,
+    offline: bool = False,
+    cache_dir: Path | None = None,
 ) -> Template:
     """Return the files of a template, fetched if need be and verified.
 
@@ -72,7 +76,7 @@ def find_template(
     offline
         Never touch the network.
     cache_dir
-        Where nilearn's embedded maps are written out, used for ``ICBM152NLin2009aSym`` only.
+        Where nilearn's embedded maps are written out; ``ICBM152NLin2009aSym`` needs it.
 
     Raises
     ------
@@ -81,6 +85,8 @@ def find_template(
         files, the place and the command that gets them.
     """
     if name in EMBEDDED_TEMPLATES:
+        if cache_dir is None:
+            raise ValueError(f"{name} is written out of nilearn, which needs cache_dir")
         return _write_embedded(name, cache_dir)
     if name not in TEMPLATEFLOW_TEMPLATES:
         raise MissingResourceError(
@@ -89,11 +95,16 @@ def find_template(
         )
     home = templateflow_home() if home is None else home.absolute()
     paths = _locate(name, home)
-    missing = _unusable(name, home, paths)
+    missing = {
+        part: paths.get(part, path)
+        for part, path in expected_paths(name, home).items()
+        if part not in paths or not _size(paths[part])
+    }
     if missing and offline:
         raise MissingResourceError(_missing_message(name, home, missing, "--offline is set"))
     if missing:
-        paths = _fetch(name, home, missing)
+        _fetch(name, home, missing)
+        paths |= missing
     for path in paths.values():
         verify_gzip(path, name, home)
     return Template(name, **paths)
@@ -163,9 +174,11 @@ def write_manifest(template: Template, home: Path) -> Path:
                 f"listed in {manifest}; delete the file that is wrong (the image or the "
                 f"manifest) and run: {fetch_command(template.name, home)}"
             )
-    temporary = manifest.with_suffix(".part")
-    temporary.write_text("".join(f"{d}  {file}\n" for file, d in sorted(digests.items())))
-    temporary.replace(manifest)
+    text = "".join(f"{digest}  {file}\n" for file, digest in sorted(digests.items()))
+    if not manifest.is_file() or manifest.read_text() != text:
+        temporary = manifest.with_suffix(".part")
+        temporary.write_text(text)
+        temporary.replace(manifest)
     return manifest
 
 
@@ -175,42 +188,48 @@ def _locate(name: str, home: Path) -> dict[str, Path]:
         return {}
     client = _client(home)
     found = {}
-    for part, query in QUERIES.items():
-        paths = client.ls(name, resolution=1, extension=".nii.gz", **query)
+    for part in QUERIES:
+        paths = client.ls(name, **_query(part))
         if paths:
             found[part] = Path(paths[0])
     return found
 
 
-def _unusable(name: str, home: Path, paths: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the parts without a file of more than zero bytes, and where each should be."""
-    expected = expected_paths(name, home)
-    return {
-        part: paths.get(part, path)
-        for part, path in expected.items()
-        if part not in paths or not _size(paths[part])
-    }
+def _fetch(name: str, home: Path, missing: Mapping[str, Path]) -> None:
+    """Let TemplateFlow's client download what is missing.
 
-
-def _fetch(name: str, home: Path, missing: Mapping[str, Path]) -> dict[str, Path]:
-    """Let TemplateFlow's client download what is missing."""
+    It downloads into a folder of its own in the store; complete files are then renamed into
+    place. So an interrupted download leaves nothing behind, and two runs that fetch into one
+    store do not read each other's half-written files.
+    """
     import requests
 
     try:
         home.mkdir(parents=True, exist_ok=True)
-        client = _client(home)
-        return {
-            part: Path(
-                client.get(name, raise_empty=True, resolution=1, extension=".nii.gz", **query)
-            )
-            for part, query in QUERIES.items()
-        }
+        with tempfile.TemporaryDirectory(prefix=".bagau-fetch-", dir=home) as scratch:
+            placeholders = expected_paths(name, Path(scratch))
+            for part in missing:
+                placeholders[part].parent.mkdir(exist_ok=True)
+                placeholders[part].touch()  # the client downloads files of zero bytes
+            client = _client(Path(scratch))
+            for part, path in missing.items():
+                fetched = Path(client.get(name, raise_empty=True, **_query(part)))
+                verify_gzip(fetched, name, home)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fetched.replace(path)
     except requests.RequestException as error:
         reason = f"the download failed ({type(error).__name__})"
-        raise MissingResourceError(_missing_message(name, home, missing, reason)) from error
-    except Exception as error:  # the client raises bare exceptions
-        reason = f"TemplateFlow's client failed ({type(error).__name__}: {error})"
-        raise MissingResourceError(_missing_message(name, home, missing, reason)) from error
+    except OSError as error:
+        reason = f"the store cannot be written ({error})"
+    except RuntimeError as error:  # the client's own error
+        reason = f"the download failed ({error})"
+    else:
+        return
+    raise MissingResourceError(_missing_message(name, home, missing, reason))
+
+
+def _query(part: str) -> dict[str, Any]:
+    return {"resolution": 1, "extension": ".nii.gz", **QUERIES[part]}
 
 
 def _missing_message(name: str, home: Path, missing: Mapping[str, Path], reason: str) -> str:
@@ -241,7 +260,7 @@ def _import_home(home: Path) -> Iterator[None]:
     """Keep the import of templateflow from filling the user's cache with a stub store.
 
     The package reads ``TEMPLATEFLOW_HOME`` when it is first imported, and unzips a skeleton
-    there if the folder is empty. The variable is set back at once.
+    there if the folder is empty; `home` is not. The variable is set back at once.
     """
     if "templateflow" in sys.modules:
         yield
@@ -249,9 +268,7 @@ def _import_home(home: Path) -> Iterator[None]:
     before = os.environ.get("TEMPLATEFLOW_HOME")
     os.environ["TEMPLATEFLOW_HOME"] = str(home)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            yield
+        yield
     finally:
         if before is None:
             del os.environ["TEMPLATEFLOW_HOME"]

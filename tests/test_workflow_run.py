@@ -1,4 +1,4 @@
-"""The whole workflow on tiny images, its slow steps replaced: what is written, run again, fails."""
+"""The whole workflow on tiny images, slow steps replaced: outputs, running again, failures."""
 
 import json
 import os
@@ -199,9 +199,7 @@ def test_lesions_and_volumes_agree(go, tmp_path):
     folder = tmp_path / "out" / "sub-01" / "anat"
     volumes = pd.read_csv(folder / "sub-01_label-WMH_desc-volumes_morph.tsv", sep="\t")
     lesions = pd.read_csv(folder / "sub-01_space-orig_seg-WMHlesions_dseg.tsv", sep="\t")
-    labels = np.asarray(
-        nib.load(folder / "sub-01_space-orig_seg-WMHlesions_dseg.nii.gz").dataobj
-    )
+    labels = np.asarray(nib.load(folder / "sub-01_space-orig_seg-WMHlesions_dseg.nii.gz").dataobj)
     expected = (head() > 150).sum() * 8 * 8 * 14
     assert volumes.volume_mm3[0] == expected == lesions.volume_mm3.sum()
     assert set(np.unique(labels)) == {0, *lesions["index"]}
@@ -212,7 +210,9 @@ def test_no_lesion_is_a_result(go, tmp_path):
     results, _ = go()
     assert results[0].ok
     folder = tmp_path / "out" / "sub-01" / "anat"
-    assert not np.asarray(nib.load(folder / "sub-01_space-orig_label-WMH_mask.nii.gz").dataobj).any()
+    assert not np.asarray(
+        nib.load(folder / "sub-01_space-orig_label-WMH_mask.nii.gz").dataobj
+    ).any()
     row = (folder / "sub-01_label-WMH_desc-volumes_morph.tsv").read_text().splitlines()[1]
     assert row.split("\t")[1:4] == ["0", "0", "0"]
 
@@ -492,5 +492,3 @@ class TestParallel:
         assert [result.ok for result in results] == [True, False, True]
         assert "lack of memory" in results[1].reason
         assert "sub-02_FLAIR.nii.gz" in results[1].reason
-
-

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
-import pytest
 
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
-from bagau_bids.errors import ProcessingError
 from bagau_bids.network.inference import Segmentation
 from bagau_bids.preprocessing.brain_mask import BrainMask
 from bagau_bids.preprocessing.registration import Attempt, Registration
@@ -151,7 +149,16 @@ def _fake_steps(calls):
     def load_weights(path):
         return object(), {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64}
 
+    def write_itk_forward(transform, path):
+        path.write_bytes(b"to FLAIR")
+
+    def write_itk_inverse(transform, shape, affine, path):
+        path.write_bytes(b"to template")
+
     return {
+        "preprocessing.transforms.write_itk_forward": write_itk_forward,
+        "preprocessing.transforms.write_itk_inverse": write_itk_inverse,
+        "preprocessing.transforms.read_itk_forward": lambda path: TemplateTransform(np.eye(4)),
         "preprocessing.brain_mask.brain_mask": brain_mask,
         "preprocessing.bias_field.correct_bias_field": correct_bias_field,
         "preprocessing.registration.register_template": register_template,
@@ -174,19 +181,3 @@ def install(monkeypatch, tmp_path):
 def scans_of(bids_dir) -> list[Scan]:
     """All FLAIRs of a data set."""
     return find_scans(bids_dir, Selection())
-
-
-__all__ = [
-    "AFFINE",
-    "SHAPE",
-    "Listener",
-    "ProcessingError",
-    "head",
-    "install",
-    "make_config",
-    "make_dataset",
-    "make_template",
-    "pytest",
-    "scans_of",
-    "write_flair",
-]

@@ -6,6 +6,7 @@ parameters back. Images travel as ``.npy`` files with RAS+ affines; elastix itse
 ITK's LPS+ world.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from bagau_bids.errors import ProcessingError
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ParameterMap = dict[str, tuple[str, ...]]
 
@@ -214,5 +216,15 @@ def _affine_parameter_text(matrix: npt.NDArray[np.float64]) -> str:
     )
 
 
+def end_with_parent() -> None:
+    """Have Linux end this process when its parent ends, however that came about.
+
+    Without it, a worker that was ended from outside would leave elastix running for minutes.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    end_with_parent()
     _register(Path(sys.argv[1]))

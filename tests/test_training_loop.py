@@ -1,0 +1,237 @@
+"""The loop: learns, resumes to the step, stops on a signal, exports what was judged."""
+
+import csv
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.network.slices import network_input
+from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.training import loop
+from bagau_bids.training.dataset import TrainingScan
+from bagau_bids.training.loop import (
+    Trainer,
+    TrainingData,
+    count_steps,
+    draw_batch,
+    network_of,
+    validate,
+)
+from bagau_bids.training.pool import Shard, SlicePool, training_shard
+from bagau_bids.training.settings import LoopSettings, TrainingSettings
+
+QUICK = TrainingSettings(
+    width="small", batch_size=3, micro_batch_size=2, steps=4, crop=(32, 32), precision="float32"
+)
+CPU = LoopSettings(device="cpu", validate_every=2, log_every=1)
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    monkeypatch.setitem(loop.WIDTHS, "small", (4, 4, 6, 6, 8))
+
+
+def training_scan():
+    rng = np.random.default_rng(0)
+    brain = np.zeros((40, 44, 5), bool)
+    brain[5:35, 5:40, 1:4] = True
+    reference = np.zeros(brain.shape, np.uint8)
+    reference[15:20, 15:22, 1:4] = 1
+    flair = rng.normal(100, 5, brain.shape).astype(np.float32) + 40 * reference
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    inputs = network_input(flair, affine, brain, brain.astype(np.float32))
+    return TrainingScan("sub-1_FLAIR", "1", 0, inputs, brain, reference, affine)
+
+
+@pytest.fixture
+def data():
+    scan = training_scan()
+    pool = SlicePool([training_shard(scan.inputs, scan.reference)])
+    return TrainingData(pool, None, [scan])
+
+
+def trainer(settings, data, folder, **loop_settings):
+    folder.mkdir(exist_ok=True)
+    return Trainer(settings, replace(CPU, **loop_settings), data, folder, {"licence": "L"})
+
+
+def rows(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_learns_an_easy_task(data, tmp_path):
+    settings = replace(QUICK, steps=30, learning_rate=1e-2, loss="tversky+ce")
+    made = trainer(settings, data, tmp_path / "o", validate_every=10)
+    scores = made.run()
+    assert scores[0].dice > 0.5
+    assert scores[0].reference_ml == pytest.approx(0.525)
+    losses = [float(row["loss"]) for row in rows(tmp_path / "o" / "training.csv")]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
+
+
+def test_output_folder(data, tmp_path):
+    trainer(QUICK, data, tmp_path / "o").run()
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "best.json",
+        "best.safetensors",
+        "checkpoint.pt",
+        "last.json",
+        "last.safetensors",
+        "training.csv",
+        "validation.csv",
+    ]
+    _, card = load_weights(tmp_path / "o" / "best.safetensors")
+    assert card["licence"] == "L"
+    assert card["recipe"]["learning_rate"] == 2e-4
+    assert card["recipe"]["augmentation"]["rotation_deg"] == 15
+    assert card["validation"][0]["scan"] == "sub-1_FLAIR"
+    validated = [int(row["step"]) for row in rows(tmp_path / "o" / "validation.csv")]
+    assert validated == [2, 4]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumed_training_is_the_uninterrupted_one(data, tmp_path, ema):
+    settings = replace(QUICK, ema_decay=ema, schedule="cosine")
+    whole = trainer(settings, data, tmp_path / "whole")
+    whole.run()
+    first = trainer(settings, data, tmp_path / "parts")
+    for _ in range(3):
+        first._train_step()
+        first.step += 1
+        if first.step == 2:
+            first.save_checkpoint()
+            first._log_training([1.0], 1.0)
+    first._log_training([1.0], 1.0)  # a line beyond the checkpoint
+    second = trainer(settings, data, tmp_path / "parts")
+    second.resume()
+    assert second.step == 2
+    second.run()
+    for name, value in whole._judged().state_dict().items():
+        torch.testing.assert_close(second._judged().state_dict()[name], value)
+    steps = [int(row["step"]) for row in rows(tmp_path / "parts" / "training.csv")]
+    assert steps == [2, 3, 4]
+
+
+def test_resuming_with_another_recipe_is_refused(data, tmp_path):
+    trainer(QUICK, data, tmp_path / "o").save_checkpoint()
+    other = trainer(replace(QUICK, learning_rate=1.0), data, tmp_path / "o")
+    with pytest.raises(UsageError, match=r"other settings \(learning_rate: 0.0002 not 1.0\)"):
+        other.resume()
+
+
+def test_more_steps_may_be_asked_for_on_resuming(data, tmp_path):
+    trainer(QUICK, data, tmp_path / "o").save_checkpoint()
+    trainer(replace(QUICK, steps=9), data, tmp_path / "o").resume()
+
+
+def test_sigterm_saves_and_stops(data, tmp_path, monkeypatch):
+    made = trainer(replace(QUICK, steps=1000), data, tmp_path / "o")
+    step = made._train_step
+
+    def step_and_signal():
+        if made.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step()
+
+    monkeypatch.setattr(made, "_train_step", step_and_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ProcessingError, match="at step 3 of 1000: go on with --resume"):
+        made.run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = trainer(replace(QUICK, steps=1000), data, tmp_path / "o")
+    again.resume()
+    assert again.step == 3
+
+
+def test_divergence_is_told(data, tmp_path, monkeypatch):
+    made = trainer(QUICK, data, tmp_path / "o")
+    with torch.no_grad():
+        made.model.head.weight.fill_(float("nan"))
+    with pytest.raises(ProcessingError, match="the loss is nan at step 0: training diverged"):
+        made.run()
+
+
+def test_fine_tuning_starts_from_given_weights(data, tmp_path):
+    torch.manual_seed(9)
+    other = network_of(replace(QUICK, seed=5))
+    save_weights(tmp_path / "init.safetensors", other, {})
+    made = trainer(QUICK, data, tmp_path / "o")
+    made.start_from(tmp_path / "init.safetensors")
+    loaded, _ = load_weights(tmp_path / "init.safetensors")
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(made.model.state_dict()[name], value)
+
+
+def test_weights_of_another_width_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(loop.WIDTHS, "full", (4, 4, 6, 6, 10))
+    save_weights(tmp_path / "init.safetensors", network_of(replace(QUICK, width="full")), {})
+    with pytest.raises(UsageError, match="change --width, --architecture or --ablation"):
+        trainer(QUICK, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")
+
+
+@pytest.mark.parametrize("architecture", ["bagau_net", "unet"])
+def test_ablations(architecture):
+    names = ("mam", "afm") if architecture == "bagau_net" else ("atlas",)
+    settings = replace(QUICK, architecture=architecture, ablations=names)
+    config = network_of(settings).config
+    if architecture == "unet":
+        assert config.in_channels == 1
+    else:
+        assert not config.mam
+        assert not config.afm
+    with pytest.raises(UsageError, match=f"{architecture} has {', '.join(names)}"):
+        network_of(replace(settings, ablations=("mam", "atlas")))
+
+
+def numbered(count, first):
+    slices = np.arange(first, first + count)[:, None, None] * np.ones((1, 2, 2))
+    return SlicePool([Shard(slices.astype("f4"), slices.astype("f4"), slices.astype("u1"))])
+
+
+def test_batches_hold_the_asked_share_of_synthetic_slices():
+    data = TrainingData(numbered(7, 0), numbered(50, 100), [])
+    settings = replace(QUICK, batch_size=5, synthetic_fraction=0.3)
+    drawn = [draw_batch(data, settings, step)[0][:, 0, 0] for step in range(40)]
+    assert {len(batch) for batch in drawn} == {5}
+    everything = np.concatenate(drawn)
+    assert np.count_nonzero(everything >= 100) == 60
+    real = everything[everything < 100].astype(int)
+    counts = np.bincount(real, minlength=7)
+    assert counts.min() == counts.max() == 20  # 140 slices are 20 passes over 7
+
+
+def test_a_step_draws_the_same_whenever_it_is_asked():
+    data = TrainingData(numbered(7, 0), numbered(50, 100), [])
+    settings = replace(QUICK, synthetic_fraction=0.5)
+    first = draw_batch(data, settings, 11)
+    draw_batch(data, settings, 3)
+    for one, two in zip(first, draw_batch(data, settings, 11), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_epochs_are_passes_over_the_real_slices():
+    data = TrainingData(numbered(70, 0), None, [])
+    settings = replace(QUICK, steps=None, epochs=200, batch_size=32)
+    assert count_steps(settings, data) == 600
+    assert count_steps(replace(settings, steps=5), data) == 5
+
+
+def test_validation_is_at_native_resolution():
+    class Bright(torch.nn.Module):
+        def forward(self, flair, atlas):
+            return torch.where(flair > 6, 9.0, -9.0)
+
+    scan = training_scan()
+    (score,) = validate(Bright(), [scan], torch.device("cpu"))
+    assert score.dice == 1
+    assert score.lesion_f1 == 1
+    assert score.volume_difference_percent == 0
+    ignored = replace(scan, reference=np.where(scan.reference == 1, 2, 0).astype(np.uint8))
+    (score,) = validate(Bright(), [ignored], torch.device("cpu"))
+    assert score.dice == 1  # nothing left to find, nothing found

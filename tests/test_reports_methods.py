@@ -26,6 +26,7 @@ BIBTEX = r"""
 
 def test_citations_are_numbered_in_order_of_appearance():
     text = "# Methods\n\nFirst *this* [@two], then `that` [@one; @two] & <more>.\n\nSee [@none].\n"
+    text += "\n---\n\nNot this.\n"
     methods = render_methods(text, BIBTEX)
     assert methods.text == (
         '<p>First <em>this</em> [<a href="#reference-1">1</a>], then <code>that</code> '

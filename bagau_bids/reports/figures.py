@@ -287,14 +287,15 @@ def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> Image.I
 
 
 def display_window(data: np.ndarray, brain_mask: np.ndarray) -> tuple[float, float]:
-    """Values to show black and white: 1st and 99.7th percentile in the brain.
+    """Values to show black and white: 1st and 99.7th percentile in the brain, and some room.
 
-    Over the whole image where the mask is empty; never of no width.
+    The room below keeps fluid apart from the background. Over the whole image where the mask
+    is empty; never of no width.
     """
     inside = np.asarray(data)[np.asarray(brain_mask) != 0]
     values = inside if inside.size else np.asarray(data).ravel()
     low, high = (float(value) for value in np.percentile(values, [1, 99.7]))
-    low = min(low, low - 0.15 * (high - low))
+    low = max(low - 0.15 * (high - low), float(np.min(data)))
     return (low, high) if high > low else (low, low + 1.0)
 
 

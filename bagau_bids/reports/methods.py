@@ -31,7 +31,8 @@ def render_methods(markdown: str, bibtex: str) -> Methods:
     Parameters
     ----------
     markdown : str
-        Content of ``CITATION.md``; its first-level heading is left out.
+        Content of ``CITATION.md``; its first-level heading, and what follows a line of three
+        dashes, are left out.
     bibtex : str
         Content of ``CITATION.bib``. A citation without an entry keeps its key.
     """
@@ -48,7 +49,8 @@ def render_methods(markdown: str, bibtex: str) -> Methods:
                 found.append(key)
         return f"[{', '.join(found)}]"
 
-    blocks = [_block(block, cite) for block in re.split(r"\n\s*\n", markdown.strip())]
+    body = re.split(r"^---$", markdown, flags=re.MULTILINE)[0]
+    blocks = [_block(block, cite) for block in re.split(r"\n\s*\n", body.strip())]
     text = "\n".join(block for block in blocks if block)
     return Methods(text, tuple(_reference(entries[key]) for key in numbers))
 

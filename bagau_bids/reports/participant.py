@@ -298,8 +298,13 @@ def _quality_rows(scan: ScanResults) -> Iterator[tuple[str, str, str]]:
     for name, value in scan.quality.items():
         entry = described.get(name, {})
         unit = {"1": "", "cm^2": " cm²"}.get(entry.get("Units"), f" {entry.get('Units', '')}")
-        number = "n/a" if value is None else f"{value:.3g}{unit}"
+        number = "n/a" if value is None else f"{_short(value)}{unit}"
         yield entry.get("LongName", name), number, entry.get("Description", "")
+
+
+def _short(value: float) -> str:
+    """Write a number with three significant digits, and never with an exponent above 100."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _slice_pictures(scan: ScanResults) -> tuple[Picture, ...]:
@@ -341,7 +346,7 @@ def _wmh_picture(shown: _Shown) -> Picture:
     touched = np.count_nonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
     if touched:
         slices = figures.busiest_slices(mask, axis, LESION_SLICES)
-        share = "All" if len(slices) == touched else f"{len(slices)} of"
+        share = "All" if len(slices) == touched else f"{len(slices)} of the"
         which = f"{share} {touched} slices with lesions"
     else:
         slices = figures.spread_slices(shown.brain, axis, LESION_SLICES // 2)

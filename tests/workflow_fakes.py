@@ -1,19 +1,19 @@
 """A tiny data set, and stand-ins for the slow steps, to run the real workflow in seconds."""
 
 import json
+import os
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
-from bagau_bids.network.inference import Segmentation
-from bagau_bids.preprocessing.brain_mask import BrainMask
-from bagau_bids.preprocessing.registration import Attempt, Registration
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.preprocessing.transforms import TemplateTransform
+from bagau_bids.workflow import interfaces
 
 SHAPE = (20, 24, 10)
 AFFINE = np.array(
@@ -121,6 +121,10 @@ class Calls:
 
 
 def _fake_steps(calls):
+    from bagau_bids.preprocessing.brain_mask import BrainMask
+    from bagau_bids.preprocessing.registration import Attempt, Registration
+    from bagau_bids.preprocessing.transforms import TemplateTransform
+
     def brain_mask(flair, affine):
         calls.note("brain_mask", flair)
         return BrainMask(flair > 50, stripped=False, notes=("a note of the brain mask",))
@@ -142,6 +146,8 @@ def _fake_steps(calls):
         )
 
     def segment(models, flair, affine, brain_mask, wm_probseg, *, device, batch_size):
+        from bagau_bids.network.inference import Segmentation
+
         calls.note("segmentation", flair)
         probability = np.clip((flair - 100) / 120, 0, 1).astype(np.float32) * brain_mask
         return Segmentation(probability, device, batch_size, "float32", ())
@@ -181,3 +187,42 @@ def install(monkeypatch, tmp_path):
 def scans_of(bids_dir) -> list[Scan]:
     """All FLAIRs of a data set."""
     return find_scans(bids_dir, Selection())
+
+
+class _Faked:
+    """Mixed into a step: it puts the stand-ins into the worker process that runs it."""
+
+    def _process(self, folder):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            for name, function in _fake_steps(Calls()).items():
+                monkeypatch.setattr(f"bagau_bids.{name}", function)
+            return super()._process(folder)
+
+
+class FakedBrainMask(_Faked, interfaces.BrainMask):
+    """Brain mask by its stand-in."""
+
+
+class FakedRegistration(_Faked, interfaces.Registration):
+    """Registration by its stand-in."""
+
+
+class FakedSegmentation(_Faked, interfaces.Segmentation):
+    """Segmentation by its stand-in."""
+
+
+class DeadlyBiasField(_Faked, interfaces.BiasField):
+    """Bias field by its stand-in, whose worker is killed by a FLAIR without lesions."""
+
+    def _process(self, folder):
+        if interfaces.load_image(self.inputs.flair)[0].max() < 150:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._process(folder)
+
+
+def install_in_workers(monkeypatch):
+    """Build workflows of steps that bring their stand-ins along into worker processes."""
+    for step in (FakedBrainMask, FakedRegistration, FakedSegmentation):
+        name = step.__name__.removeprefix("Faked")
+        monkeypatch.setattr(f"bagau_bids.workflow.flair.{name}", step)
+    monkeypatch.setattr("bagau_bids.workflow.flair.BiasField", DeadlyBiasField)

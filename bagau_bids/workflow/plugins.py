@@ -68,7 +68,7 @@ def choose_plugin(
     defaults = {
         "n_procs": resources.nprocs,
         "memory_gb": resources.mem_gb or MEMORY_SHARE * available_memory_gb(),
-        "n_gpu_procs": 1,
+        "n_gpu_procs": int(resources.device.startswith("cuda")),
         "raise_insufficient": False,
         "mp_context": "forkserver",
     }

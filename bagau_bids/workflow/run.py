@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,7 +106,7 @@ def run_participants(
     Raises
     ------
     UsageError
-        If the output folder or the plugin file cannot be used.
+        If the output folder, the plugin file or the device cannot be used.
     MissingResourceError
         If the weights are not there.
     """
@@ -114,6 +114,7 @@ def run_participants(
         config.output_dir, bids_dir=config.bids_dir, processing=config.processing
     ):
         _logger.warning(note)
+    config = _with_device(config)
     tracker = _Tracker(progress)
     with ExitStack() as stack:
         stack.enter_context(_configured_nipype(config))
@@ -131,6 +132,14 @@ def run_participants(
         if result.scan in tracker.failed:
             _record_failure(config, result)
     return results
+
+
+def _with_device(config: Config) -> Config:
+    """Settle which device ``auto`` stands for, so that nipype knows whether a GPU is used."""
+    from bagau_bids.network.inference import choose_device
+
+    device = str(choose_device(config.resources.device))
+    return replace(config, resources=replace(config.resources, device=device))
 
 
 def _build_all(

@@ -39,7 +39,7 @@ def tiny_network(monkeypatch):
 def training_scan():
     rng = np.random.default_rng(0)
     brain = np.zeros((40, 44, 5), bool)
-    brain[5:35, 5:40, 1:4] = True
+    brain[5:35, 4:40, 1:4] = True
     reference = np.zeros(brain.shape, np.uint8)
     reference[15:20, 15:22, 1:4] = 1
     flair = rng.normal(100, 5, brain.shape).astype(np.float32) + 40 * reference

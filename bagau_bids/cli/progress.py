@@ -176,9 +176,9 @@ class Progress(AbstractContextManager["Progress"]):
             f"{self._n_ended}/{self._n_scans} scans{failed}",
             duration(now - self._started_s) + self._left(),
         )
-        for scan, steps in self._running.items():
+        for scan, steps in list(self._running.items()):  # other thread than that of the events
             working = ", ".join(
-                f"{_words(step)} {duration(now - begun)}" for step, begun in steps.items()
+                f"{_words(step)} {duration(now - begun)}" for step, begun in list(steps.items())
             )
             table.add_row(f"  {scan}", working or "waiting")
         return table

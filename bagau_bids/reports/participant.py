@@ -358,7 +358,8 @@ def _wmh_picture(shown: _Shown) -> Picture:
     if shown.scan.path("wmh_probseg").is_file():
         heat = figures.draw_heat(layout, shown.load("wmh_probseg"))
         layers.append(Layer("prob", "probability", heat))
-    caption = f"{which} ({figures.PLANE_NAMES[axis]}); outlines are those of the mask."
+    plane = figures.PLANE_NAMES[axis]
+    caption = f"{which} ({plane}). The outline of the mask is drawn smoothly between voxels."
     return _picture(shown.scan, "wmh", "White matter hyperintensities", caption, base, layers)
 
 

@@ -13,7 +13,8 @@ from bagau_bids.errors import ProcessingError
 from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 4.0
-ITERATIONS = (20, 20, 15)  # one number a level; the control points are doubled between levels
+ITERATIONS = (30, 30, 20)  # one number a level; the control points are doubled between levels
+TOLERANCE = 1e-3  # a level ends when its field changes by less
 MIN_MASK_ML = 50.0
 DARK = 0.1  # of the median: darker voxels are fluid or air and say nothing about the field
 BRIGHT_PERCENTILE = 97.0  # lesions above it are clipped, or they would be taken for field
@@ -159,7 +160,7 @@ def _n4(
         ants.from_numpy(scaled.astype(np.float32), spacing=spacing),
         mask=ants.from_numpy(inner.astype(np.float32), spacing=spacing),
         shrink_factor=1,
-        convergence={"iters": list(iterations), "tol": 1e-5},
+        convergence={"iters": list(iterations), "tol": TOLERANCE},
         spline_param=[1, 1, 1],
         return_bias_field=True,
     )

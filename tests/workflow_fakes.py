@@ -180,6 +180,7 @@ def install(monkeypatch, tmp_path):
         monkeypatch.setattr(f"bagau_bids.{name}", function)
     weights = tmp_path / "small.safetensors"
     weights.write_bytes(b"weights")
+    weights.with_suffix(".json").write_text('{"architecture": "x", "config": {}, "sha256": "0"}')
     monkeypatch.setattr("bagau_bids.network.weights.find_weights", lambda name: weights)
     return calls
 

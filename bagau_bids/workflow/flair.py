@@ -96,6 +96,8 @@ class Materials:
         BIDS URIs of its ``t1w``, ``wm_probseg`` and ``brain_mask``.
     weights
         Weights of the network; several are averaged.
+    brain_network
+        SHA-256 of the weights of the network that outlines the brain.
     brain_mask
         Brain mask of this FLAIR from elsewhere, if there is one.
     brain_mask_uri
@@ -105,6 +107,7 @@ class Materials:
     template: "Template"
     template_uris: Mapping[str, str]
     weights: tuple[Path, ...]
+    brain_network: str = ""
     brain_mask: Path | None = None
     brain_mask_uri: str = ""
 
@@ -227,7 +230,11 @@ def init_preprocessing_wf(
     conform = _node("conform", Conform(in_file=in_file), resources)
     workflow.connect(conform, "record", outputnode, "conform_record")
 
-    brain_mask = _node("brain_mask", BrainMask(skull_strip=processing.skull_strip), resources)
+    brain_mask = _node(
+        "brain_mask",
+        BrainMask(skull_strip=processing.skull_strip, network=materials.brain_network),
+        resources,
+    )
     if materials.brain_mask is not None:
         brain_mask.inputs.mask_file = materials.brain_mask
     workflow.connect(conform, "flair", brain_mask, "flair")

@@ -127,6 +127,7 @@ class BrainMaskInputSpec(StepInputSpec):
     flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
     skull_strip = traits.Enum("auto", "skip", usedefault=True, desc="skip: already stripped")
     mask_file = File(exists=True, desc="brain mask from elsewhere, on the FLAIR's grid")
+    network = traits.Str(usedefault=True, desc="SHA-256 of the network's weights")
 
 
 class BrainMaskOutputSpec(StepOutputSpec):
@@ -156,10 +157,12 @@ class BrainMask(Step):
         else:
             from bagau_bids.preprocessing.brain_mask import brain_mask
 
+            set_torch_threads(self.inputs.num_threads)
             found = brain_mask(flair, affine)
             mask = found.mask
             record = {
                 "method": "network",
+                "network_sha256": self.inputs.network,
                 "stripped": found.stripped,
                 "notes": found.notes,
                 "description": "Brain, outlined on the FLAIR by a network.",
@@ -290,12 +293,10 @@ class Segmentation(Step):
     output_spec = SegmentationOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        import torch
-
         from bagau_bids.network.inference import segment
         from bagau_bids.network.weights import load_weights
 
-        torch.set_num_threads(self.inputs.num_threads)
+        set_torch_threads(self.inputs.num_threads)
         flair, affine = load_image(self.inputs.corrected)
         mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
         wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
@@ -448,6 +449,13 @@ def limited_threads(count: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def set_torch_threads(count: int) -> None:
+    """Tell PyTorch how many threads to use; it reads the environment only once."""
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def save_image(

@@ -194,7 +194,7 @@ def _build(config: Config, scan: Scan, template: "Template") -> "pe.Workflow":
 
 
 def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
-    from bagau_bids.network.weights import find_weights
+    from bagau_bids.network.weights import find_weights, read_card
     from bagau_bids.workflow.flair import Materials
 
     processing = config.processing
@@ -212,6 +212,7 @@ def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
             )
         },
         weights=processing.weights or (find_weights(processing.model),),
+        brain_network=read_card(find_weights("brain"))["sha256"],
         brain_mask=mask,
         brain_mask_uri=_uri_in(others, mask) if mask else "",
     )

@@ -345,6 +345,14 @@ def test_configuration_as_toml_reads_back(config_of):
     assert "plugin_file" not in plain["resources"]
 
 
+def test_help_shows_each_option_once():
+    text = build_parser().format_help()
+    assert "  --participant-label, --participant-labels LABEL [LABEL ...]\n" in text
+    assert "  -v, --verbose " in text
+    assert text.count("--participant_label") == 1, "said once, in the last line"
+    assert "--anat-only" not in text
+
+
 def test_every_option_has_help():
     for action in build_parser()._actions:
         assert action.help, action.option_strings

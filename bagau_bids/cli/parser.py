@@ -36,7 +36,10 @@ mask, a probability map, volumes, lesions and a page; at the group level one tab
 
 _EPILOG = """\
 exit codes: 0 all done; 1 a scan failed; 2 wrong usage or nothing to process; 70 the workflow
-could not be built or run; 127 a template, weights or another needed file is missing.
+could not be built or run; 127 a template, weights or another needed file is missing; 130 and
+143 stopped by a signal.
+
+Long options may be spelled with _ for -, as in --participant_label.
 """
 
 _REJECTED = {
@@ -50,6 +53,17 @@ _REJECTED = {
     "--subject-anatomical-reference": "each FLAIR is processed on its own",
     "--skull-strip-fixed-seed": "results are always reproducible; the seed is --random-seed",
 }
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that shows spellings with ``_`` only where there is no other."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = [option for option in action.option_strings if "_" not in option]
+        if not shown:
+            return super()._format_action_invocation(action)
+        values = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
+        return f"{', '.join(shown)} {values}".rstrip()
 
 
 class _Reject(argparse.Action):
@@ -78,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s BIDS_DIR OUTPUT_DIR {participant,group} [{participant,group}] [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"bagau-bids {__version__}")
@@ -347,7 +361,10 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
         help="the same, a bare number is in GB",
     )
     group.add_argument(
-        "--low-mem", "--low_mem", action="store_true", help="use less memory, more disk and time"
+        "--low-mem",
+        "--low_mem",
+        action="store_true",
+        help="keep intermediate images uncompressed: less memory, more disk",
     )
     group.add_argument(
         "--use-plugin",

@@ -1,0 +1,119 @@
+"""The graph of one FLAIR: built, not run."""
+
+from pathlib import Path
+
+import pytest
+from workflow_fakes import make_dataset, make_template, scans_of
+
+from bagau_bids.config import Processing, Resources
+from bagau_bids.workflow.flair import (
+    MEMORY_GB,
+    STEPS,
+    Materials,
+    init_flair_wf,
+    scan_steps,
+    workflow_name,
+)
+
+TEMPLATE = "MNI152NLin2009cSym"
+
+
+@pytest.fixture
+def build(tmp_path):
+    bids_dir = make_dataset(tmp_path / "data", "sub-01_ses-2_run-1")
+    template = make_template(tmp_path / "store")
+    weights = tmp_path / "w.safetensors"
+    weights.touch()
+    uris = dict.fromkeys(("t1w", "wm_probseg", "brain_mask"), "bids:templateflow:x")
+
+    def build(materials=None, processing=None, resources=None):
+        return init_flair_wf(
+            scan=scans_of(bids_dir)[0],
+            bids_dir=bids_dir,
+            output_dir=tmp_path / "out",
+            materials=Materials(template, uris, (weights,), **(materials or {})),
+            processing=Processing(**(processing or {})),
+            resources=Resources(**{"nprocs": 8, "omp_nthreads": 3} | (resources or {})),
+        )
+
+    return build
+
+
+def nodes_of(workflow):
+    """Nodes that do something, by the name of their step."""
+    found = {name.split(".")[-1]: workflow.get_node(name) for name in workflow.list_node_names()}
+    return {step: node for step, node in found.items() if step not in ("inputnode", "outputnode")}
+
+
+def test_steps_and_name(build):
+    workflow = build()
+    assert workflow.name == "sub_01_ses_2_run_1_wf" == workflow_name("sub-01_ses-2_run-1")
+    assert set(nodes_of(workflow)) == set(scan_steps(Processing()))
+    assert len(STEPS) <= 10
+    assert set(STEPS) == set(MEMORY_GB)
+
+
+def test_template_space_adds_one_step(build):
+    options = {"output_spaces": ("orig", TEMPLATE)}
+    assert set(nodes_of(build(processing=options))) == set(STEPS)
+    assert scan_steps(Processing(**options)) == STEPS
+
+
+def test_space_of_another_template_adds_nothing(build):
+    options = {"output_spaces": ("orig", "ICBM152NLin2009aSym")}
+    assert "template_copies" not in nodes_of(build(processing=options))
+
+
+def test_every_mandatory_input_is_set_or_connected(build):
+    workflow = build(processing={"output_spaces": ("orig", TEMPLATE)})
+    graph = workflow._create_flat_graph()
+    for node in graph.nodes():
+        connected = {
+            target
+            for _, _, data in graph.in_edges(node, data=True)
+            for _, target in data["connect"]
+        }
+        for name in node.inputs.traits(mandatory=True):
+            assert name in connected or name in node.inputs.get_traitsfree(), f"{node}.{name}"
+
+
+def test_options_reach_their_steps(build, tmp_path):
+    mask = tmp_path / "mask.nii"
+    mask.touch()
+    nodes = nodes_of(
+        build(
+            materials={"brain_mask": mask, "brain_network": "abc"},
+            processing={
+                "registration": "paper",
+                "random_seed": 5,
+                "threshold": 0.3,
+                "min_lesion_size_mm3": 9.0,
+                "skull_strip": "skip",
+            },
+            resources={"device": "cuda:1", "batch_size": 2, "low_mem": True},
+        )
+    )
+    assert Path(nodes["brain_mask"].inputs.mask_file) == mask
+    assert nodes["brain_mask"].inputs.skull_strip == "skip"
+    assert nodes["brain_mask"].inputs.network == "abc"
+    assert nodes["registration"].inputs.method == "paper"
+    assert nodes["registration"].inputs.seed == 5
+    assert nodes["measure"].inputs.threshold == 0.3
+    assert nodes["measure"].inputs.min_lesion_size_mm3 == 9.0
+    assert nodes["segmentation"].inputs.device == "cuda:1"
+    assert nodes["segmentation"].inputs.batch_size == 2
+    assert nodes["segmentation"].is_gpu_node()
+    assert nodes["conform"].inputs.compress is False
+    assert nodes["prepare"].inputs.options["threshold"] == 0.3
+
+
+def test_sloppy_chooses_the_quick_registration(build):
+    assert nodes_of(build(processing={"sloppy": True}))["registration"].inputs.method == "sloppy"
+
+
+@pytest.mark.parametrize(("nprocs", "threads"), [(8, 3), (2, 2)])
+def test_threads_stay_within_the_total(build, nprocs, threads):
+    nodes = nodes_of(build(resources={"nprocs": nprocs}))
+    assert nodes["registration"].n_procs == threads
+    assert nodes["registration"].inputs.num_threads == threads
+    assert nodes["measure"].n_procs == 1

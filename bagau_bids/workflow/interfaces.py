@@ -433,7 +433,8 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         short = " ".join(message.split())[:200]
         advice = "give the run more memory, or fewer steps at once with --nprocs or --mem-gb"
         return {"explained": True, "message": f"ran out of memory ({short}); {advice}"}
-    return {"explained": False, "message": f"{type(error).__name__}: {message}"}
+    first_line = message.splitlines()[0]  # the crash file holds all of it
+    return {"explained": False, "message": f"{type(error).__name__}: {first_line}"}
 
 
 @contextmanager

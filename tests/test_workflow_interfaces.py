@@ -5,6 +5,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.workflow.interfaces import (
@@ -102,5 +103,7 @@ def test_threads_are_set_and_set_back(monkeypatch):
     with limited_threads(3):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "3"
         assert os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] == "3"
+        blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        assert {pool["num_threads"] for pool in blas} == {1}
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ

@@ -28,6 +28,7 @@ from nipype.interfaces.base import (
     traits,
 )
 from numpy.typing import DTypeLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_json, write_table
@@ -439,11 +440,16 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
 
 @contextmanager
 def limited_threads(count: int) -> Iterator[None]:
-    """Tell libraries that read the environment how many threads to use."""
+    """Tell libraries that read the environment how many threads to use; BLAS gets one.
+
+    The matrix products here are small, and the threads of a BLAS that wait for a busy core
+    make them fifty times slower.
+    """
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
     try:
-        yield
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
     finally:
         for name, value in before.items():
             if value is None:

@@ -257,7 +257,7 @@ def test_participants_without_flair_are_named_with_the_reason(tmp_path):
     scans = find_scans(root, Selection())
     missing = find_missing(root, Selection(), scans)
     assert list(missing) == ["02", "03", "04", "05"]
-    assert missing["02"] == "no FLAIR; its folder has sub-02_T1w.nii.gz"
+    assert missing["02"] == "its folder has sub-02_T1w.nii.gz"
     assert 'BIDS spells it "FLAIR"' in missing["03"]
     assert "datalad get" in missing["04"]
     selection = Selection(participant_labels=("01", "02"))

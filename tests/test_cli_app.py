@@ -103,7 +103,7 @@ def test_one_damaged_one_without_flair_one_fine(app_run, calls, tmp_path, capsys
     assert out[1:5] == [
         "  sub-03_ses-1  done",
         "  sub-03_ses-2  done",
-        "  sub-02        no FLAIR  no FLAIR; its folder has sub-02_T1w.nii.gz",
+        "  sub-02        no FLAIR  its folder has sub-02_T1w.nii.gz",
         "  sub-01        failed    sub-01_FLAIR.nii.gz: the gzip stream is truncated",
     ]
     folder = log_dir(tmp_path)

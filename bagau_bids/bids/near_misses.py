@@ -57,13 +57,13 @@ def explain_subject(bids_dir: Path, subject: str, query: Query) -> str:
     folder = bids_dir / f"sub-{subject}"
     files = _files(folder)
     if not files:
-        return f"no FLAIR: {_empty(folder)}"
+        return _empty(folder)
     misses = [path for path in files if "flair" in path.name.lower()]
     if misses:
-        return f"no FLAIR that matches; {_nearest(bids_dir, misses, query)}"
+        return _nearest(bids_dir, misses, query)
     images = [path.name for path in files if _IMAGE.search(path.name)]
     seen = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "") or "no image at all"
-    return f"no FLAIR; its folder has {seen}"
+    return f"its folder has {seen}"
 
 
 def _no_subjects(bids_dir: Path) -> str:

@@ -42,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
     manifest = write_manifest(template, home)
     for path in (template.t1w, template.wm_probseg, template.brain_mask):
         print(f"complete: {path}")
-    print(
-        f"SHA-256 of each in {manifest} (sha256sum -c {manifest.name} checks them)"
-    )
+    print(f"SHA-256 of each in {manifest} (sha256sum -c {manifest.name} checks them)")
     print(f"To use it: bagau-bids ... --templateflow-home {home} --offline")
     return EXIT_OK

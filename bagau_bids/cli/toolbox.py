@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "fetch": "get the template's files ready for runs without network",
     "models": "list the packaged weights, or show and check a weights file",
     "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
+    "synthetic-pool": "draw synthetic slices to train the segmentation network on",
     "train": "train the segmentation network on masks of your own",
     "train-brain-mask": "train the brain mask network on synthetic heads",
 }

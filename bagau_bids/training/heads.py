@@ -5,6 +5,7 @@ it would be to a FLAIR; the white-matter map and real lesion masks are brought a
 is stored, since it is needed for every scan drawn from the head.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,14 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
-from bagau_bids.errors import UsageError
+from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import forward_field, sample
-from bagau_bids.training.pool import Shard, training_shard
+from bagau_bids.training.pool import Shard, has_shard, join_shards, training_shard, write_shard
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -42,6 +44,8 @@ _PLAIN_CONTRAST = {
 }
 _MAX_SLICES = 32  # of one scan that go into a pool
 _AIR_MARGIN = 2
+SHARD_VOLUMES = 10  # scans in one shard of a pool on disk
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,76 @@ class TrainingHead:
 
     head: Head
     lesions: LesionShapes | None
+
+
+def lesion_mask_name(path: Path) -> str:
+    """Return the name of a lesion mask: ``patient26`` for ``patient26_mask.nii.gz``."""
+    return path.name.removesuffix(".nii.gz").removesuffix("_mask")
+
+
+def without_masks(paths: Sequence[Path], excluded: Sequence[str]) -> list[Path]:
+    """Leave out lesion masks by their names, such as those of subjects to validate on.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        All masks.
+    excluded : sequence of str
+        Names as :func:`lesion_mask_name` makes them; ``_mask`` and ``.nii.gz`` may follow.
+
+    Raises
+    ------
+    UsageError
+        If a name fits no mask, or if no mask is left.
+    """
+    names = {lesion_mask_name(Path(name)) for name in excluded}
+    known = [lesion_mask_name(path) for path in paths]
+    unknown = sorted(names - set(known))
+    if unknown:
+        raise UsageError(
+            f"lesion mask to leave out: {' '.join(unknown)} is not there, expected some of "
+            f"{' '.join(known)}; correct the names"
+        )
+    kept = [path for path, name in zip(paths, known, strict=True) if name not in names]
+    if paths and not kept:
+        raise UsageError(
+            f"lesion masks to leave out: all {len(paths)} were named, expected at least one to "
+            "stay; name fewer, or give no lesion masks"
+        )
+    return kept
+
+
+def prepare_heads(
+    label_maps: Sequence[Path],
+    template: Template,
+    lesion_masks: Sequence[Path],
+    folder: Path,
+    *,
+    threads: int = 1,
+) -> list[TrainingHead]:
+    """Prepare each label map, or read it from the folder if that was done before.
+
+    Parameters
+    ----------
+    label_maps, template, lesion_masks, threads
+        As of :func:`prepare_head`.
+    folder : Path
+        Gets one ``.npz`` a label map, under its name.
+
+    Returns
+    -------
+    list of TrainingHead
+        In the order of the label maps.
+    """
+    heads = []
+    for number, label_map in enumerate(label_maps, start=1):
+        stored = folder / f"{label_map.name.removesuffix('.nii.gz')}.npz"
+        if not stored.is_file():
+            log.info("preparing %s (%d of %d)", label_map.name, number, len(label_maps))
+            prepared = prepare_head(label_map, template, lesion_masks, threads=threads)
+            save_training_head(stored, prepared)
+        heads.append(load_training_head(stored))
+    return heads
 
 
 def prepare_head(
@@ -72,6 +146,11 @@ def prepare_head(
     -------
     TrainingHead
         Cropped to the head.
+
+    Raises
+    ------
+    InputImageError
+        If a lesion mask cannot be read, or if none of them has a lesion in the brain.
     """
     head = _crop_to_head(load_head(label_map))
     brain = head.brain.numpy()
@@ -90,11 +169,16 @@ def prepare_head(
     points = forward_field(registration.transform, brain[box].shape, box_affine)
     masks = []
     for path in lesion_masks:
-        image = nib.nifti1.load(path)
-        warped = sample(np.asarray(image.dataobj), image.affine, points, 0)
+        warped = sample(*_read_mask(path), points, 0)
         mask = np.zeros(brain.shape, bool)
         mask[box] = warped > 0.5
         masks.append(mask)
+    if masks and not any(mask.any() for mask in masks):
+        raise InputImageError(
+            f"{lesion_masks[0].parent}: none of {len(masks)} lesion masks has a lesion in the "
+            f"brain of {label_map}, expected masks in the space of {template.name}; warp them "
+            "there"
+        )
     atlas = np.rint(registration.wm_probseg * 255).astype(np.uint8)
     return TrainingHead(
         replace(head, wm_atlas=atlas), LesionShapes.from_masks(masks) if masks else None
@@ -208,6 +292,66 @@ def scan_shard(scan: SyntheticScan, rng: np.random.Generator) -> Shard:
     bare = max(_MAX_SLICES // 4, _MAX_SLICES - int(lesions.sum()))
     kept = np.sort(np.concatenate([order[: _MAX_SLICES - bare], order[lesions.sum() :][:bare]]))
     return Shard(shard.flair[kept], shard.atlas[kept], shard.target[kept])
+
+
+def draw_pool(
+    heads: Sequence[TrainingHead], folder: Path, volumes: int, seed: int, device: str = "cpu"
+) -> None:
+    """Write the slices of synthetic scans where :func:`bagau_bids.training.pool.open_pool` looks.
+
+    A shard holds 10 scans. Shards that are there already are kept, so that a drawing that was
+    stopped goes on, to the same end.
+
+    Parameters
+    ----------
+    heads : sequence of TrainingHead
+        Drawn from at random.
+    folder : Path
+        Made where it is missing.
+    volumes : int
+        Number of scans, a multiple of 10.
+    seed, device
+        As of :func:`synthetic_shards`.
+
+    Raises
+    ------
+    UsageError
+        If `volumes` is no multiple of 10.
+    """
+    if volumes < 1 or volumes % SHARD_VOLUMES:
+        raise UsageError(
+            f"{volumes} volumes were asked for, expected a multiple of {SHARD_VOLUMES}, which "
+            f"is what one shard holds; ask for {SHARD_VOLUMES * (volumes // SHARD_VOLUMES + 1)}"
+        )
+    # Between short products, waiting BLAS threads spin and take the cores from the rest.
+    with threadpool_limits(1, user_api="blas"):
+        for first in range(0, volumes, SHARD_VOLUMES):
+            name = f"synthetic-{first:05d}"
+            if has_shard(folder, name):
+                continue
+            numbers = range(first, first + SHARD_VOLUMES)
+            shard = join_shards(list(synthetic_shards(heads, numbers, seed, device)))
+            write_shard(folder, name, shard)
+            log.info(
+                "%d of %d volumes: %s holds %d slices, %d with lesions",
+                numbers.stop,
+                volumes,
+                name,
+                len(shard.target),
+                int(shard.target.any(axis=(1, 2)).sum()),
+            )
+
+
+def _read_mask(path: Path) -> tuple[NDArray, NDArray]:
+    """Voxels and affine of a lesion mask."""
+    try:
+        image = nib.nifti1.load(path)
+        return np.asarray(image.dataobj), image.affine
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise InputImageError(
+            f"{path}: found no readable NIfTI image ({error}), expected a binary lesion mask in "
+            "the template's space; copy it again or leave it out"
+        ) from error
 
 
 def _imperfect_mask(mask: NDArray, affine: NDArray, rng: np.random.Generator) -> NDArray:

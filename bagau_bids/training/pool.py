@@ -6,20 +6,26 @@ On disk a shard is three ``.npy`` files, which are mapped and not read::
     <name>_atlas.npy   (N, H, W) uint8     white-matter probability times 255
     <name>_target.npy  (N, H, W) uint8     0 background, 1 WMH, 2 not to be judged
 
+Beside them, ``pool.json`` says from what a synthetic pool was drawn.
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bagau_bids.bids.derivatives import write_json
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
 WMH, IGNORED = 1, 2  # labels of a target; 2 is "other pathology" in the WMH challenge
+
+ORIGIN_FILE = "pool.json"
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,54 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
         with temporary.open("wb") as stream:
             np.save(stream, array)
         temporary.replace(folder / f"{name}_{kind}.npy")
+
+
+def join_shards(shards: Sequence[Shard]) -> Shard:
+    """One shard with the slices of several, in their order."""
+    return Shard(
+        flair=np.concatenate([shard.flair for shard in shards]),
+        atlas=np.concatenate([shard.atlas for shard in shards]),
+        target=np.concatenate([shard.target for shard in shards]),
+    )
+
+
+def has_shard(folder: Path, name: str) -> bool:
+    """Whether a folder holds the whole of a shard."""
+    return (folder / f"{name}_target.npy").is_file()
+
+
+def claim_pool(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Note in a folder what its pool is drawn from, so that no other drawing is mixed into it.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing.
+    origin : mapping
+        What decides the slices, as JSON can hold it.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds a pool of another or of unknown origin.
+    """
+    path = folder / ORIGIN_FILE
+    if not path.is_file():
+        if any(folder.glob("*_target.npy")) or any(folder.glob("heads/*.npz")):
+            raise UsageError(
+                f"{folder}: found slices or heads but no {ORIGIN_FILE} that says what they were "
+                "drawn from, expected a new folder or a pool to go on with; name another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, dict(origin))
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    other = sorted(key for key in {*found, *origin} if found.get(key) != origin.get(key))
+    if other:
+        raise UsageError(
+            f"{path}: found a pool drawn with another {', '.join(other)}, expected the same as "
+            "now; ask for the same, or name another folder"
+        )
 
 
 def open_pool(folder: Path) -> SlicePool:

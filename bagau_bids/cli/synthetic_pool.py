@@ -1,0 +1,123 @@
+"""``bagau synthetic-pool``: draw the synthetic slices that the segmentation network trains on."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from bagau_bids.cli import values
+from bagau_bids.config import TEMPLATES
+from bagau_bids.errors import EXIT_OK, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.add_argument(
+        "label_maps",
+        metavar="LABEL_MAPS",
+        type=Path,
+        help="folder of whole-head label maps (*.nii.gz, FreeSurfer numbers, 5xx outside the "
+        "brain), such as the training_label_maps of SynthSeg",
+    )
+    parser.add_argument(
+        "output_dir",
+        metavar="OUT",
+        type=Path,
+        help="folder of the pool, for bagau train --synthetic-pool; a drawing that was stopped "
+        "goes on",
+    )
+    parser.add_argument(
+        "--lesion-masks",
+        metavar="DIR",
+        type=Path,
+        help="folder of binary lesion masks (*.nii.gz) in the template's space, whose shapes "
+        "some lesions get (default: drawn shapes alone)",
+    )
+    parser.add_argument(
+        "--exclude-lesion-masks",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="masks not used, above all those of subjects to validate on: patient26 for "
+        "patient26_mask.nii.gz",
+    )
+    parser.add_argument(
+        "--volumes",
+        metavar="N",
+        type=values.whole_number(1),
+        default=400,
+        help="scans to draw, a multiple of 10; of each, at most 32 slices are kept "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--seed", metavar="SEED", type=values.whole_number(0), default=0)
+    parser.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
+    parser.add_argument("--templateflow-home", metavar="PATH", type=Path)
+    parser.add_argument(
+        "--offline", action="store_true", help="never use the network, not even for the template"
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=values.whole_number(1),
+        default=1,
+        help="CPU threads (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the subcommand out; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    label_maps = _images(args.label_maps, "whole-head label maps")
+    masks = _lesion_masks(args)
+
+    import torch
+
+    from bagau_bids.preprocessing.template import find_template
+    from bagau_bids.training.heads import draw_pool, prepare_heads
+    from bagau_bids.training.pool import claim_pool, open_pool
+
+    torch.set_num_threads(args.threads)
+    template = find_template(
+        args.template,
+        args.templateflow_home,
+        offline=args.offline,
+        cache_dir=args.output_dir / "cache",
+    )
+    origin = {
+        "label_maps": [path.name for path in label_maps],
+        "lesion_masks": [path.name for path in masks],
+        "template": args.template,
+        "seed": args.seed,
+    }
+    claim_pool(args.output_dir, origin)
+    heads = prepare_heads(
+        label_maps, template, masks, args.output_dir / "heads", threads=args.threads
+    )
+    draw_pool(heads, args.output_dir, args.volumes, args.seed)
+    print(f"{args.output_dir}: {len(open_pool(args.output_dir))} slices")
+    return EXIT_OK
+
+
+def _lesion_masks(args: argparse.Namespace) -> list[Path]:
+    if args.lesion_masks is None:
+        if args.exclude_lesion_masks:
+            raise UsageError(
+                f"--exclude-lesion-masks {' '.join(args.exclude_lesion_masks)}: there are no "
+                "masks to leave it out of, expected --lesion-masks as well; give their folder"
+            )
+        return []
+
+    from bagau_bids.training.heads import without_masks
+
+    paths = _images(args.lesion_masks, "lesion masks in the template's space")
+    return without_masks(paths, args.exclude_lesion_masks)
+
+
+def _images(folder: Path, what: str) -> list[Path]:
+    paths = sorted(folder.glob("*.nii.gz"))
+    if not paths:
+        raise UsageError(
+            f"{folder}: found no *.nii.gz file, expected a folder of {what}; give the folder "
+            "they lie in"
+        )
+    return paths

@@ -305,9 +305,9 @@ def _fixed_image(
     image = resample(_smooth(clipped, affine), affine, shape, grid)
     mask = resample(brain_mask.astype(np.float32), affine, shape, grid) > 0.5
     distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)
-    image = np.where(distance <= MASK_DILATION_MM, image, 0) / max(float(image.max()), 1e-6)
+    scaled = np.where(distance <= MASK_DILATION_MM, image, 0) / max(float(image.max()), 1e-6)
     crop = _bounding_box(mask, margin=int(MARGIN_MM / FIXED_SPACING_MM))
-    return _crop(Volume(image.astype(np.float32), grid), crop), mask[crop]
+    return _crop(Volume(scaled.astype(np.float32), grid), crop), mask[crop]
 
 
 def _smooth(data: npt.NDArray[np.floating[Any]], affine: Array) -> npt.NDArray[np.float32]:

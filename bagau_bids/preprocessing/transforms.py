@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

@@ -142,6 +142,15 @@ def test_nan_and_infinity_become_zero_and_are_counted(tmp_path):
     assert "3 NaN and 2 infinite voxels of 594" in conformed.notes[0]
 
 
+@pytest.mark.parametrize(("lowest", "told"), [(-1.0, False), (-50.0, True)])
+def test_negative_intensities_are_told_where_they_are_more_than_ringing(tmp_path, lowest, told):
+    data = _volume()
+    data[0, 0, 0] = lowest
+    conformed = conform(_save(_image(data=data), tmp_path))
+    assert conformed.data.min() == lowest
+    assert any("Intensities from -50 to" in note for note in conformed.notes) == told
+
+
 def test_one_volume_in_four_dimensions_is_squeezed(tmp_path):
     path = _save(_image(data=_volume()), tmp_path)
     flat = nib.load(path)

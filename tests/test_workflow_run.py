@@ -1,6 +1,9 @@
 """The whole workflow on tiny images, slow steps replaced: outputs, running again, failures."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -434,14 +437,15 @@ def test_foreign_output_folder_is_refused(go, tmp_path):
 
 
 def test_validator_accepts_the_derivatives(go, tmp_path):
-    import subprocess
-
     results, _ = go("sub-01", "sub-02_ses-1", output_spaces=("orig", TEMPLATE))
     assert all(result.ok for result in results)
     write_flair(tmp_path / "data", "sub-03", np.zeros_like(head()))
     go()
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno is not installed beside this Python")
     found = subprocess.run(
-        ["bids-validator-deno", "--ignoreWarnings", tmp_path / "out"],
+        [validator, "--ignoreWarnings", tmp_path / "out"],
         capture_output=True,
         text=True,
     )

@@ -34,7 +34,7 @@ def correct_bias_field(
     ----------
     flair : (X, Y, Z) array
         Intensities. Where some in the mask are negative (the image was normalised by other
-        software), the lowest of them counts as zero intensity.
+        software), the lowest of them counts as zero intensity and is subtracted.
     affine : (4, 4) array
         Voxel to world, mm.
     mask : (X, Y, Z) array of bool
@@ -45,7 +45,7 @@ def correct_bias_field(
     Returns
     -------
     (X, Y, Z) array, float32
-        Corrected image in the units of `flair`.
+        Corrected image; its mean intensity is about that of `flair`.
 
     Raises
     ------
@@ -53,8 +53,7 @@ def correct_bias_field(
         As `estimate_bias_field`.
     """
     field = estimate_bias_field(flair, affine, mask, grid_mm=grid_mm, iterations=iterations)
-    zero = intensity_zero(flair, mask)
-    return ((flair - zero) / field + zero).astype(np.float32)
+    return ((flair - intensity_zero(flair, mask)) / field).astype(np.float32)
 
 
 def estimate_bias_field(

@@ -22,6 +22,7 @@ MIN_SLICES = 5
 VOXEL_SIZE_RANGE_MM = (0.1, 20.0)
 FORM_MISMATCH_MM = 0.1  # sform and qform further apart than this at a corner are reported
 SHEAR_NOTE_DEGREES = 0.1
+NEGATIVE_SHARE = 0.02  # of the maximum; less is ringing or interpolation
 GEOMETRY_FIELDS = (
     "qform_code",
     "sform_code",
@@ -318,5 +319,10 @@ def _volume(path: Path, image: Any) -> tuple[NDArray[np.float32], list[str]]:
     if low == high:
         raise InputImageError(
             f"{path}: every voxel has the same value ({low:g}); there is no image to process"
+        )
+    if low < -NEGATIVE_SHARE * high:
+        notes.append(
+            f"Intensities from {low:.4g} to {high:.4g}: negative ones suggest that other software "
+            "normalised the image; the lowest in the brain counts as zero."
         )
     return volume, notes

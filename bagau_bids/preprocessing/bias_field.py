@@ -45,7 +45,7 @@ def correct_bias_field(
     Returns
     -------
     (X, Y, Z) array, float32
-        Corrected image; its mean intensity is about that of `flair`.
+        Corrected image in the units of `flair`.
 
     Raises
     ------

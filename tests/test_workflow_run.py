@@ -458,6 +458,23 @@ def test_steps_are_at_most_ten():
     assert scan_steps(config.processing) == STEPS
 
 
+def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path):
+    go("sub-01", resource_monitor=True)
+    log_dir = tmp_path / "out" / "logs" / "20260101-000000_test"
+    measured = json.loads((log_dir / "resource_monitor.json").read_text())
+    assert {name.split(".")[-1] for name in measured["name"]} >= {"conform", "measure"}
+    assert max(measured["rss_GiB"]) > 0
+
+
+def test_nipype_is_left_as_it_was(go):
+    from nipype import config
+
+    before = {name: dict(section) for name, section in config._sections.items()}
+    go("sub-01", resource_monitor=True, stop_on_first_crash=True)
+    assert {name: dict(section) for name, section in config._sections.items()} == before
+    assert config.resource_monitor is False
+
+
 @pytest.mark.slow
 def test_parallel_workers_may_fail_and_be_killed(go, monkeypatch, tmp_path):
     install_in_workers(monkeypatch)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nipype import config as nipype_config
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
 from bagau_bids.config import Resources
@@ -169,14 +170,21 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=self.processors,
             initializer=_prepare_worker,
-            initargs=(self._cwd,),
+            initargs=(self._cwd, _nipype_settings(), nipype_config.resource_monitor),
             mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
         )
 
 
-def _prepare_worker(folder: str) -> None:
-    """Set up a worker: its folder, and no log lines on the terminal besides the main process's."""
+def _nipype_settings() -> dict[str, dict[str, str]]:
+    """Return nipype's configuration of this process."""
+    return {name: dict(section) for name, section in nipype_config._sections.items()}
+
+
+def _prepare_worker(folder: str, settings: dict[str, dict[str, str]], monitor: bool) -> None:
+    """Set up a worker: its folder, nipype as in the main process, and nothing on the terminal."""
     process_initializer(folder)
+    nipype_config.update_config(settings)
+    nipype_config.resource_monitor = monitor
     logging.captureWarnings(True)
     for name in ("nipype", "py.warnings"):
         logger = logging.getLogger(name)

@@ -1,6 +1,7 @@
 """Running all scans: work folder, plugin, progress, and what became of each scan."""
 
 import fcntl
+import gc
 import json
 import logging
 import multiprocessing
@@ -252,6 +253,7 @@ def _run(workflows: Mapping[Scan, "pe.Workflow"], config: Config, tracker: "_Tra
     together.add_nodes(list(workflows.values()))
     plugin = choose_plugin(config.resources, tracker.status, config.execution.debug)
     children = set(multiprocessing.active_children())
+    gc.freeze()  # nipype collects garbage at every poll, a tenth of a second with our libraries
     try:
         together.run(plugin=plugin)
     except Exception:
@@ -259,6 +261,7 @@ def _run(workflows: Mapping[Scan, "pe.Workflow"], config: Config, tracker: "_Tra
             raise
         _logger.debug("nipype ended with", exc_info=True)
     finally:
+        gc.unfreeze()
         close_plugin(plugin)
         for child in set(multiprocessing.active_children()) - children:
             child.terminate()
@@ -347,20 +350,20 @@ def _configured_nipype(config: Config) -> Iterator[None]:
                 "create_report": "false",
                 "hash_method": "content",
                 "job_finished_timeout": "65",
-                "poll_sleep_duration": "0.1",
+                "poll_sleep_duration": "0.2",
                 "remove_unnecessary_outputs": "false",
                 "stop_on_first_crash": str(config.execution.stop_on_first_crash).lower(),
                 "use_relative_paths": "true",
-            },
-            "monitoring": {"enabled": str(config.execution.resource_monitor).lower()},
+            }
         }
     )
-    if config.execution.resource_monitor:
-        nipype_config.enable_resource_monitor()
+    monitored = nipype_config.resource_monitor
+    nipype_config.resource_monitor = config.execution.resource_monitor
     try:
         yield
     finally:
         nipype_config.update_config(before)
+        nipype_config.resource_monitor = monitored
 
 
 def _keep_resource_monitor(config: Config) -> None:

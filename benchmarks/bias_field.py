@@ -51,7 +51,7 @@ def recover(path: Path, slab: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = nib.load(path)
     labels, affine = reorient(np.asarray(image.dataobj).astype(np.int16), image.affine)
-    box = ndimage.find_objects((labels > 0) & (labels < 100))[0]
+    box = ndimage.find_objects(((labels > 0) & (labels < 100)).astype(np.uint8))[0]
     labels = labels[box]
     clean, white, lesions, brain = phantom(labels, rng)
 

@@ -1,6 +1,7 @@
 """The whole workflow on tiny images, slow steps replaced: outputs, running again, failures."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -326,6 +327,23 @@ def test_lack_of_memory_is_called_so(go, calls, error):
     results, _ = go("sub-01")
     assert results[0].reason.startswith("ran out of memory")
     assert "--mem-gb" in results[0].reason
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_run_and_is_no_failure_of_a_scan(go, monkeypatch, stop):
+    from bagau_bids.preprocessing import bias_field
+
+    def asked_to_end(number, frame):
+        raise KeyboardInterrupt(number)
+
+    monkeypatch.setattr(bias_field, "correct_bias_field", lambda *args: signal.raise_signal(stop))
+    before = signal.signal(stop, asked_to_end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go("sub-01", "sub-02")
+        assert signal.getsignal(stop) is asked_to_end
+    finally:
+        signal.signal(stop, before)
 
 
 def test_stop_on_first_crash_names_what_was_not_processed(go, calls):

@@ -7,10 +7,13 @@ the step is reported as failed and a new pool goes on with the others.
 
 import logging
 import multiprocessing
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -185,9 +188,15 @@ def _prepare_worker(folder: str, settings: dict[str, dict[str, str]], monitor: b
     process_initializer(folder)
     nipype_config.update_config(settings)
     nipype_config.resource_monitor = monitor
+    signal.signal(signal.SIGTERM, _leave)
     logging.captureWarnings(True)
     for name in ("nipype", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.addHandler(logging.NullHandler())
         logger.propagate = False
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End a worker by an exception, so that its own child process and files go with it."""
+    sys.exit(128 + number)

@@ -7,12 +7,16 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bagau_bids import __version__
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 TEMPLATE_DATASETS = {"MNI152NLin2009cSym": "templateflow", "ICBM152NLin2009aSym": "nilearn"}
 LOCK_FILE = ".lock"
+PATIENCE_S = 5.0  # for workers to end by themselves
 MEMORY_ADVICE = (
     "was killed while it worked, most likely for lack of memory (the log of the system or of the "
     "batch system says so); give the run more memory, or fewer steps at once with --nprocs or "
@@ -255,7 +260,9 @@ def _run(workflows: Mapping[Scan, "pe.Workflow"], config: Config, tracker: "_Tra
     children = set(multiprocessing.active_children())
     gc.freeze()  # nipype collects garbage at every poll, a tenth of a second with our libraries
     try:
-        together.run(plugin=plugin)
+        with _signals_kept() as raise_again:
+            tracker.raise_signal = raise_again
+            together.run(plugin=plugin)
     except Exception:
         if not tracker.saw_exception:
             raise
@@ -263,8 +270,7 @@ def _run(workflows: Mapping[Scan, "pe.Workflow"], config: Config, tracker: "_Tra
     finally:
         gc.unfreeze()
         close_plugin(plugin)
-        for child in set(multiprocessing.active_children()) - children:
-            child.terminate()
+        _end(set(multiprocessing.active_children()) - children)
         if config.execution.resource_monitor:
             _keep_resource_monitor(config)
     tracker.settle(workflows)
@@ -290,6 +296,47 @@ def _record_failure(config: Config, result: ScanResult) -> None:
             "steps": {},
         },
     )
+
+
+@contextmanager
+def _signals_kept() -> Iterator[Callable[[], None]]:
+    """Remember signals that ask to stop, and yield a function that lets them raise once more.
+
+    What a signal raises while a step is running in this process, nipype takes for a failure of
+    that step, and goes on with the next scan.
+    """
+    heard: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def listen(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        previous[number](number, frame)
+
+    def raise_again() -> None:
+        if heard:
+            previous[heard[0]](heard[0], None)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
+        if callable(handler := signal.getsignal(number)):
+            previous[number] = handler
+            signal.signal(number, listen)
+    try:
+        yield raise_again
+    finally:
+        for stop, handler in previous.items():
+            signal.signal(stop, handler)
+
+
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Ask processes to end, and kill those that have not after a few seconds."""
+    for process in processes:
+        process.terminate()
+    patience_ends = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.join(max(0.0, patience_ends - time.monotonic()))
+        if process.is_alive():
+            process.kill()
 
 
 def _top_name() -> str:
@@ -406,6 +453,7 @@ class _Tracker:
         self._killed: list[Scan] = []
         self._done: set[Scan] = set()
         self.failed: dict[Scan, ScanResult] = {}
+        self.raise_signal: Callable[[], None] = lambda: None
 
     @property
     def saw_exception(self) -> bool:
@@ -422,6 +470,8 @@ class _Tracker:
         from bagau_bids.workflow.interfaces import FAILURE_FILE
 
         scan = self._scans[node.fullname.split(".")[1]]
+        if status == "exception":
+            self.raise_signal()
         if scan in self._troubles or scan in self.failed:
             return  # nipype's Linear plugin reports the end of nodes that it skipped
         if status == "start":

@@ -476,7 +476,8 @@ def test_steps_are_at_most_ten():
     assert scan_steps(config.processing) == STEPS
 
 
-def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path):
+def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # nipype's monitor writes where it was started
     go("sub-01", resource_monitor=True)
     log_dir = tmp_path / "out" / "logs" / "20260101-000000_test"
     measured = json.loads((log_dir / "resource_monitor.json").read_text())
@@ -484,9 +485,10 @@ def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path):
     assert max(measured["rss_GiB"]) > 0
 
 
-def test_nipype_is_left_as_it_was(go):
+def test_nipype_is_left_as_it_was(go, tmp_path, monkeypatch):
     from nipype import config
 
+    monkeypatch.chdir(tmp_path)
     before = {name: dict(section) for name, section in config._sections.items()}
     go("sub-01", resource_monitor=True, stop_on_first_crash=True)
     assert {name: dict(section) for name, section in config._sections.items()} == before

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.spaces import voxel_sizes
 
 PLANE_SIZE = 200  # pixels of 1 mm
 LARGEST_PLANE_SIZE = 256  # a brain mask beyond this is not one of a human brain
@@ -147,7 +148,7 @@ def place_plane(brain_mask: BoolArray, affine: ArrayLike) -> tuple[SlicePlane, t
             "the brain mask is empty: expected a brain to segment; look at the FLAIR, or give "
             "a brain mask with --derivatives"
         )
-    spacing = np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     centre, extent_mm = [], []
     for axis in (0, 1):
         other_axes = tuple(a for a in range(3) if a != axis)

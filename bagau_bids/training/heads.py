@@ -22,6 +22,7 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import forward_field, sample
+from bagau_bids.spaces import voxel_sizes
 from bagau_bids.training.pool import Shard, has_shard, join_shards, training_shard, write_shard
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
@@ -356,7 +357,7 @@ def _read_mask(path: Path) -> tuple[NDArray, NDArray]:
 
 def _imperfect_mask(mask: NDArray, affine: NDArray, rng: np.random.Generator) -> NDArray:
     """Brain mask with its contour moved by up to about 2 mm, smoothly."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 2.0 / spacing, truncate=2.0)
     return soft > rng.uniform(0.25, 0.7)
 

@@ -14,6 +14,7 @@ import torch
 from scipy import ndimage
 
 from bagau_bids.errors import InputImageError
+from bagau_bids.spaces import voxel_sizes
 
 # One tissue class a row: name, label numbers, whether inside the brain mask.
 _CLASS_TABLE: tuple[tuple[str, tuple[int, ...], bool], ...] = (
@@ -141,7 +142,7 @@ class Head:
     @property
     def spacing_mm(self) -> np.ndarray:
         """(3,) array: voxel size."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return voxel_sizes(self.affine)
 
     @cached_property
     def brain_points(self) -> np.ndarray:

@@ -6,13 +6,9 @@ Pure functions of the record of a scan's processing. The parts that never change
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bagau_bids.bids.derivatives import bids_uri, derivative_path, static_sidecar
-
-# Templates whose names are labels of a standard space in the BIDS specification.
-STANDARD_SPACES = ("MNI152NLin2009cSym",)
 
 
 @dataclass(frozen=True)
@@ -145,10 +141,3 @@ def _transform_fields(scan: Provenance, origin: str, destination: str) -> dict[s
             key: value for key, value in registration.items() if key not in ("notes", "duration_s")
         },
     }
-
-
-def relative_outputs(
-    entities: Mapping[str, Any], template: str, names: tuple[str, ...]
-) -> dict[str, Path]:
-    """Paths of a scan's derivatives relative to the output folder, by name."""
-    return {name: derivative_path(".", entities, name, template=template) for name in names}

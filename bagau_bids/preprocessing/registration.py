@@ -194,9 +194,9 @@ def register_template(
             "look at the brain mask and the orientation of the image"
         )
     wm = images.wm_probseg
-    points = forward_field(transforms[best], flair.shape, affine)
+    warped = warp_to_flair(wm.data, wm.affine, transforms[best], flair.shape, affine)
     return Registration(
-        wm_probseg=np.clip(sample(wm.data, wm.affine, points), 0, 1),
+        wm_probseg=np.clip(warped, 0, 1),
         transform=transforms[best],
         method=method,
         used=used,

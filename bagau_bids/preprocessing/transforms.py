@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.spaces import voxel_sizes
 
 Array = npt.NDArray[np.floating[Any]]
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -186,7 +187,7 @@ def _dense(
     mapping: Any, shape: Sequence[int], affine: Array, step_mm: float
 ) -> npt.NDArray[np.float32]:
     """Evaluate a point mapping on a coarse lattice of a grid and interpolate it linearly."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     sizes = [
         max(2, int(np.ceil((n - 1) * s / step_mm)) + 1) if n > 1 else 1
         for n, s in zip(shape, spacing, strict=True)
@@ -241,11 +242,11 @@ def write_itk_inverse(
     """
     parts = [_itk_affine(np.linalg.inv(transform.affine))]
     if transform.coefficients is not None:
-        extent = (np.asarray(shape) - 1) * np.linalg.norm(affine[:3, :3], axis=0)
+        extent = (np.asarray(shape) - 1) * voxel_sizes(affine)
         sizes = np.ceil(extent / step_mm).astype(int) + 1
         coarse = affine.copy()
         coarse[:3, :3] *= (np.asarray(shape) - 1) / (sizes - 1)
-        points = _apply(coarse, np.indices(sizes).astype(np.float64))
+        points = _apply(coarse, np.indices(tuple(sizes)).astype(np.float64))
         undone = _apply(transform.affine, transform.unmap_points(points)) - points
         parts.insert(0, _itk_field(undone, coarse))
     _write_itk(parts, path)

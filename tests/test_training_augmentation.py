@@ -1,6 +1,7 @@
 """Augmentation: what must stay together stays together, and nothing else is promised."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,24 @@ from bagau_bids.training.augmentation import (
     AugmentationSettings,
     augment,
     random_matrices,
+    spoil_atlas,
     vary_intensity,
 )
 
-STILL = AugmentationSettings(False, 0, 0, (1, 1), 0, 0, 0, 0)
+STILL = AugmentationSettings(
+    mirror=False,
+    rotation_deg=0,
+    shear_rad=0,
+    zoom=(1, 1),
+    gain=0,
+    offset=0,
+    log_gamma=0,
+    noise=0,
+    sharpness=(0, 0),
+    shading=0,
+    atlas_shift_probability=0,
+    atlas_blank_probability=0,
+)
 
 
 def generator(seed=0):
@@ -43,7 +58,7 @@ def test_crop_takes_the_middle():
 
 def test_mirror_swaps_left_and_right_in_about_half():
     flair, atlas, target = smooth_slices(40)
-    settings = AugmentationSettings(True, 0, 0, (1, 1), 0, 0, 0, 0)
+    settings = replace(STILL, mirror=True)
     result, _, labels = augment(flair, atlas, target, (60, 60), generator(), settings)
     mirrored = [
         torch.allclose(new, old.flip(-2), atol=1e-3)
@@ -59,7 +74,7 @@ def test_mirror_swaps_left_and_right_in_about_half():
 def test_flair_atlas_and_target_are_deformed_alike():
     flair, _, _ = smooth_slices(6)
     target = (flair > 1).to(torch.uint8)
-    geometry = AugmentationSettings(gain=0, offset=0, log_gamma=0, noise=0)
+    geometry = replace(STILL, mirror=True, rotation_deg=15, shear_rad=0.1, zoom=(0.9, 1.1))
     new_flair, new_atlas, new_target = augment(
         flair, flair.clone(), target, (60, 60), generator(3), geometry
     )
@@ -109,7 +124,51 @@ def test_intensities_vary_but_zero_stays():
 
 @pytest.mark.parametrize("log_gamma", [-0.5, 0.5])
 def test_gamma_keeps_the_middle_of_the_brain(log_gamma):
-    settings = AugmentationSettings(gain=0, offset=0, noise=0, log_gamma=log_gamma)
+    settings = replace(STILL, log_gamma=log_gamma)
     near_zero = torch.full((4, 1, 2, 2), 0.01)
     varied = vary_intensity(near_zero, generator(), settings)
     torch.testing.assert_close(varied, near_zero, atol=1e-4, rtol=0)
+
+
+def test_sharpness_runs_from_a_mean_of_neighbours_to_more_contrast_between_them():
+    flair = torch.zeros(1, 1, 9, 9) + 1e-6
+    flair[0, 0, 4, 4] = 0.9
+    blurred = vary_intensity(flair, generator(), replace(STILL, sharpness=(1, 1)))
+    torch.testing.assert_close(blurred[0, 0, 3:6, 3:6], torch.full((3, 3), 0.1), atol=1e-4, rtol=0)
+    sharper = vary_intensity(flair, generator(), replace(STILL, sharpness=(-1, -1)))
+    torch.testing.assert_close(sharper[0, 0, 4, 4].item(), 1.7, atol=1e-4, rtol=0)
+
+
+def test_shading_is_smooth_and_of_the_size_asked_for():
+    flair = torch.full((200, 1, 40, 40), 0.5)
+    field = vary_intensity(flair, generator(), replace(STILL, shading=0.3)) - flair
+    assert 0.05 < field.std() < 0.3
+    assert field.diff(dim=-1).abs().max() < 0.2
+
+
+def test_a_spoilt_atlas_is_shifted_or_blank_and_the_others_are_left_alone():
+    atlas = torch.rand((400, 1, 40, 30), generator=generator(4)) + 0.1
+    settings = replace(STILL, atlas_shift_probability=0.2, atlas_shift_mm=10)
+    settings = replace(settings, atlas_blank_probability=0.1)
+    spoilt = spoil_atlas(atlas, generator(), settings)
+    blank = (spoilt == 0).all(dim=(1, 2, 3))
+    same = (spoilt == atlas).all(dim=(1, 2, 3))
+    assert 20 < blank.sum() < 60
+    assert 260 < same.sum() < 310
+    for old, new in zip(atlas[~blank & ~same], spoilt[~blank & ~same], strict=True):
+        shifts = [
+            (r, c) for r in range(-10, 11) for c in range(-10, 11) if is_shift(old, new, r, c)
+        ]
+        assert len(shifts) == 1
+
+
+def is_shift(old, new, rows, columns):
+    """Whether the pixels (i, j) of `old` went to (i + rows, j + columns) of `new`."""
+    height, width = old.shape[-2:]
+    expected = torch.zeros_like(old)
+    for i in (max(0, rows), min(height, height + rows) - 1):
+        for j in range(max(0, columns), min(width, width + columns)):
+            expected[0, i, j] = old[0, i - rows, j - columns]
+            if new[0, i, j] != expected[0, i, j]:
+                return False
+    return True

@@ -168,11 +168,40 @@ def test_fine_tuning_starts_from_given_weights(data, tmp_path):
         torch.testing.assert_close(made.model.state_dict()[name], value)
 
 
-def test_weights_of_another_width_are_refused(data, tmp_path, monkeypatch):
+def test_a_wider_network_starts_with_the_function_of_the_narrow_one(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(loop.WIDTHS, "full", (8, 8, 12, 12, 16))
+    narrow = network_of(QUICK).eval()
+    save_weights(tmp_path / "init.safetensors", narrow, {})
+    made = trainer(replace(QUICK, width="full"), data, tmp_path / "o")
+    made.start_from(tmp_path / "init.safetensors")
+    flair, atlas = torch.randn(1, 1, 32, 32), torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        expected, found = narrow(flair, atlas), made.model.eval()(flair, atlas)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)  # stored in half precision
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"width": "full"}, "is no multiple of"),
+        ({"ablations": ("mam",)}, "differ in more than their widths"),
+        ({"architecture": "unet"}, "differ in more than their widths"),
+    ],
+)
+def test_weights_of_another_network_are_refused(data, tmp_path, monkeypatch, other, reason):
     monkeypatch.setitem(loop.WIDTHS, "full", (4, 4, 6, 6, 10))
-    save_weights(tmp_path / "init.safetensors", network_of(replace(QUICK, width="full")), {})
-    with pytest.raises(UsageError, match="change --width, --architecture or --ablation"):
+    save_weights(tmp_path / "init.safetensors", network_of(replace(QUICK, **other)), {})
+    with pytest.raises(UsageError, match=reason) as told:
         trainer(QUICK, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")
+    assert "change --width, --architecture or --ablation" in str(told.value)
+
+
+def test_a_u_net_with_the_atlas_does_not_start_from_one_without(data, tmp_path):
+    unet = replace(QUICK, architecture="unet")
+    alone = network_of(replace(unet, ablations=("atlas",)))
+    save_weights(tmp_path / "init.safetensors", alone, {})
+    with pytest.raises(UsageError, match="differ in more than their widths"):
+        trainer(unet, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")
 
 
 @pytest.mark.parametrize("architecture", ["bagau_net", "unet"])

@@ -23,6 +23,11 @@ class AugmentationSettings:
     offset: float = 0.1  # added to the z-scored FLAIR, plus or minus up to this
     log_gamma: float = 0.2  # exponent exp(plus or minus up to this) over the clipped range
     noise: float = 0.1  # largest standard deviation of the added Gaussian noise
+    sharpness: tuple[float, float] = (-0.6, 0.9)  # 1: the mean of 3 x 3 pixels; below 0: sharper
+    shading: float = 0.3  # largest standard deviation of an added smooth field
+    atlas_shift_probability: float = 0.08  # of a registration that failed
+    atlas_shift_mm: float = 25.0  # how far it is off then, along each axis, plus or minus
+    atlas_blank_probability: float = 0.02  # of no atlas at all
 
 
 def augment(
@@ -36,7 +41,8 @@ def augment(
     """Deform, mirror, crop and vary the intensities of a batch.
 
     FLAIR, atlas and target of a slice are deformed alike and sampled once; only the FLAIR's
-    intensities change, and where it is 0 (away from the brain) it stays so.
+    intensities change, and where it is 0 (away from the brain) it stays so. Now and then the
+    atlas is moved away or left out, so that a network does not believe it blindly.
 
     Parameters
     ----------
@@ -61,7 +67,8 @@ def augment(
     stack = functional.grid_sample(stack, grid, mode="bilinear", align_corners=False)
     flair, atlas, wmh, ignored = stack.split(1, dim=1)  # (N, 1, crop) each
     target = torch.where(wmh >= 0.5, WMH, torch.where(ignored >= 0.5, IGNORED, 0))
-    return vary_intensity(flair, generator, settings), atlas, target.to(torch.uint8)
+    flair = vary_intensity(flair, generator, settings)
+    return flair, spoil_atlas(atlas, generator, settings), target.to(torch.uint8)
 
 
 def random_matrices(
@@ -86,7 +93,9 @@ def random_matrices(
 def vary_intensity(
     flair: Tensor, generator: torch.Generator, settings: AugmentationSettings
 ) -> Tensor:
-    """Change gain, offset and gamma of each slice and add noise; zeros stay zero.
+    """Change sharpness, shading, gain, offset and gamma of each slice and add noise.
+
+    Zeros stay zero.
 
     Parameters
     ----------
@@ -106,13 +115,70 @@ def vary_intensity(
     noise = torch.randn(flair.shape, generator=generator) * noise_sd
     gain, offset, gamma = draws.to(flair.device)
     gamma = (gamma * settings.log_gamma).exp()
+    texture = _vary_texture(flair, generator, settings)
     zero = -low / (high - low)  # where a z-score of 0 lies in the clipped range
-    relative = ((flair - low) / (high - low)).clamp(0, 1)
+    relative = ((texture - low) / (high - low)).clamp(0, 1)
     slope = gamma * zero ** (gamma - 1)
     curved = (relative**gamma - zero**gamma) / slope * (high - low)  # keeps 0 and its slope
     varied = curved * (1 + gain * settings.gain) + offset * settings.offset
     varied = (varied + noise.to(flair.device)).clamp(low, high)
     return torch.where(flair == 0, flair, varied)
+
+
+def spoil_atlas(
+    atlas: Tensor, generator: torch.Generator, settings: AugmentationSettings
+) -> Tensor:
+    """Shift the atlas of some slices by whole pixels, or make it zero.
+
+    Parameters
+    ----------
+    atlas : (N, 1, H, W) float tensor
+        On pixels of 1 mm.
+    generator : torch.Generator
+    settings : AugmentationSettings
+
+    Returns
+    -------
+    atlas : (N, 1, H, W) float tensor
+        Zero where a shift leaves nothing.
+    """
+    chance, row, column = torch.rand((3, len(atlas)), generator=generator)
+    spoilt = atlas.clone()
+    for number in torch.nonzero(chance < settings.atlas_shift_probability).flatten().tolist():
+        shift = [
+            round(float(2 * draw[number] - 1) * settings.atlas_shift_mm) for draw in (row, column)
+        ]
+        spoilt[number] = _shifted(atlas[number], *shift)
+    spoilt[(chance > 1 - settings.atlas_blank_probability).to(atlas.device)] = 0
+    return spoilt
+
+
+def _shifted(image: Tensor, rows: int, columns: int) -> Tensor:
+    """Image moved by whole pixels, zero where nothing came from."""
+    height, width = image.shape[-2:]
+    moved = torch.zeros_like(image)
+    target, source = (
+        tuple(slice(max(0, s * n), size + min(0, s * n)) for n, size in edges)
+        for s, edges in (
+            (1, ((rows, height), (columns, width))),
+            (-1, ((rows, height), (columns, width))),
+        )
+    )
+    moved[..., target[0], target[1]] = image[..., source[0], source[1]]
+    return moved
+
+
+def _vary_texture(
+    flair: Tensor, generator: torch.Generator, settings: AugmentationSettings
+) -> Tensor:
+    """Blur or sharpen each slice, and add a smooth field, as of a coil, to it."""
+    low, high = settings.sharpness
+    draws = torch.rand((2, len(flair), 1, 1, 1), generator=generator).to(flair.device)
+    knots = torch.randn((len(flair), 1, 4, 4), generator=generator).to(flair.device)
+    mean = functional.avg_pool2d(flair, 3, stride=1, padding=1, count_include_pad=False)
+    field = functional.interpolate(knots, flair.shape[-2:], mode="bicubic", align_corners=True)
+    blurred = flair + (low + draws[0] * (high - low)) * (mean - flair)
+    return blurred + field * draws[1] * settings.shading
 
 
 def _sampling_grid(matrices: Tensor, size: tuple[int, int], crop: tuple[int, int]) -> Tensor:

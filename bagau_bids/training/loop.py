@@ -35,6 +35,7 @@ from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
 from bagau_bids.training.pool import SlicePool
 from bagau_bids.training.settings import WIDTHS, LoopSettings, TrainingSettings
+from bagau_bids.training.widening import widen
 
 CHECKPOINT = "checkpoint.pt"
 FREE_ON_RESUME = ("epochs", "steps", "precision")  # may differ from the run that is resumed
@@ -222,24 +223,28 @@ class Trainer:
         self.augmentation = AugmentationSettings()
 
     def start_from(self, weights: Path) -> None:
-        """Take over the weights of a network of the same architecture.
+        """Take over the weights of a network of the same architecture, widened where narrower.
 
         Raises
         ------
         UsageError
-            If they are of another architecture or width.
+            If they are of another architecture, or their widths do not divide these.
         """
         other, card = load_weights(weights)
-        if architecture_of(other) != self.settings.architecture or other.config != (
-            self.model.config
-        ):
+        configs: list[Any] = [other.config, self.model.config]
+        theirs, ours = (asdict(config) | {"widths": ()} for config in configs)
+        try:
+            if architecture_of(other) != self.settings.architecture or theirs != ours:
+                raise ValueError("the networks differ in more than their widths")
+            widen(other, self.model, self.settings.seed)
+        except ValueError as error:
             raise UsageError(
-                f"--init {weights}: {card['architecture']} with {card['config']}; expected "
-                f"{self.settings.architecture} with {self.model.config}: change --width, "
-                "--architecture or --ablation"
-            )
-        for network in filter(None, (self.model, self.average)):
-            network.load_state_dict(other.state_dict())
+                f"--init {weights}: {card['architecture']} with {card['config']} ({error}); "
+                f"expected {self.settings.architecture} with {self.model.config}, or with widths "
+                "that divide these: change --width, --architecture or --ablation"
+            ) from error
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
 
     def run(self) -> list[ScanScore]:
         """Train to the last step, or until SIGTERM or SIGINT.

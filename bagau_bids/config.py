@@ -59,6 +59,7 @@ class Processing:
     output_spaces: tuple[str, ...] = ("orig",)
     model: str = "small"
     weights: tuple[Path, ...] = ()
+    tta: bool = False
     threshold: float = 0.5
     min_lesion_size_mm3: float = 0.0
     random_seed: int = 0

@@ -165,7 +165,8 @@ def test_every_other_option_reaches_the_configuration(config_of, tmp_path):
     plugin.write_text("")
     options = f"""
         --bids-filter-file {filters} --bids-database-dir {tmp_path}/db --bids-database-wipe
-        -d masks={tmp_path} --weights {weights} --model full --threshold 0.3 --min-lesion-size 5
+        -d masks={tmp_path} --weights {weights} {plugin} --tta --model full
+        --threshold 0.3 --min-lesion-size 5
         --random-seed 7 --registration paper --template ICBM152NLin2009aSym
         --templateflow-home {tmp_path}/tf --offline --skull-strip skip --sloppy
         --output-spaces orig ICBM152NLin2009aSym:res-1 --aggregate-session-reports 2
@@ -186,7 +187,8 @@ def test_every_other_option_reaches_the_configuration(config_of, tmp_path):
         derivatives=(tmp_path,),
         output_spaces=("orig", "ICBM152NLin2009aSym"),
         model="full",
-        weights=(weights,),
+        weights=(weights, plugin),
+        tta=True,
         threshold=0.3,
         min_lesion_size_mm3=5.0,
         random_seed=7,

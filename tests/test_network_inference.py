@@ -64,6 +64,39 @@ def test_only_slices_with_brain_are_run():
     np.testing.assert_array_equal(given, inputs.flair[2:7])
 
 
+class LeftOfTheFlair(nn.Module):
+    """Sure of lesions in the first half of the rows, whatever lies there."""
+
+    def forward(self, flair, atlas):
+        logits = torch.full_like(flair, -20.0)
+        logits[:, :, : flair.shape[2] // 2] = 20.0
+        return logits + 0 * atlas
+
+
+def test_averaging_with_the_mirrored_scan_takes_away_what_depends_on_the_side():
+    flair, affine, brain, atlas = make_scan()
+    once, both = (
+        segment([LeftOfTheFlair()], flair, affine, brain, atlas, tta=tta).probability[brain]
+        for tta in (False, True)
+    )
+    assert once.min() < 0.01
+    assert once.max() > 0.99
+    np.testing.assert_allclose(both, 0.5, atol=1e-3)
+
+
+def test_the_mirrored_scan_is_averaged_voxel_for_voxel():
+    flair, affine, brain, atlas = make_scan()
+    result = segment([Threshold()], flair, affine, brain, atlas, tta=True)
+    expected = segment([Threshold()], flair, affine, brain, atlas)
+    np.testing.assert_allclose(result.probability, expected.probability, atol=1e-6)
+
+
+def test_probabilities_of_several_networks_are_averaged():
+    scan = make_scan()
+    result = segment([Threshold(8.0), Threshold(-8.0)], *scan).probability
+    np.testing.assert_allclose(result[scan[2]], 0.5, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_batch_size_does_not_change_the_result(precision, monkeypatch):
     monkeypatch.setattr(inference, "working_precision", lambda device: precision)

@@ -81,6 +81,7 @@ def test_output_folder(data, tmp_path):
         "best.json",
         "best.safetensors",
         "checkpoint.pt",
+        "curves.png",
         "last.json",
         "last.safetensors",
         "training.csv",

@@ -145,7 +145,7 @@ def _fake_steps(calls):
             notes=(),
         )
 
-    def segment(models, flair, affine, brain_mask, wm_probseg, *, device, batch_size):
+    def segment(models, flair, affine, brain_mask, wm_probseg, *, device, batch_size, tta):
         from bagau_bids.network.inference import Segmentation
 
         calls.note("segmentation", flair)

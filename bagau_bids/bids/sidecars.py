@@ -84,6 +84,7 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             "Models": segmented["models"],
             "Device": segmented["device"],
             "Precision": segmented["precision"],
+            "AveragedWithMirrored": segmented["tta"],
         },
         "wmh_mask": {
             "Sources": [scan.uri("wmh_probseg")],

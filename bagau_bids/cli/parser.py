@@ -189,9 +189,15 @@ def _add_segmentation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         metavar="PATH",
-        nargs=1,
+        nargs="+",
         type=values.any_path,
-        help="a weights file (.safetensors) instead of a packaged one, its card (.json) beside it",
+        help="weights (.safetensors) instead of packaged ones, the card (.json) beside each; the "
+        "probabilities of several are averaged",
+    )
+    group.add_argument(
+        "--tta",
+        action="store_true",
+        help="average with the result of the mirrored FLAIR; takes the network twice as long",
     )
     group.add_argument(
         "--threshold",

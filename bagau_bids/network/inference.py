@@ -1,7 +1,7 @@
 """From a preprocessed scan to the probability of white matter hyperintensity in each voxel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,6 +83,7 @@ def segment(
     *,
     device: str | torch.device = "cpu",
     batch_size: int = 8,
+    tta: bool = False,
 ) -> Segmentation:
     """Probability of white matter hyperintensity on the FLAIR's own grid.
 
@@ -98,13 +99,15 @@ def segment(
     batch_size : int
         Slices run at once; halved when the GPU's memory does not suffice, and in the end the
         CPU takes over; both are noted in the result.
+    tta : bool
+        Average with what the networks say of the mirrored scan.
 
     Returns
     -------
     Segmentation
     """
     inputs = network_input(flair, affine, brain_mask, wm_probseg)
-    return segment_input(models, inputs, brain_mask, device=device, batch_size=batch_size)
+    return segment_input(models, inputs, brain_mask, device=device, batch_size=batch_size, tta=tta)
 
 
 def segment_input(
@@ -114,12 +117,13 @@ def segment_input(
     *,
     device: str | torch.device = "cpu",
     batch_size: int = 8,
+    tta: bool = False,
 ) -> Segmentation:
     """:func:`segment` for a scan whose network input was made before.
 
     Parameters
     ----------
-    models, device, batch_size
+    models, device, batch_size, tta
         As for :func:`segment`.
     inputs : NetworkInput
     brain_mask : (X, Y, Z) bool array
@@ -133,7 +137,11 @@ def segment_input(
         raise ValueError("no network given")
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
-    mean = np.mean([runner.probability(model, inputs) for model in models], axis=0)
+    found = [runner.probability(model, inputs) for model in models]
+    if tta:
+        mirrored = mirror(inputs)
+        found += [runner.probability(model, mirrored)[:, ::-1] for model in models]
+    mean = np.mean(found, axis=0)
     probability = from_slices(mean, inputs.plane)
     probability[~np.asarray(brain_mask, dtype=bool)] = 0.0
     return Segmentation(
@@ -143,6 +151,15 @@ def segment_input(
         precision=str(working_precision(runner.device)).removeprefix("torch."),
         notes=(*inputs.notes, *runner.notes),
     )
+
+
+def mirror(inputs: NetworkInput) -> NetworkInput:
+    """Network input with left and right swapped about the middle of the plane."""
+    flair, atlas, brain = (
+        np.ascontiguousarray(slices[:, ::-1])
+        for slices in (inputs.flair, inputs.atlas, inputs.brain)
+    )
+    return replace(inputs, flair=flair, atlas=atlas, brain=brain)
 
 
 def working_precision(device: torch.device) -> torch.dtype:

@@ -31,6 +31,7 @@ from bagau_bids.measures.metrics import (
 from bagau_bids.network.inference import choose_device, segment_input, working_precision
 from bagau_bids.network.weights import architecture_of, build_network, load_weights, save_weights
 from bagau_bids.training.augmentation import AugmentationSettings, augment
+from bagau_bids.training.curves import TRAINING, VALIDATION, save_curves
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
 from bagau_bids.training.pool import SlicePool
@@ -196,8 +197,8 @@ class Trainer:
     loop : LoopSettings
     data : TrainingData
     output_dir : Path
-        Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, and ``best`` and ``last``
-        weights with their cards.
+        Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, ``curves.png``, and
+        ``best`` and ``last`` weights with their cards.
     card : dict
         What the cards say besides what the trainer knows (data, licence).
     """
@@ -267,12 +268,14 @@ class Trainer:
                 losses.append(self._train_step())
                 self.step += 1
                 finished = self.step == self.total_steps
-                if self.step % self.loop.log_every == 0 or finished:
+                judged = self.step % self.loop.validate_every == 0 or finished
+                if self.step % self.loop.log_every == 0 or judged:
                     now = time.monotonic()
                     self._log_training(losses, (now - last_log) / len(losses))
                     losses, last_log = [], now
-                if self.step % self.loop.validate_every == 0 or finished:
+                if judged:
                     self._validate()
+                    save_curves(self.output_dir)
                 if time.monotonic() - last_checkpoint > self.loop.checkpoint_seconds or finished:
                     self.save_checkpoint()
                     last_checkpoint = time.monotonic()
@@ -327,7 +330,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best_dice = state["step"], state["best_dice"]
-        for name in ("training.csv", "validation.csv"):
+        for name in (TRAINING, VALIDATION):
             _drop_rows_after(self.output_dir / name, self.step)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -395,7 +398,7 @@ class Trainer:
     def _validate(self) -> None:
         scores = validate(self._judged(), self.data.validation, self.device)
         _append_rows(
-            self.output_dir / "validation.csv",
+            self.output_dir / VALIDATION,
             [{"step": self.step, **_rounded(asdict(score))} for score in scores],
         )
         mean = float(np.mean([score.dice for score in scores]))
@@ -429,7 +432,7 @@ class Trainer:
             "learning_rate": self._learning_rate(),
             "seconds_per_step": seconds_per_step,
         }
-        _append_rows(self.output_dir / "training.csv", [_rounded(row)])
+        _append_rows(self.output_dir / TRAINING, [_rounded(row)])
         log.info(
             "step %d of %d: loss %.4f, %.2f s a step",
             self.step,

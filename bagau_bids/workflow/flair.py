@@ -79,6 +79,7 @@ RESULT_OPTIONS = (
     "registration",
     "skull_strip",
     "model",
+    "tta",
     "threshold",
     "min_lesion_size_mm3",
     "random_seed",
@@ -296,6 +297,7 @@ def init_segmentation_wf(
         "segmentation",
         Segmentation(
             weights=list(weights),
+            tta=processing.tta,
             device=resources.device,
             batch_size=resources.batch_size,
             use_gpu=resources.device.startswith("cuda"),

@@ -276,6 +276,7 @@ class SegmentationInputSpec(StepInputSpec):
     weights = InputMultiObject(
         File(exists=True), mandatory=True, desc="safetensors files; their mean is taken"
     )
+    tta = traits.Bool(False, usedefault=True, desc="average with the mirrored FLAIR's result")
     device = traits.Str("auto", usedefault=True, nohash=True, desc="auto, cpu, cuda or cuda:N")
     batch_size = traits.Int(8, usedefault=True, nohash=True, desc="slices at once")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="takes nipype's GPU slot")
@@ -311,6 +312,7 @@ class Segmentation(Step):
             wm_probseg,
             device=self.inputs.device,
             batch_size=self.inputs.batch_size,
+            tta=self.inputs.tta,
         )
         self._save("probability", folder, result.probability, affine, np.float32)
         return {
@@ -318,6 +320,7 @@ class Segmentation(Step):
             "device": result.device,
             "precision": result.precision,
             "batch_size": result.batch_size,
+            "tta": self.inputs.tta,
             "models": [
                 {
                     "Name": path.stem,

@@ -155,11 +155,12 @@ def segment_input(
 
 def mirror(inputs: NetworkInput) -> NetworkInput:
     """Network input with left and right swapped about the middle of the plane."""
-    flair, atlas, brain = (
-        np.ascontiguousarray(slices[:, ::-1])
-        for slices in (inputs.flair, inputs.atlas, inputs.brain)
+    return replace(
+        inputs,
+        flair=inputs.flair[:, ::-1].copy(),
+        atlas=inputs.atlas[:, ::-1].copy(),
+        brain=inputs.brain[:, ::-1].copy(),
     )
-    return replace(inputs, flair=flair, atlas=atlas, brain=brain)
 
 
 def working_precision(device: torch.device) -> torch.dtype:

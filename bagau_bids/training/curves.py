@@ -19,7 +19,7 @@ def draw_curves(folder: Path) -> Figure:
         Holds ``training.csv`` and, after the first validation, ``validation.csv``.
     """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    loss, judged = figure.subplots(1, 2)
+    loss, judged = figure.add_subplot(121), figure.add_subplot(122)
     steps = pd.read_csv(folder / TRAINING)
     loss.plot(steps["step"], steps["loss"], color="tab:blue", alpha=0.3, label="loss")
     smooth = steps["loss"].ewm(span=max(2, len(steps) // 10)).mean()

@@ -1,6 +1,7 @@
 """``bagau train`` and ``bagau models`` from the command line."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ from bagau_bids.cli import toolbox
 from bagau_bids.cli.train import settings_of
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.network.weights import find_weights, load_weights, save_weights
 from bagau_bids.training import dataset, loop
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.pool import training_shard, write_shard
@@ -159,6 +160,17 @@ def test_models_lists_and_shows(tmp_path, capsys):
     path.with_suffix(".md").write_text("# Mine\n")
     assert toolbox.main(["models", str(path)]) == 0
     assert capsys.readouterr().out.startswith("# Mine\n")
+
+
+def test_models_prints_the_path_for_other_commands(capsys):
+    assert toolbox.main(["models", "small", "--path"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == find_weights("small")
+
+
+@pytest.mark.parametrize("option", ["--path", "--json"])
+def test_models_needs_a_name_for_what_is_said_of_one(option, capsys):
+    assert toolbox.main(["models", option]) == 2
+    assert "expected its name as well, one of small, full, brain" in capsys.readouterr().err
 
 
 def test_models_refuses_a_damaged_file(tmp_path, capsys):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bagau_bids.errors import EXIT_OK, MissingResourceError
+from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
 
 PACKAGED = {
     "small": "lesions, quarter width: the quick model",
@@ -23,8 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(PACKAGED)}, or the path of a .safetensors file; without it the "
         "packaged weights are listed",
     )
-    parser.add_argument(
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
         "--json", action="store_true", help="print the card as JSON, and nothing else"
+    )
+    shown.add_argument(
+        "--path", action="store_true", help="print where the weights lie, and nothing else"
     )
 
 
@@ -33,11 +37,19 @@ def run(args: argparse.Namespace) -> int:
     from bagau_bids.network.weights import find_weights, load_weights
 
     if args.model is None:
+        if args.path or args.json:
+            raise UsageError(
+                f"--path and --json say something of one model, expected its name as well, one of "
+                f"{', '.join(PACKAGED)}, or the path of a .safetensors file"
+            )
         for name, purpose in PACKAGED.items():
             print(f"{name:<8}{purpose:<42}{_state(name)}")
         return EXIT_OK
     path = find_weights(args.model) if args.model in PACKAGED else Path(args.model)
     _, card = load_weights(path)
+    if args.path:
+        print(path)
+        return EXIT_OK
     text = path.with_suffix(".md")
     if args.json or not text.is_file():
         print(json.dumps(card, indent=2))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagau_bids.errors import InputImageError
-from bagau_bids.evaluation.pairs import MaskPair
+from bagau_bids.evaluation.pairs import MaskPair, Unpaired
 from bagau_bids.measures.metrics import CaseScores, case_scores
 from bagau_bids.preprocessing.conform import StoredVolume, read_volume
 from bagau_bids.spaces import grid_distance_mm, reorient
@@ -63,6 +63,18 @@ class CaseResult:
     problem: str = ""
     pair: MaskPair | None = None
     entities: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def status(self) -> str:
+        """``scored``, ``failed``, or ``unpaired`` where there is no pair of files."""
+        if self.scores is not None:
+            return "scored"
+        return "failed" if self.pair is not None else "unpaired"
+
+
+def unpaired_results(unpaired: Iterable[Unpaired]) -> list[CaseResult]:
+    """Results of cases whose files do not make a pair, for the table."""
+    return [CaseResult(one.case, problem=one.problem, entities=one.entities) for one in unpaired]
 
 
 def evaluate_pairs(

@@ -123,6 +123,27 @@ def isotropic_grid(
     return (int(count[0]), int(count[1]), int(count[2])), target
 
 
+def grid_distance_mm(shape: tuple[int, ...], first: ArrayLike, second: ArrayLike) -> float:
+    """How far apart two placements of one grid are: the largest distance between their corners.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the grid, the first three count.
+    first, second : (4, 4) arrays
+        Voxel to world of each placement, mm.
+
+    Returns
+    -------
+    float
+        mm between the centres of the same corner voxel.
+    """
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]]), -1).reshape(-1, 3)
+    change = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    shift = corners @ change[:3, :3].T + change[:3, 3]
+    return float(np.linalg.norm(shift, axis=1).max())
+
+
 def shear_degrees(affine: ArrayLike) -> float:
     """How far the voxel axes are from right angles to each other.
 

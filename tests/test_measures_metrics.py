@@ -4,8 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import ndimage
 
 from bagau_bids.measures import metrics
@@ -70,6 +68,43 @@ def oracle(reference, result, affine):
     )
 
 
+def oracle_of_the_rest(reference, result, affine):
+    """Voxel recall and precision, volumes, and four counts of each size of lesions."""
+    truth = {tuple(v) for v in np.argwhere(reference == 1).tolist()}
+    found = {tuple(v) for v in np.argwhere(result & (reference != 2)).tolist()}
+    edges = affine[:3, :3].T
+    voxel_ml = abs(float(np.dot(edges[0], np.cross(edges[1], edges[2])))) / 1000
+    volumes = [len(truth) * voxel_ml, len(found) * voxel_ml]
+    counts = []
+    for name in ("small", "medium", "large"):
+        sizes = {
+            "small": lambda ml: ml < 0.1 - 1e-9,
+            "medium": lambda ml: 0.1 - 1e-9 <= ml <= 1 + 1e-9,
+            "large": lambda ml: ml > 1 + 1e-9,
+        }
+        for own, other in ((truth, found), (found, truth)):
+            lesions = [c for c in components(own) if sizes[name](len(c) * voxel_ml)]
+            counts += [len(lesions), sum(1 for c in lesions if c & other)]
+    shared = len(truth & found)
+    return (shared / len(truth), shared / len(found), *volumes, volumes[1] - volumes[0], *counts)
+
+
+def rest_as_tuple(scores):
+    counts = [
+        number
+        for size in (scores.small, scores.medium, scores.large)
+        for number in (size.reference, size.detected, size.result, size.matching)
+    ]
+    return (
+        scores.voxel_recall,
+        scores.voxel_precision,
+        scores.reference_ml,
+        scores.result_ml,
+        scores.volume_difference_ml,
+        *counts,
+    )
+
+
 def as_tuple(scores):
     return (
         scores.dice,
@@ -81,15 +116,29 @@ def as_tuple(scores):
     )
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000))
-def test_scores_agree_with_the_naive_oracle(seed):
-    reference, result = pair(seed)
+@pytest.mark.parametrize("start", range(0, 100, 20))
+def test_scores_of_100_random_pairs_agree_with_the_naive_oracle(start):
     affine = AFFINE.copy()
     affine[:3, 3] = (5, -7, 11)
     affine[0, 1] = 0.2  # sheared: distances are those of world coordinates
-    scores = metrics.challenge_scores(reference, result, affine)
-    np.testing.assert_allclose(as_tuple(scores), oracle(reference, result, affine))
+    for seed in range(start, start + 20):
+        reference, result = pair(seed)
+        # From 3 to 90 mm3 a voxel: each seed has another mixture of sizes.
+        scaled = affine @ np.diag([1 + seed % 4, 1 + seed % 3, 1 + seed % 5, 1])
+        scores = metrics.case_scores(reference, result, scaled)
+        exact = {"rtol": 0, "atol": 1e-9}
+        np.testing.assert_allclose(as_tuple(scores), oracle(reference, result, scaled), **exact)
+        rest = oracle_of_the_rest(reference, result, scaled)
+        np.testing.assert_allclose(rest_as_tuple(scores), rest, **exact)
+
+
+def test_random_pairs_have_lesions_of_all_sizes():
+    """Otherwise the comparison with the oracle would show little."""
+    total = np.zeros(12, int)
+    for seed in range(100):
+        affine = AFFINE @ np.diag([1 + seed % 4, 1 + seed % 3, 1 + seed % 5, 1])
+        total += rest_as_tuple(metrics.case_scores(*pair(seed), affine))[5:]
+    assert total.min() > 20
 
 
 # Computed once with SimpleITK 2.5 by the steps of the challenge's evaluation script.
@@ -146,6 +195,14 @@ def test_empty_cases_are_decided():
     assert scores(empty, empty) == (1, 0, 0, 1, 1, 1)
     assert scores(empty, some) == pytest.approx((0, diagonal, 100, 1, 0, 0))
     assert scores(some, empty) == pytest.approx((0, diagonal, 100, 0, 1, 0))
+    for reference, result, voxels in (
+        (empty, empty, (1, 1)),
+        (empty, some, (1, 0)),
+        (some, empty, (0, 1)),
+    ):
+        more = metrics.case_scores(reference, result, AFFINE)
+        assert (more.voxel_recall, more.voxel_precision) == voxels
+        assert np.isfinite(rest_as_tuple(more)).all()
     only_other = 2 * some
     assert scores(only_other, some) == (1, 0, 0, 1, 1, 1)
 
@@ -163,3 +220,37 @@ def test_other_labels_and_other_grids_are_refused():
         metrics.challenge_scores(np.full((2, 2, 2), 3), np.zeros((2, 2, 2)), AFFINE)
     with pytest.raises(ValueError, match="one grid"):
         metrics.challenge_scores(np.zeros((2, 2, 2)), np.zeros((2, 2, 3)), AFFINE)
+
+
+def test_sizes_are_told_apart_at_their_limits():
+    cube = np.diag([0.1, 0.1, 1000.0, 1.0])  # 10 mm3 a voxel, with a rounding error
+    reference = np.zeros((9, 60, 3), int)
+    for row, voxels in ((0, 9), (2, 10), (4, 11)):
+        reference[row, :voxels, 1] = 1
+    counts = metrics.lesion_counts_by_size(reference == 1, reference == 1, cube)
+    assert [size.reference for size in counts] == [1, 2, 0]
+    ml = np.diag([1.0, 1.0, 100.0, 1.0])
+    counts = metrics.lesion_counts_by_size(reference == 1, reference == 1, ml)
+    assert [size.reference for size in counts] == [0, 2, 1]
+
+
+def test_each_lesion_is_judged_in_the_class_of_its_own_size():
+    affine = np.diag([10.0, 10.0, 0.5, 1.0])  # 0.05 ml a voxel
+    reference = np.zeros((15, 30, 5), int)
+    reference[1, 1:25, 2] = 1  # 1.2 ml, met by a small lesion
+    reference[5, 1, 2] = 1  # 0.05 ml, met by a large one
+    reference[13, 1, 2] = 1  # 0.05 ml, missed
+    result = np.zeros(reference.shape, bool)
+    result[1, 1, 2] = True  # 0.05 ml
+    result[5, 1:25, 2] = True  # 1.2 ml
+    result[9, 1:5, 2] = True  # 0.2 ml, false
+    scores = metrics.case_scores(reference, result, affine)
+    assert scores.small == metrics.LesionCounts(reference=2, detected=1, result=1, matching=1)
+    assert scores.medium == metrics.LesionCounts(reference=0, detected=0, result=1, matching=0)
+    assert scores.large == metrics.LesionCounts(reference=1, detected=1, result=1, matching=1)
+    assert (scores.small.recall, scores.small.precision) == (0.5, 1.0)
+    assert scores.small.f1 == pytest.approx(2 / 3)
+    assert (scores.medium.recall, scores.medium.precision, scores.medium.f1) == (1.0, 0.0, 0.0)
+    assert scores.large.f1 == 1.0
+    assert (scores.reference_lesions, scores.result_lesions) == (3, 3)
+    assert metrics.LesionCounts(0, 0, 0, 0).f1 == 1.0

@@ -162,3 +162,11 @@ def test_reorient_is_nibabels_canonical_and_has_an_exact_inverse(codes):
 def test_restore_orientation_refuses_an_array_of_another_grid():
     with pytest.raises(ValueError, match=r"\(4, 5, 6\).*\(4, 6, 6\)"):
         spaces.restore_orientation(np.zeros((4, 5, 6)), (4, 6, 6), np.eye(4))
+
+
+def test_grid_distance_is_that_of_the_farthest_corner():
+    first, second = np.diag([1.0, 2, 3, 1]), np.diag([1.0, 2, 3.5, 1])
+    second[0, 3] = 4
+    assert spaces.grid_distance_mm((5, 6, 7), first, first) == 0
+    # The corner of index 6 is 6 * 0.5 mm off in z, and all are 4 mm off in x.
+    assert spaces.grid_distance_mm((5, 6, 7, 1), first, second) == pytest.approx(5)

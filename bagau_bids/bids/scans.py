@@ -10,11 +10,10 @@ from typing import Any
 
 from bagau_bids.bids.derivatives import source_stem
 from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
+from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.near_misses import explain_nothing_found, explain_subject
 from bagau_bids.config import Selection
 from bagau_bids.errors import UsageError
-
-_NIFTI = re.compile(r"\.nii(\.gz)?$")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def find_scans(bids_dir: Path, selection: Selection) -> list[Scan]:
     paths = _ask_pybids(bids_dir, selection, subjects, query) if subjects else []
     if not paths:
         raise UsageError(explain_nothing_found(bids_dir, subjects, query))
-    return [Scan(path, _entities(path)) for path in paths]
+    return [Scan(path, name_entities(path)) for path in paths]
 
 
 def find_missing(bids_dir: Path, selection: Selection, scans: Iterable[Scan]) -> dict[str, str]:
@@ -184,11 +183,6 @@ def _unclear_name(scan: Scan, same_name: Sequence[Scan]) -> str | None:
 
 def _is_entity(key: str) -> bool:
     return source_stem({key: "x"}) != ""
-
-
-def _entities(path: Path) -> dict[str, str]:
-    parts = _NIFTI.sub("", path.name).split("_")[:-1]
-    return dict(part.split("-", 1) for part in parts if "-" in part)
 
 
 def _ask_pybids(

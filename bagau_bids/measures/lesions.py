@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import ndimage
 
 # A lesion of exactly the minimum size stays although |det(affine)| carries rounding errors.
-_RELATIVE_TOLERANCE = 1e-6
+RELATIVE_TOLERANCE = 1e-6
 
 
 def voxel_volume_mm3(affine: np.ndarray) -> float:
@@ -65,7 +65,7 @@ def remove_small_lesions(mask: np.ndarray, affine: np.ndarray, min_size_mm3: flo
         return mask.copy()
     labels = label_lesions(mask)
     sizes_mm3 = np.bincount(labels.ravel()) * voxel_volume_mm3(affine)
-    keep = sizes_mm3 >= min_size_mm3 * (1 - _RELATIVE_TOLERANCE)
+    keep = sizes_mm3 >= min_size_mm3 * (1 - RELATIVE_TOLERANCE)
     keep[0] = False
     return keep[labels]
 

@@ -12,15 +12,23 @@ AVD               0                  100                   100
 lesion recall     1                  1                     0
 lesion precision  1                  0                     1
 lesion F1         1                  0                     0
+voxel precision   1                  0                     1
+voxel recall      1                  1                     0
 ================  =================  ====================  ==================
+
+F1 by lesion size is defined in `LesionCounts`; the challenge has none.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from bagau_bids.measures.lesions import RELATIVE_TOLERANCE, label_lesions, voxel_volume_mm3
+
+# Between small, medium and large lesions: 0.1 and 1 ml, both of which count as medium.
+SIZE_LIMITS_MM3 = (100.0, 1000.0)
 _FULLY_CONNECTED = np.ones((3, 3, 3))
 # ITK's ball of radius (1, 1, 0) holds the corners: a 3 x 3 square in the plane of the slice.
 _IN_PLANE = np.ones((3, 3, 1))
@@ -53,6 +61,104 @@ class Scores:
     lesion_recall: float
     lesion_precision: float
     lesion_f1: float
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Lesions of one size: how many there are, and how many share a voxel with the other mask.
+
+    Every lesion is judged once, in the class of its own size, whatever the size of what it meets
+    in the other mask. That is why precision is not that of the challenge: its numerator, the
+    detected lesions of the reference, would be of another class than its denominator wherever
+    a lesion of the reference meets a larger or smaller one.
+
+    Parameters
+    ----------
+    reference : int
+        Lesions of the reference.
+    detected : int
+        Those that share a voxel with the result.
+    result : int
+        Lesions of the result.
+    matching : int
+        Those that share a voxel with the reference.
+    """
+
+    reference: int
+    detected: int
+    result: int
+    matching: int
+
+    @property
+    def recall(self) -> float:
+        """Detected lesions / lesions of the reference, 0 to 1; 1 where there is none to find."""
+        return self.detected / self.reference if self.reference else 1.0
+
+    @property
+    def precision(self) -> float:
+        """Matching lesions / lesions of the result, 0 to 1; 1 where none was found."""
+        return self.matching / self.result if self.result else 1.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of recall and precision, 0 to 1; 1 where neither mask has a lesion."""
+        return _harmonic_mean(self.recall, self.precision)
+
+
+@dataclass(frozen=True)
+class CaseScores(Scores):
+    """Everything that is measured of one scan: the challenge's scores and what they leave out.
+
+    Parameters
+    ----------
+    voxel_recall, voxel_precision : float
+        Voxels of both masks / voxels of the reference, of the result, 0 to 1.
+    reference_ml, result_ml : float
+        Volumes, without voxels where the reference is 2.
+    small, medium, large : LesionCounts
+        Lesions below 0.1 ml, from 0.1 to 1 ml, and above 1 ml.
+    """
+
+    voxel_recall: float
+    voxel_precision: float
+    reference_ml: float
+    result_ml: float
+    small: LesionCounts
+    medium: LesionCounts
+    large: LesionCounts
+
+    @property
+    def volume_difference_ml(self) -> float:
+        """Signed volume difference, ml: result minus reference."""
+        return self.result_ml - self.reference_ml
+
+    @property
+    def reference_lesions(self) -> int:
+        """Lesions of the reference, of all sizes."""
+        return self.small.reference + self.medium.reference + self.large.reference
+
+    @property
+    def result_lesions(self) -> int:
+        """Lesions of the result, of all sizes."""
+        return self.small.result + self.medium.result + self.large.result
+
+
+def case_scores(reference: np.ndarray, result: np.ndarray, affine: np.ndarray) -> CaseScores:
+    """Measure everything; arguments and errors are those of `challenge_scores`."""
+    truth, found = comparable_masks(reference, result)
+    recall, precision = voxel_recall_and_precision(truth, found)
+    voxel_ml = voxel_volume_mm3(affine) / 1000
+    small, medium, large = lesion_counts_by_size(truth, found, affine)
+    return CaseScores(
+        **asdict(challenge_scores(reference, result, affine)),
+        voxel_recall=recall,
+        voxel_precision=precision,
+        reference_ml=np.count_nonzero(truth) * voxel_ml,
+        result_ml=np.count_nonzero(found) * voxel_ml,
+        small=small,
+        medium=medium,
+        large=large,
+    )
 
 
 def challenge_scores(reference: np.ndarray, result: np.ndarray, affine: np.ndarray) -> Scores:
@@ -160,8 +266,66 @@ def lesion_detection(truth: np.ndarray, found: np.ndarray) -> tuple[float, float
     detected = np.count_nonzero(hit)
     recall = detected / truth_lesions if truth_lesions else 1.0
     precision = detected / found_lesions if found_lesions else 1.0
-    f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-    return float(recall), float(precision), float(f1)
+    return float(recall), float(precision), float(_harmonic_mean(recall, precision))
+
+
+def voxel_recall_and_precision(truth: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """Share of the reference's voxels that were found, and of the found ones that are right.
+
+    1 where there is nothing to find, and where nothing was found; see the module.
+    """
+    both = np.count_nonzero(np.logical_and(truth, found))
+    truth_voxels, found_voxels = np.count_nonzero(truth), np.count_nonzero(found)
+    recall = both / truth_voxels if truth_voxels else 1.0
+    precision = both / found_voxels if found_voxels else 1.0
+    return float(recall), float(precision)
+
+
+def lesion_counts_by_size(
+    truth: np.ndarray, found: np.ndarray, affine: np.ndarray
+) -> tuple[LesionCounts, LesionCounts, LesionCounts]:
+    """Count lesions below 0.1 ml, from 0.1 to 1 ml (both included), and above 1 ml.
+
+    Parameters
+    ----------
+    truth, found : (X, Y, Z) bool arrays
+    affine : (4, 4) array
+        Voxel to world of the grid of both, mm.
+
+    Returns
+    -------
+    small, medium, large : LesionCounts
+    """
+    voxel_mm3 = voxel_volume_mm3(affine)
+    truth_class, detected = _sizes_and_hits(truth, found, voxel_mm3)
+    found_class, matching = _sizes_and_hits(found, truth, voxel_mm3)
+    small, medium, large = (
+        LesionCounts(
+            reference=int(np.count_nonzero(truth_class == size)),
+            detected=int(np.count_nonzero(detected[truth_class == size])),
+            result=int(np.count_nonzero(found_class == size)),
+            matching=int(np.count_nonzero(matching[found_class == size])),
+        )
+        for size in range(3)
+    )
+    return small, medium, large
+
+
+def _sizes_and_hits(
+    mask: np.ndarray, other: np.ndarray, voxel_mm3: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each lesion of a mask, its class of size (0, 1, 2) and whether it meets the other."""
+    labels = label_lesions(mask)
+    count = int(labels.max(initial=0)) + 1
+    sizes_mm3 = np.bincount(labels.ravel(), minlength=count)[1:] * voxel_mm3
+    hit = np.bincount(labels[np.asarray(other, dtype=bool)], minlength=count)[1:] > 0
+    low, high = SIZE_LIMITS_MM3
+    not_small = sizes_mm3 >= low * (1 - RELATIVE_TOLERANCE)
+    return not_small.astype(int) + (sizes_mm3 > high * (1 + RELATIVE_TOLERANCE)), hit
+
+
+def _harmonic_mean(recall: float, precision: float) -> float:
+    return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

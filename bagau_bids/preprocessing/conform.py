@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.spaces import (
+    grid_distance_mm,
     orthonormal_affine,
     reorient,
     restore_orientation,
@@ -37,6 +38,28 @@ GEOMETRY_FIELDS = (
     "srow_z",
     "xyzt_units",
 )
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """One volume as it lies in its file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    values : (X, Y, Z) array
+        Numbers with the header's scaling, in the file's own voxel order.
+    affine : (4, 4) array
+        Voxel to world, mm, RAS+.
+    notes : tuple of str
+        What was found unusual.
+    """
+
+    path: Path
+    values: NDArray
+    affine: NDArray[np.float64]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,14 +103,44 @@ def conform(path: str | Path) -> Conformed:
         least five slices, empty, or without a usable geometry; the message says which.
     """
     path = Path(path)
+    stored = read_volume(path)
+    volume, value_notes = _intensities(path, stored.values)
+    data, affine = reorient(volume, stored.affine)
+    data = np.ascontiguousarray(data)
+    return Conformed(data, affine, (*stored.notes, *value_notes))
+
+
+def read_volume(path: Path) -> StoredVolume:
+    """Read a file to its last byte as one volume with a usable geometry, whatever it shows.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI-1 or NIfTI-2 file, ``.nii`` or ``.nii.gz``.
+
+    Returns
+    -------
+    StoredVolume
+
+    Raises
+    ------
+    InputImageError
+        If the file is missing, damaged, not a NIfTI image, not a single real-valued volume of at
+        least five slices, or without a usable geometry; the message says which.
+    """
     _check_file(path)
     image = _read(path)
     _check_header(path, image)
-    geometry_notes = _check_geometry(path, image)
-    volume, value_notes = _volume(path, image)
-    data, affine = reorient(volume, image.affine)
-    data = np.ascontiguousarray(data)
-    return Conformed(data, affine, tuple(geometry_notes + value_notes))
+    notes = _check_geometry(path, image)
+    try:
+        scaled = np.asanyarray(image.dataobj)
+    except (OSError, ValueError) as error:
+        raise InputImageError(
+            f"{path}: the image data are truncated ({error}); copy the file again from its source"
+        ) from error
+    if scaled.ndim > 3:
+        notes.append(f"Image of shape {image.shape} squeezed to three dimensions.")
+    return StoredVolume(path, scaled.reshape(image.shape[:3]), image.affine, tuple(notes))
 
 
 def to_source(data_ras: NDArray, source: Any, dtype: DTypeLike) -> Any:
@@ -199,7 +252,7 @@ def _check_header(path: Path, image: Any) -> None:
     if dtype.fields is not None:
         raise InputImageError(
             f"{path}: has colour (RGB) voxels; expected one number a voxel: it is a screenshot or "
-            "a colour map and not a FLAIR"
+            "a colour map, give the image itself"
         )
     if dtype.kind == "c":
         raise InputImageError(
@@ -209,8 +262,8 @@ def _check_header(path: Path, image: Any) -> None:
         raise InputImageError(f"{path}: has {len(shape)} dimensions {shape}; expected 3")
     if np.prod(shape[3:], dtype=int) != 1:
         raise InputImageError(
-            f"{path}: has several volumes, shape {shape}; expected one: split it and keep the "
-            "FLAIR volume"
+            f"{path}: has several volumes, shape {shape}; expected one: split it and keep "
+            "the volume that is meant"
         )
     if min(shape[:3]) < MIN_SLICES:
         raise InputImageError(
@@ -283,30 +336,20 @@ def _affine_difference(
     first: NDArray, second: NDArray, shape: tuple[int, ...]
 ) -> tuple[float, float]:
     """Largest distance (mm) between two placements of a grid's corners, and their angle."""
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]]), -1).reshape(-1, 3)
-    shift = corners @ (first - second)[:3, :3].T + (first - second)[:3, 3]
     rotations = []
     for affine in (first, second):
         left, _, right = np.linalg.svd(affine[:3, :3] / voxel_sizes(affine))
         rotations.append(left @ right)
     turn = rotations[0].T @ rotations[1]
     angle = np.rad2deg(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    return float(np.linalg.norm(shift, axis=1).max()), float(angle)
+    return grid_distance_mm(shape, first, second), float(angle)
 
 
-def _volume(path: Path, image: Any) -> tuple[NDArray[np.float32], list[str]]:
-    """Intensities with the header's scaling, as finite float32 in the source's voxel order."""
+def _intensities(path: Path, values: NDArray) -> tuple[NDArray[np.float32], list[str]]:
+    """Finite float32 values in the source's voxel order."""
     notes = []
-    try:
-        scaled = np.asanyarray(image.dataobj)
-    except (OSError, ValueError) as error:
-        raise InputImageError(
-            f"{path}: the image data are truncated ({error}); copy the file again from its source"
-        ) from error
-    if scaled.ndim > 3:
-        notes.append(f"Image of shape {image.shape} squeezed to three dimensions.")
     with np.errstate(over="ignore"):
-        volume = scaled.reshape(image.shape[:3]).astype(np.float32)
+        volume = values.astype(np.float32)
     n_nan, n_infinite = int(np.isnan(volume).sum()), int(np.isinf(volume).sum())
     if n_nan or n_infinite:
         volume[~np.isfinite(volume)] = 0

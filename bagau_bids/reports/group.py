@@ -1,23 +1,19 @@
 """The table of all participants: one row a FLAIR, from the derivatives folder alone."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from bagau_bids.bids.derivatives import write_json, write_table
+from bagau_bids.bids.tables import column_descriptions, described_table, natural_key
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.reports.results import (
     COMPLETE,
     INCOMPLETE,
     ScanResults,
     find_results,
-    natural_key,
     read_table,
 )
 
@@ -80,17 +76,14 @@ def write_group(output_dir: Path) -> GroupTable:
     for problem in problems:
         LOGGER.warning("%s", problem)
     path = output_dir / TABLE_NAME
-    write_table(path, _table(rows, descriptions))
+    write_table(path, described_table(rows, descriptions))
     write_json(path.with_suffix(".json"), descriptions)
     return GroupTable(path, len(rows), problems)
 
 
 def _descriptions() -> dict[str, Any]:
     """Columns of the table in order, each with its meaning and unit."""
-    group, volumes, quality = (
-        json.loads(files("bagau_bids.data").joinpath("tables", f"{name}.json").read_text("utf-8"))
-        for name in ("group", "volumes", "quality")
-    )
+    group, volumes, quality = map(column_descriptions, ("group", "volumes", "quality"))
     del volumes["region"]
     first = ("bids_name", "participant_id", "session_id", "status")
     return {name: group[name] for name in first} | volumes | quality | group
@@ -130,17 +123,6 @@ def _processing(scan: ScanResults) -> dict[str, Any]:
         "device": segmentation.get("device"),
         "version": (scan.record.get("versions") or {}).get("bagau-bids"),
     }
-
-
-def _table(rows: list[dict[str, Any]], descriptions: dict[str, Any]) -> pd.DataFrame:
-    """Table of the rows: whole numbers without a decimal point, missing values as NA."""
-    table = pd.DataFrame(rows, columns=list(descriptions), dtype=object)
-    for name, described in descriptions.items():
-        if described.get("Units") in ("voxels", "lesions"):
-            table[name] = table[name].astype("Float64").astype("Int64")
-        elif "Units" in described:
-            table[name] = table[name].astype("Float64")
-    return table
 
 
 def _participants_without_results(output_dir: Path, scans: list[ScanResults]) -> Iterator[str]:

@@ -5,7 +5,6 @@ in ``sub-<label>/figures`` and are also embedded: the page is one file that can 
 """
 
 import base64
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from PIL import Image
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_bytes, write_text
+from bagau_bids.bids.tables import column_descriptions, natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.reports import figures
@@ -30,7 +30,6 @@ from bagau_bids.reports.results import (
     FAILED,
     ScanResults,
     find_results,
-    natural_key,
     read_table,
 )
 from bagau_bids.spaces import reorient
@@ -294,7 +293,7 @@ def _registration_in_words(template: str, registration: dict[str, Any]) -> str:
 
 def _quality_rows(scan: ScanResults) -> Iterator[tuple[str, str, str]]:
     """Name, value with unit, and meaning of every quality figure."""
-    described = json.loads(files("bagau_bids.data").joinpath("tables/quality.json").read_text())
+    described = column_descriptions("quality")
     for name, value in scan.quality.items():
         entry = described.get(name, {})
         unit = {"1": "", "cm^2": " cm²"}.get(entry.get("Units"), f" {entry.get('Units', '')}")

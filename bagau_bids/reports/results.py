@@ -2,13 +2,13 @@
 
 import csv
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
+from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
 
 # Files without which a scan counts as incomplete.
@@ -198,15 +198,6 @@ def quality_warnings(quality: dict[str, Any]) -> Iterator[str]:
             f"({quality['cut_sides_cm2']:.0f} cm²): a part was probably not scanned, or the "
             "brain mask leaks."
         )
-
-
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key by which ``sub-2`` comes before ``sub-10``."""
-    return [
-        (0, int(part), part) if part.isdigit() else (1, 0, part)
-        for part in re.split(r"(\d+)", text)
-        if part
-    ]
 
 
 def _stem(filename: str) -> str:

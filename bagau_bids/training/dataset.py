@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagau_bids import __version__
+from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan
-from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import NetworkInput, SlicePlane, network_input
 from bagau_bids.network.weights import find_weights, read_card
-from bagau_bids.training.pool import IGNORED
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
-
-FREE_ENTITIES = ("space", "label", "desc", "res")  # what a mask's name may add to its scan's
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,10 @@ def pair_masks(
     UsageError
         If no scan has a mask, or one has several.
     """
-    masks = sorted(derivative.rglob("*_mask.nii*")) if derivative.is_dir() else []
+    masks = find_lesion_masks(derivative)
     labelled, notes = [], []
     for scan in scans:
-        found = [path for path in masks if _is_mask_of(path, scan)]
+        found = [mask.path for mask in masks if mask.entities == scan.entities]
         if len(found) > 1:
             raise UsageError(
                 f"{derivative}: {len(found)} lesion masks for {scan.path.name} "
@@ -118,8 +116,8 @@ def pair_masks(
             notes.append(f"{scan.path}: no lesion mask in {derivative}, left out")
     if not labelled:
         raise UsageError(
-            f"{derivative}: no mask for any of {len(scans)} FLAIRs among {len(masks)} masks; "
-            "expected names such as sub-01_space-orig_label-WMH_mask.nii.gz"
+            f"{derivative}: no mask for any of {len(scans)} FLAIRs among {len(masks)} lesion "
+            "masks; expected names such as sub-01_space-orig_label-WMH_mask.nii.gz"
         )
     return labelled, notes
 
@@ -173,13 +171,6 @@ def split_by_subject(
             f"and {len(split.validation)} to validate on; expected at least one of each"
         )
     return split
-
-
-def _is_mask_of(path: Path, scan: Scan) -> bool:
-    parts = path.name.split(".")[0].removesuffix("_mask").split("_")
-    entities = dict(part.split("-", 1) for part in parts if "-" in part)
-    own = {key: value for key, value in entities.items() if key not in FREE_ENTITIES}
-    return entities.get("label") == "WMH" and own == scan.entities
 
 
 def prepare_scan(
@@ -284,26 +275,12 @@ def read_reference(mask_path: Path, flair_path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     InputImageError
-        If the mask does not lie on the FLAIR's grid or holds other values than 0, 1 and 2.
+        If either cannot be read, or the mask does not lie on the FLAIR's grid or holds other
+        values than 0, 1 and 2.
     """
-    import nibabel as nib
+    from bagau_bids.evaluation.scoring import check_grid, read_reference_mask
+    from bagau_bids.preprocessing.conform import read_volume
 
-    from bagau_bids.spaces import reorient
-
-    mask: Any = nib.load(mask_path)
-    flair: Any = nib.load(flair_path)
-    shape = flair.shape[:3]
-    if mask.shape[:3] != shape or not np.allclose(mask.affine, flair.affine, atol=1e-2):
-        raise InputImageError(
-            f"{mask_path}: grid {mask.shape[:3]} with affine {mask.affine.round(3).tolist()}; "
-            f"expected that of {flair_path.name}, {shape} with affine "
-            f"{flair.affine.round(3).tolist()}: resample the mask with nearest neighbours"
-        )
-    labels = np.asarray(mask.dataobj).reshape(shape)
-    values = np.unique(labels)
-    if not np.isin(values, (0, 1, IGNORED)).all():
-        raise InputImageError(
-            f"{mask_path}: values {values[:6].tolist()}; expected 0 (background), 1 (WMH) and "
-            "2 (other pathology, not judged)"
-        )
-    return reorient(labels.astype(np.uint8), mask.affine)[0]
+    reference = read_reference_mask(mask_path)
+    check_grid(reference.stored, read_volume(flair_path))
+    return reference.data

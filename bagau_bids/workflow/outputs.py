@@ -5,11 +5,9 @@ under its final name with its sidecar. Putting out copies what differs, each fil
 and runs every time, so that a result that someone deleted comes back without any computing.
 """
 
-import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from nipype.interfaces.base import (
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import copy_file, derivative_path, sidecar_path, write_json
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
+from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.workflow.interfaces import (
     Step,
     StepInputSpec,
@@ -222,9 +221,3 @@ def library_versions() -> dict[str, str]:
     """Versions of the program, of Python, and of the libraries that results depend on."""
     versions = {"bagau-bids": __version__, "python": platform.python_version()}
     return versions | {name: version(name) for name in LIBRARIES}
-
-
-def column_descriptions(table: str) -> dict[str, Any]:
-    """Read what the columns of a table mean (``data/tables``), for its sidecar."""
-    source = files("bagau_bids.data").joinpath("tables", f"{table}.json")
-    return json.loads(source.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Masks against reference masks: pairs found, read, checked, scored and summarised."""

@@ -19,6 +19,7 @@ from bagau_bids.training.loop import (
     TrainingData,
     count_steps,
     draw_batch,
+    draw_weights,
     network_of,
     validate,
 )
@@ -234,6 +235,24 @@ def test_batches_hold_the_asked_share_of_synthetic_slices():
     real = everything[everything < 100].astype(int)
     counts = np.bincount(real, minlength=7)
     assert counts.min() == counts.max() == 20  # 140 slices are 20 passes over 7
+
+
+def test_synthetic_slices_have_their_own_weight_of_missed_lesions():
+    data = TrainingData(numbered(7, 0), numbered(50, 100), [])
+    settings = replace(
+        QUICK,
+        batch_size=5,
+        synthetic_fraction=0.3,
+        false_negative_weight=0.25,
+        synthetic_false_negative_weight=0.75,
+    )
+    for step in range(10):
+        synthetic = draw_batch(data, settings, step)[0][:, 0, 0] >= 100
+        np.testing.assert_allclose(
+            draw_weights(settings, step), np.where(synthetic, 0.75, 0.25), atol=1e-6
+        )
+    same = replace(settings, synthetic_false_negative_weight=None)
+    np.testing.assert_allclose(draw_weights(same, 3), 0.25, atol=1e-6)
 
 
 def test_a_step_draws_the_same_whenever_it_is_asked():

@@ -33,6 +33,17 @@ def test_tversky_follows_the_formula(batch, weight):
     assert float(found) == pytest.approx(naive_tversky(logits, target, weight, 2.0), rel=1e-5)
 
 
+def test_each_image_may_have_its_own_weight(batch):
+    logits, target = (torch.tensor(array) for array in batch)
+    weights = torch.tensor([0.2, 0.5, 0.9])
+    found = tversky_loss(logits, target, false_negative_weight=weights)
+    alone = [
+        tversky_loss(logits[n : n + 1], target[n : n + 1], false_negative_weight=float(weights[n]))
+        for n in range(3)
+    ]
+    torch.testing.assert_close(found, torch.stack(alone).mean())
+
+
 def test_default_punishes_missing_more_than_inventing():
     truth = torch.zeros(1, 1, 10, 10)
     truth[..., :4, :] = 1

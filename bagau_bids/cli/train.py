@@ -119,6 +119,12 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         help="Tversky weight of missed lesions, the rest is on invented ones; the paper prints "
         "the two the other way round than its code and Salehi et al. (default: %(default)s)",
     )
+    group.add_argument(
+        "--synthetic-false-negative-weight",
+        metavar="ALPHA",
+        type=float,
+        help="the same for synthetic slices (default: as for real ones)",
+    )
     group.add_argument("--optimizer", choices=choices.OPTIMIZERS, default=RECIPE.optimizer)
     group.add_argument(
         "--lr", metavar="RATE", type=float, default=RECIPE.learning_rate, help="%(default)s"
@@ -214,9 +220,10 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
         )
     for option, value in (
         ("--false-negative-weight", args.false_negative_weight),
+        ("--synthetic-false-negative-weight", args.synthetic_false_negative_weight),
         ("--ema", args.ema),
     ):
-        if not 0 <= value < 1:
+        if value is not None and not 0 <= value < 1:
             raise UsageError(f"{option} {value}: expected at least 0 and less than 1")
     settings = TrainingSettings(
         architecture=args.architecture,
@@ -224,6 +231,7 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
         ablations=tuple(args.ablation),
         loss=args.loss,
         false_negative_weight=args.false_negative_weight,
+        synthetic_false_negative_weight=args.synthetic_false_negative_weight,
         optimizer=args.optimizer,
         learning_rate=args.lr,
         weight_decay=args.weight_decay,

@@ -127,8 +127,7 @@ def draw_batch(
     flair, atlas : (batch, H, W) float32 arrays
     target : (batch, H, W) uint8 array
     """
-    before = round(step * settings.batch_size * settings.synthetic_fraction)
-    after = round((step + 1) * settings.batch_size * settings.synthetic_fraction)
+    before, after = _synthetic_before(settings, step), _synthetic_before(settings, step + 1)
     parts = []
     if data.synthetic is not None and after > before:
         numbers = _in_random_order(len(data.synthetic), before, after, settings.seed + 1)
@@ -137,9 +136,31 @@ def draw_batch(
     if data.real is not None and last > first:
         numbers = _in_random_order(len(data.real), first, last, settings.seed)
         parts.append(data.real.read(numbers))
-    order = np.random.default_rng((settings.seed, step)).permutation(settings.batch_size)
+    order = _batch_order(settings, step)
     flair, atlas, target = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
     return flair, atlas, target
+
+
+def draw_weights(settings: TrainingSettings, step: int) -> NDArray[np.float32]:
+    """Tversky weight of false negatives for each slice of :func:`draw_batch`, (batch,) array.
+
+    Synthetic slices may have another: what raters leave out differs between data sets, and
+    only real masks tell how those of their own scanner are drawn.
+    """
+    real, synthetic = settings.false_negative_weight, settings.synthetic_false_negative_weight
+    count = _synthetic_before(settings, step + 1) - _synthetic_before(settings, step)
+    drawn_first = _batch_order(settings, step) < count
+    return np.where(drawn_first, real if synthetic is None else synthetic, real).astype(np.float32)
+
+
+def _synthetic_before(settings: TrainingSettings, step: int) -> int:
+    """Number of synthetic slices in all steps before one."""
+    return round(step * settings.batch_size * settings.synthetic_fraction)
+
+
+def _batch_order(settings: TrainingSettings, step: int) -> NDArray[np.int64]:
+    """Random order of a step's slices, synthetic ones having the lowest numbers."""
+    return np.random.default_rng((settings.seed, step)).permutation(settings.batch_size)
 
 
 def _in_random_order(length: int, first: int, last: int, seed: int) -> list[int]:
@@ -353,6 +374,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         arrays = draw_batch(self.data, self.settings, self.step)
+        weights = torch.from_numpy(draw_weights(self.settings, self.step)).to(self.device)
         generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.step)
         total = 0.0
         size = self.settings.batch_size
@@ -362,7 +384,7 @@ class Trainer:
                 torch.from_numpy(array[first:last])[:, None].to(self.device) for array in arrays
             )
             batch = augment(flair, atlas, target, self.settings.crop, generator, self.augmentation)
-            loss = self._loss(*batch) * ((last - first) / size)
+            loss = self._loss(*batch, weights[first:last]) * ((last - first) / size)
             loss.backward()
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -376,7 +398,7 @@ class Trainer:
             _move_average(self.average, self.model, self.settings.ema_decay, self.step)
         return total
 
-    def _loss(self, flair: Tensor, atlas: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, flair: Tensor, atlas: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         wanted = working_precision(self.device)
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             wanted = torch.bfloat16
@@ -386,8 +408,7 @@ class Trainer:
                 flair.contiguous(memory_format=torch.channels_last),
                 atlas.contiguous(memory_format=torch.channels_last),
             )
-        weight = self.settings.false_negative_weight
-        loss = tversky_loss(logits, target, false_negative_weight=weight)
+        loss = tversky_loss(logits, target, false_negative_weight=weights)
         if self.settings.loss == "tversky+ce":
             loss = loss + cross_entropy_loss(logits, target)
         return loss

@@ -16,7 +16,11 @@ from bagau_bids.training.pool import IGNORED, WMH
 
 
 def tversky_loss(
-    logits: Tensor, target: Tensor, *, false_negative_weight: float = 0.7, smooth: float = 1.0
+    logits: Tensor,
+    target: Tensor,
+    *,
+    false_negative_weight: float | Tensor = 0.7,
+    smooth: float = 1.0,
 ) -> Tensor:
     """One minus the Tversky index of each image, averaged over the images.
 
@@ -28,8 +32,8 @@ def tversky_loss(
     logits : (N, 1, H, W) float tensor
     target : (N, 1, H, W) tensor
         Labels 0, 1, 2.
-    false_negative_weight : float
-        In [0, 1]; false positives weigh the rest.
+    false_negative_weight : float or (N,) tensor
+        In [0, 1], of all images or of each; false positives weigh the rest.
     smooth : float
         Added to numerator and denominator, in pixels; an image without lesions has loss 0
         when nothing is found in it.

@@ -20,6 +20,7 @@ class TrainingSettings:
     ablations: tuple[str, ...] = ()
     loss: str = "tversky"
     false_negative_weight: float = 0.7
+    synthetic_false_negative_weight: float | None = None  # None: the same as for real slices
     optimizer: str = "adam"
     learning_rate: float = 2e-4
     weight_decay: float = 0.0

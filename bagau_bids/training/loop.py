@@ -154,7 +154,7 @@ def draw_weights(settings: TrainingSettings, step: int) -> NDArray[np.float32]:
 
 
 def _synthetic_before(settings: TrainingSettings, step: int) -> int:
-    """Number of synthetic slices in all steps before one."""
+    """Count the synthetic slices of all steps before one."""
     return round(step * settings.batch_size * settings.synthetic_fraction)
 
 

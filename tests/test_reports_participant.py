@@ -3,12 +3,12 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import nibabel as nib
 import numpy as np
 import pytest
 from fake_derivatives import drawn_head, write_failure, write_scan
+from page_checks import Page
 from PIL import Image
 
 from bagau_bids.bids.derivatives import derivative_path
@@ -19,36 +19,6 @@ from bagau_bids.reports.participant import write_participant_report
 
 IMAGES = ("preproc_flair", "brain_mask", "wm_atlas", "wmh_mask", "wmh_probseg")
 FIGURES = ("wmh", "prob", "brainmask", "atlas", "sizes")
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced; gathers ids, links, pictures and text."""
-
-    VOID = ("meta", "link", "img", "input", "br")
-
-    def __init__(self, path):
-        super().__init__()
-        self.open, self.ids, self.links, self.pictures, self.text = [], [], [], [], ""
-        self.feed(path.read_text(encoding="utf-8"))
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if "id" in attributes:
-            self.ids.append(attributes["id"])
-        if tag in ("a", "link"):
-            self.links.append(attributes["href"])
-        if tag == "img":
-            self.pictures.append(attributes["src"])
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text += data
 
 
 @pytest.fixture(scope="module")

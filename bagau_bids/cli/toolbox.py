@@ -10,6 +10,7 @@ from bagau_bids import __version__
 from bagau_bids.cli.failure import exit_code_of
 
 SUBCOMMANDS = {
+    "evaluate": "score masks against reference masks: Dice, H95, lesions, volumes",
     "fetch": "get the template's files ready for runs without network",
     "models": "list the packaged weights, or show and check a weights file",
     "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
@@ -19,7 +20,7 @@ SUBCOMMANDS = {
 }
 
 _EPILOG = """\
-exit codes: 0 done; 1 a scan failed; 2 wrong usage; 70 it could not be carried out; 127 a
+exit codes: 0 done; 1 a scan or case failed; 2 wrong usage; 70 it could not be carried out; 127 a
 needed file is missing.
 """
 

@@ -194,7 +194,7 @@ def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -
     canvas = layout.assemble(data, low)
     axes.imshow(canvas, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     _annotate(axes, layout)
-    return _image(figure).convert("L")
+    return figure_image(figure).convert("L")
 
 
 def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0.5) -> Image.Image:
@@ -213,7 +213,7 @@ def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0
         columns = np.r_[columns[0], columns, columns[-1]]
         rows = np.r_[rows[0], rows, rows[-1]]
         axes.contour(columns, rows, closed, levels=[level], colors=[colour], linewidths=1.1)
-    return _image(figure)
+    return figure_image(figure)
 
 
 def draw_heat(
@@ -243,15 +243,41 @@ def draw_heat(
     bar_axes.set_xticks([0, 255], labels=[f"{lowest:g}", "1"])
     bar_axes.tick_params(colors="white", labelsize=8, length=0, pad=2)
     bar_axes.set_title("probability", color="white", fontsize=8, loc="center", y=-2.6)
-    return _image(figure)
+    return figure_image(figure)
+
+
+def draw_regions(
+    layout: Mosaic, regions: Sequence[tuple[np.ndarray, str]], opacity: float = 0.75
+) -> Image.Image:
+    """Masks filled with colours on a transparent picture, the later over the earlier.
+
+    Parameters
+    ----------
+    layout : Mosaic
+    regions : sequence of (mask, colour)
+        (X, Y, Z) arrays in RAS order. As in `draw_outline`, a region ends where the linearly
+        interpolated mask falls below a half.
+    opacity : float
+        0 to 1.
+    """
+    canvas = np.zeros((layout.height, layout.width, 4), dtype=np.uint8)
+    for mask, colour in regions:
+        inside = layout.assemble(np.asarray(mask, dtype=np.float32)) >= 0.5
+        canvas[inside] = np.round(255 * np.array(to_rgba(colour, opacity))).astype(np.uint8)
+    return Image.fromarray(canvas)
 
 
 def stack(*layers: Image.Image) -> Image.Image:
     """One picture of several of one size, the later over the earlier."""
+    return stack_transparent(*layers).convert("RGB")
+
+
+def stack_transparent(*layers: Image.Image) -> Image.Image:
+    """As `stack`, and what no layer covers stays transparent."""
     result = layers[0].convert("RGBA")
     for layer in layers[1:]:
         result.alpha_composite(layer.convert("RGBA"))
-    return result.convert("RGB")
+    return result
 
 
 def png_bytes(picture: Image.Image) -> bytes:
@@ -283,7 +309,7 @@ def draw_size_histogram(sizes_mm3: Sequence[float], voxel_mm3: float) -> Image.I
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.spines[["top", "right"]].set_visible(False)
-    return _image(figure)
+    return figure_image(figure)
 
 
 def display_window(data: np.ndarray, brain_mask: np.ndarray) -> tuple[float, float]:
@@ -363,7 +389,7 @@ def _slice_position_mm(tile: Tile, affine: np.ndarray) -> float:
     return float((affine @ voxel)[tile.axis])
 
 
-def _image(figure: Figure) -> Image.Image:
+def figure_image(figure: Figure) -> Image.Image:
     """Draw a figure, RGBA."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -4,28 +4,23 @@ Built from the derivatives folder alone, so it can be made again at any time. Th
 in ``sub-<label>/figures`` and are also embedded: the page is one file that can be mailed.
 """
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
-from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_bytes, write_text
 from bagau_bids.bids.tables import column_descriptions, natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.reports import figures
 from bagau_bids.reports.methods import Methods, render_methods
+from bagau_bids.reports.pages import Layer, Picture, embed, render
 from bagau_bids.reports.results import (
     FAILED,
     ScanResults,
@@ -40,35 +35,6 @@ WMH_COLOUR = "#ff2d2d"
 LESION_SLICES = 24
 OVERVIEW_COLUMNS = 7
 LONGEST_LESION_LIST = 25
-
-
-@dataclass(frozen=True)
-class View:
-    """One way to look at a picture: the layers shown over its slices."""
-
-    name: str
-    layer: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the page: slices, and layers to be switched."""
-
-    anchor: str
-    title: str
-    caption: str
-    files: tuple[str, ...]
-    base: str
-    views: tuple[View, ...] = ()
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A transparent picture over slices, with the name of its file and of its view."""
-
-    name: str
-    view: str
-    picture: Image.Image
 
 
 @dataclass(frozen=True)
@@ -169,7 +135,8 @@ def _write_page(
         else f"{subject}_ses-{section.results.entities['ses']}.html"
         for section in sections
     }
-    text = _template().render(
+    text = render(
+        "participant.html",
         participant=name,
         subject=subject,
         listed=sections,
@@ -177,8 +144,6 @@ def _write_page(
         scans=scans,
         crashes=[crash for crash in crashes if not crash.scan or crash.scan in stems],
         methods=_methods(output_dir),
-        style=Markup(_text("report.css")),
-        version=__version__,
     )
     path = output_dir / f"{name}.html"
     write_text(path, text)
@@ -422,16 +387,8 @@ def _picture(
         path = folder / f"{scan.stem}_desc-{file}_FLAIR.png"
         write_bytes(path, figures.png_bytes(picture))
         saved.append(path.relative_to(scan.output_dir).as_posix())
-    views = [View(layer.view, _data_uri(layer.picture)) for layer in layers]
-    if views:
-        views.append(View("FLAIR only"))
-    anchor = f"{scan.stem}_{name}"
-    return Picture(anchor, title, caption, tuple(saved), _data_uri(base), tuple(views))
-
-
-def _data_uri(picture: Image.Image) -> str:
-    content = base64.b64encode(figures.png_bytes(picture)).decode("ascii")
-    return f"data:image/png;base64,{content}"
+    names = f"{scan.stem}_{name}", title, caption
+    return embed(names, base, layers, without="FLAIR only", saved=saved)
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -482,15 +439,3 @@ def _crashes(output_dir: Path, participant: str, scans: Sequence[ScanResults]) -
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             yield Crash(stem, path.relative_to(output_dir).as_posix(), text)
-
-
-@cache
-def _template() -> Any:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_text("participant.html"))
-
-
-def _text(name: str) -> str:
-    return files("bagau_bids.data").joinpath("reports", name).read_text(encoding="utf-8")

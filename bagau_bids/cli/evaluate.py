@@ -1,0 +1,235 @@
+"""``bagau evaluate``: score masks against reference masks, one case or many."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bagau_bids.cli import values
+from bagau_bids.config import Selection
+from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bagau_bids.evaluation.pairs import MaskPair
+    from bagau_bids.evaluation.scoring import CaseResult
+
+_COLUMNS = (  # of the table on the terminal: column, head, digits
+    ("dice", "Dice", 3),
+    ("hausdorff95_mm", "H95 mm", 1),
+    ("volume_difference_percent", "AVD %", 1),
+    ("lesion_recall", "recall", 2),
+    ("lesion_f1", "F1", 2),
+    ("reference_ml", "ref. ml", 2),
+    ("result_ml", "res. ml", 2),
+)
+_WIDTH = max(len(head) for _, head, _ in _COLUMNS)
+_IN_SUMMARY = (
+    "dice",
+    "hausdorff95_mm",
+    "volume_difference_percent",
+    "lesion_recall",
+    "lesion_f1",
+    "volume_difference_ml",
+)
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.add_argument(
+        "reference",
+        metavar="REFERENCE",
+        type=Path,
+        help="masks that count as right: 0 background, 1 WMH, 2 other pathology (not judged); a "
+        "file, a folder, or a BIDS derivative data set",
+    )
+    parser.add_argument(
+        "result",
+        metavar="RESULT",
+        type=Path,
+        help="masks to judge, on the same grids. Of two folders that hold "
+        "*_label-WMH_mask.nii[.gz] these are paired by their entities (desc and res apart), "
+        "otherwise all *.nii[.gz] by their path below the folder without extension",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="write evaluation_FLAIR.tsv, evaluation-summary_FLAIR.tsv, each with its .json, and "
+        "the page evaluation_FLAIR.html (default: print the tables only)",
+    )
+    parser.add_argument(
+        "--bids-dir",
+        metavar="BIDS_DIR",
+        type=Path,
+        help="data set of the scans: worst cases are shown on their FLAIRs",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="COLUMN",
+        help="also summarise the groups of this column of participants.tsv in --bids-dir, such "
+        "as site",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=values.threshold,
+        help="take probability maps as results too: voxels count from this value on (default: "
+        "refuse them)",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="S",
+        type=values.whole_number(0),
+        default=0,
+        help="start of the random numbers of the confidence intervals (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the subcommand out; return the exit code."""
+    from bagau_bids.evaluation.pairs import find_pairs
+    from bagau_bids.evaluation.scoring import evaluate_pairs, unpaired_results
+    from bagau_bids.evaluation.tables import case_table, summary_table
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    pairs, unpaired = find_pairs(args.reference, args.result)
+    groups = _groups(args)
+    flairs = _flairs(args.bids_dir, pairs) if args.bids_dir else {}
+    _claim(args.out)
+    results = evaluate_pairs(pairs, threshold=args.threshold, progress=_say(len(pairs)))
+    cases = case_table([*results, *unpaired_results(unpaired)], groups)
+    summary = summary_table(cases, seed=args.seed)
+    if not summary.empty:
+        print(_in_columns(cases), _summary_in_columns(summary), sep="\n\n")
+    if args.out:
+        _write(args, cases, summary, pairs, flairs)
+    return _report_problems(cases)
+
+
+def _groups(args: argparse.Namespace) -> dict[str, str]:
+    """Group of each participant, none without --group-by."""
+    import pandas as pd
+
+    if args.group_by is None:
+        return {}
+    if args.bids_dir is None:
+        raise UsageError(
+            f"--group-by {args.group_by}: expected --bids-dir as well, for its participants.tsv"
+        )
+    path = args.bids_dir / "participants.tsv"
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; --group-by reads the groups from it")
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    missing = {"participant_id", args.group_by} - set(table.columns)
+    if missing:
+        raise UsageError(
+            f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
+        )
+    pairs = zip(table["participant_id"], table[args.group_by], strict=True)
+    return {participant: group for participant, group in pairs if group not in ("", "n/a")}
+
+
+def _flairs(bids_dir: Path, pairs: "Sequence[MaskPair]") -> dict[str, Path]:
+    """FLAIR of each case, where the data set has it."""
+    from bagau_bids.bids.scans import find_scans
+
+    if not bids_dir.is_dir():
+        raise UsageError(f"{bids_dir}: no such folder; expected a BIDS data set")
+    found = {frozenset(s.entities.items()): s.path for s in find_scans(bids_dir, Selection())}
+    entities = {pair.case: frozenset(pair.entities.items()) for pair in pairs}
+    return {case: found[own] for case, own in entities.items() if own in found}
+
+
+def _claim(out: Path | None) -> None:
+    """Make the output folder before anything is computed for it."""
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: cannot be made ({error.strerror}); name a folder, new or existing"
+        ) from error
+
+
+def _say(total: int) -> Callable[["CaseResult"], None]:
+    count = iter(range(1, total + 1))
+
+    def say(result: "CaseResult") -> None:
+        log.info("%d of %d: %s %s", next(count), total, result.case, result.status)
+
+    return say
+
+
+def _in_columns(cases: "pd.DataFrame") -> str:
+    """Lay the scored cases out for the terminal."""
+    scored = cases[cases["status"] == "scored"]
+    width = max(map(len, scored["case"]), default=0)
+    lines = ["  ".join([" " * width, *(f"{head:>{_WIDTH}}" for _, head, _ in _COLUMNS)])]
+    for row in scored.to_dict("records"):
+        numbers = [f"{row[name]:>{_WIDTH}.{digits}f}" for name, _, digits in _COLUMNS]
+        lines.append("  ".join([f"{row['case']:<{width}}", *numbers]))
+    return "\n".join(lines)
+
+
+def _summary_in_columns(summary: "pd.DataFrame") -> str:
+    """Lay out values with their intervals, of all cases and of each group."""
+    rows = [
+        (
+            f"{row['group']} ({row['n_cases']})",
+            row["measure"],
+            _short(row["value"]),
+            f"{_short(row['ci_low'])} to {_short(row['ci_high'])}",
+        )
+        for row in summary.to_dict("records")
+        if row["measure"] in _IN_SUMMARY
+    ]
+    table = [("cases", "mean of", "value", "95 % interval"), *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    import pandas as pd
+
+    return "n/a" if pd.isna(value) else f"{value:.3f}"
+
+
+def _write(
+    args: argparse.Namespace,
+    cases: "pd.DataFrame",
+    summary: "pd.DataFrame",
+    pairs: "Sequence[MaskPair]",
+    flairs: dict[str, Path],
+) -> None:
+    from bagau_bids.evaluation.tables import write_tables
+    from bagau_bids.reports.evaluation import PAGE_NAME, Comparison, write_evaluation_page
+
+    by_case = {pair.case: pair for pair in pairs}
+    comparison = Comparison(
+        args.reference, args.result, by_case, flairs, args.threshold, args.seed
+    )
+    paths = [*write_tables(args.out, cases, summary), args.out / PAGE_NAME]
+    write_evaluation_page(paths[-1], cases, summary, comparison)
+    print("\n".join(["", *map(str, paths)]))
+
+
+def _report_problems(cases: "pd.DataFrame") -> int:
+    """Say on stderr which cases were not scored and why; return the exit code."""
+    unscored = cases[cases["status"] != "scored"]
+    for row in unscored.to_dict("records"):
+        log.error("%s %s: %s", row["case"], row["status"], row["problem"])
+    if unscored.empty:
+        return EXIT_OK
+    log.error("%d of %d cases were not scored", len(unscored), len(cases))
+    return EXIT_SUBJECT_FAILED

@@ -1,0 +1,33 @@
+"""Reading a page that the program wrote."""
+
+from html.parser import HTMLParser
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; gathers ids, links, pictures and text."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.ids, self.links, self.pictures, self.text = [], [], [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if tag in ("a", "link"):
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.pictures.append(attributes["src"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data

@@ -51,7 +51,7 @@ def test_tables_are_printed_and_nothing_is_written(trees, capsys):
     assert [line.split()[0] for line in shown.splitlines()[1:5]] == [
         f"sub-{n}" for n in range(1, 5)
     ]
-    assert "all (4)  dice" in shown
+    assert "all, 4 cases: mean (95 % interval)\n  dice" in shown
     assert sorted(trees.rglob("*")) == before
 
 
@@ -84,7 +84,7 @@ def test_one_bad_case_leaves_the_others_and_exit_code_1(trees, capsys, caplog):
     save(mask_path(trees / "result", 2), np.zeros((16, 18, 7), np.uint8))
     save(mask_path(trees / "result", 3), np.full((16, 18, 6), 0.3, np.float32))
     assert evaluate(trees, "--out", trees / "out") == 1
-    assert "all (1)  dice" in capsys.readouterr().out
+    assert "all, 1 cases: mean" in capsys.readouterr().out
     for expected in (
         "sub-1 unpaired: ",
         "sub-2 failed: ",
@@ -118,7 +118,7 @@ def test_two_files(trees, capsys):
     reference, result = (mask_path(trees / name, 1) for name in ("reference", "result"))
     assert toolbox.main(["evaluate", str(reference), str(result), "--out", str(trees / "o")]) == 0
     shown = capsys.readouterr().out
-    assert "all (1)  dice" in shown
+    assert "all, 1 cases: mean" in shown
     assert "n/a to n/a" in shown
 
 

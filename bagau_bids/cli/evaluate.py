@@ -180,23 +180,15 @@ def _in_columns(cases: "pd.DataFrame") -> str:
 
 def _summary_in_columns(summary: "pd.DataFrame") -> str:
     """Lay out values with their intervals, of all cases and of each group."""
-    rows = [
-        (
-            f"{row['group']} ({row['n_cases']})",
-            row["measure"],
-            _short(row["value"]),
-            f"{_short(row['ci_low'])} to {_short(row['ci_high'])}",
-        )
-        for row in summary.to_dict("records")
-        if row["measure"] in _IN_SUMMARY
-    ]
-    table = [("cases", "mean of", "value", "95 % interval"), *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
-    return "\n".join(lines)
+    width = max(map(len, _IN_SUMMARY))
+    lines: list[str] = []
+    shown = summary[summary["measure"].isin(_IN_SUMMARY)]
+    for group, part in shown.groupby("group", sort=False):
+        lines += ["", f"{group}, {part['n_cases'].iloc[0]} cases: mean (95 % interval)"]
+        for row in part.to_dict("records"):
+            limits = f"{_short(row['ci_low'])} to {_short(row['ci_high'])}"
+            lines.append(f"  {row['measure']:<{width}}  {_short(row['value']):>8}  ({limits})")
+    return "\n".join(lines[1:])
 
 
 def _short(value: float) -> str:

@@ -165,9 +165,9 @@ def _by_key(masks: list[_Found]) -> dict[_Key, list[_Found]]:
 def _problem(references: list[_Found], results: list[_Found]) -> str:
     """Why masks under one name are not one pair; empty where they are."""
     if not results:
-        return f"{references[0].path}: the result has no mask of this case; expected one of the same name"
+        return f"{references[0].path}: the result has no mask of this case, expected one"
     if not references:
-        return f"{results[0].path}: the reference has no mask of this case; expected one of the same name"
+        return f"{results[0].path}: the reference has no mask of this case, expected one"
     for kind, masks in (("reference", references), ("result", results)):
         if len(masks) > 1:
             names = ", ".join(str(mask.path) for mask in masks)

@@ -42,7 +42,6 @@ from bagau_bids.training.synthesis.lesions import (
     paint_lesions,
 )
 
-
 _VISIBLE = 0.3  # share of its contrast from which a rater sees a lesion's blurred edge
 
 

@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "something of the participant.",
         allow_abbrev=False,
     )
-    pairs.add_argument(
-        "source", metavar="TABLE", type=values.existing_file, help="a .tsv or .csv file"
-    )
+    pairs.add_argument("source", metavar="TABLE", type=values.any_path, help="a .tsv or .csv file")
     _add_output(pairs)
     pairs.add_argument(
         "--description",

@@ -40,12 +40,19 @@ class Placement:
         just a readable file.
     sidecar : mapping or None
         Metadata for the JSON file beside it.
+    copied : bool
+        Whether it is copied even where others are linked: a file that people edit.
     """
 
     source: Path
     target: Path
     check: str = "none"
     sidecar: Mapping[str, Any] | None = None
+    copied: bool = False
+
+    def how(self, wanted: str) -> str:
+        """Return how it is placed where ``wanted`` is asked for: hard, symlink or copy."""
+        return "copy" if self.copied else wanted
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def manifest_table(collection: Collection, digests: Mapping[Path, str], how: str
         Columns as `COLUMNS`; a missing value where one has no meaning.
     """
     rows: list[tuple[Any, ...]] = [
-        (one.source, PLACED, one.target.as_posix(), how, digests[one.source], None)
+        (one.source, PLACED, one.target.as_posix(), one.how(how), digests[one.source], None)
         for one in all_placements(collection)
     ]
     reasons: dict[Path, list[str]] = {}

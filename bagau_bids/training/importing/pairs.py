@@ -66,7 +66,7 @@ def read_pairs(path: Path) -> Collection:
                 Failure(name, str(error), tuple(one for one in named if one.is_file()))
             )
     extras = [
-        Placement(one, SOURCEDATA / one.name)
+        Placement(one, SOURCEDATA / one.name, copied=True)
         for one in (path, path.with_suffix(".json"))
         if one.is_file()
     ]

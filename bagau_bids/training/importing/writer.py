@@ -198,7 +198,7 @@ def _place(out: Path, placements: Sequence[Placement], how: str) -> str:
             path = out / placement.target
             if placement.sidecar is not None:
                 write_json(sidecar_path(path), placement.sidecar)
-            place_file(placement.source, path, how)
+            place_file(placement.source, path, placement.how(how))
     except OSError as error:
         for placement in placements:
             path = out / placement.target

@@ -69,6 +69,7 @@ def validate(folder):
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--images", "pre", "--files", "copy")])
 def test_validator_accepts_the_challenge(release, tmp_path, options):
     assert challenge(release, tmp_path / "bids", *options) == 0

@@ -80,7 +80,7 @@ def find_cases(source: Path, images: str = "orig") -> Collection:
     for folder, contents in folders.items():
         identity = _identity(source / folder)
         further = observers.pop(identity, {})
-        fault = _fault(folder, contents, identity[1], images)
+        fault = _fault(folder, contents, identity, images)
         if fault:
             lost = (*contents.values(), *further.values())
             failures.append(Failure(folder.as_posix(), fault, lost))
@@ -235,9 +235,10 @@ def _case(
     )
 
 
-def _fault(folder: Path, contents: Mapping[str, Path], key: str, images: str) -> str:
+def _fault(folder: Path, contents: Mapping[str, Path], identity: Identity, images: str) -> str:
     """Say what keeps a folder from being a case; an empty text where nothing does."""
-    if not folder.name.isdigit():
+    _, key, number = identity
+    if not number.isdigit():
         return f"{folder}: expected a folder that is named by the number of the case, such as 0"
     if not key:
         return (

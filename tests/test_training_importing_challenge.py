@@ -128,7 +128,9 @@ def test_scanner_whose_name_systems_change_is_known(tmp_path, name):
     assert list(by_label(find_cases(tmp_path))) == ["160AmsterdamPhilips"]
 
 
-@pytest.mark.parametrize("start", ["training", "training/Amsterdam", "training/Amsterdam/GE3T/100"])
+@pytest.mark.parametrize(
+    "start", ["training", "training/Amsterdam", "training/Amsterdam/GE3T/100"]
+)
 def test_part_of_the_release_may_be_given(release, start):
     case = by_label(find_cases(release / start))["100AmsterdamGE3T"]
     assert (case.columns["site"], case.columns["split"]) == ("Amsterdam", "training")

@@ -133,17 +133,18 @@ def test_mask_must_lie_on_its_flair_in_every_orientation(tmp_path, oriented_imag
     labels = np.zeros(oriented_image.shape, np.uint8)
     labels[4:7, 5:8, 2:4] = 1
     mask = nib.Nifti1Image(labels, oriented_image.affine)
-    flipped = mask.as_reoriented(np.array([[0, -1], [1, 1], [2, 1]]))
-    save(oriented_image, tmp_path / "a.nii.gz")
-    noisy = oriented_image.get_fdata() + 1
-    save(nib.Nifti1Image(noisy, oriented_image.affine), tmp_path / "b.nii.gz")
-    save(mask, tmp_path / "a_mask.nii.gz")
-    save(flipped, tmp_path / "b_mask.nii.gz")
-    path = table(tmp_path, "flair mask", "a.nii.gz a_mask.nii.gz", "b.nii.gz b_mask.nii.gz")
+    flipped = mask.as_reoriented(np.array([[0, -1], [1, 1], [2, 1]]))  # the same in the world
+    moved = nib.Nifti1Image(labels, nib.affines.from_matvec(np.eye(3), [0, 0, 4]) @ mask.affine)
+    for name, image in (("a", mask), ("b", flipped), ("c", moved)):
+        noisy = oriented_image.get_fdata() + ord(name)
+        save(nib.Nifti1Image(noisy, oriented_image.affine), tmp_path / f"{name}.nii.gz")
+        save(image, tmp_path / f"{name}_mask.nii.gz")
+    rows = [f"{name}.nii.gz {name}_mask.nii.gz" for name in "abc"]
+    path = table(tmp_path, "flair mask", *rows)
     checked, _ = check_cases(read_pairs(path))
-    assert [case.name for case in checked.cases] == ["line 2"]
+    assert [case.name for case in checked.cases] == ["line 2", "line 3"]
     (reason,) = reasons(checked)
-    assert f"grid {flipped.shape} with affine {flipped.affine.round(3).tolist()}" in reason
+    assert f"grid {moved.shape} with affine {moved.affine.round(3).tolist()}" in reason
     assert f"{mask.shape} with affine {mask.affine.round(3).tolist()}" in reason
 
 

@@ -19,10 +19,10 @@ from bagau_bids.bids.derivatives import (
     source_stem,
     static_sidecar,
 )
+from bagau_bids.bids.masks import NIFTI_EXTENSION
 from bagau_bids.errors import InputImageError
 
 MANUAL = Path("derivatives", "manual")
-EXTENSIONS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class Collection:
 
 def extension_of(path: Path) -> str | None:
     """``.nii.gz`` or ``.nii``; None for any other file."""
-    return next((end for end in EXTENSIONS if path.name.endswith(end)), None)
+    found = NIFTI_EXTENSION.search(path.name)
+    return found[0] if found else None
 
 
 def raw_placement(
@@ -167,7 +168,7 @@ def mask_placement(
     """
     root = MANUAL.with_name(f"{MANUAL.name}-{label}") if label else MANUAL
     target = derivative_path(root, entities, "wmh_mask")
-    stem = target.name.removesuffix(EXTENSIONS[0])
+    stem = NIFTI_EXTENSION.sub("", target.name)
     sidecar = {
         "Type": static_sidecar("wmh_mask")["Type"],
         "Manual": True,

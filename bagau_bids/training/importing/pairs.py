@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bagau_bids.bids.masks import NIFTI_EXTENSION
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.training.importing.cases import (
     Case,
@@ -167,7 +168,7 @@ def _with_metadata(scan: Placement) -> list[Placement]:
     """Return a scan and, where one lies beside it, the JSON file of its name."""
 
     def beside(path: Path) -> Path:
-        return path.with_name(path.name.removesuffix(extension_of(path) or "") + ".json")
+        return path.with_name(NIFTI_EXTENSION.sub("", path.name) + ".json")
 
     metadata = beside(scan.source)
     found = [Placement(metadata, beside(scan.target), "json")] if metadata.is_file() else []

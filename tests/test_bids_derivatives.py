@@ -10,10 +10,12 @@ import pytest
 from bagau_bids.bids import derivatives
 from bagau_bids.bids.derivatives import (
     bids_uri,
+    claim_origin,
     copy_file,
     derivative_names,
     derivative_path,
     find_brain_mask,
+    place_file,
     sidecar_path,
     source_stem,
     write_bytes,
@@ -21,7 +23,7 @@ from bagau_bids.bids.derivatives import (
     write_table,
     write_text,
 )
-from bagau_bids.errors import InputImageError
+from bagau_bids.errors import InputImageError, UsageError
 
 FULL = {"run": "1", "rec": "a", "ce": "gad", "acq": "3D", "ses": "2", "sub": "01"}
 
@@ -76,7 +78,7 @@ def test_unknown_name_and_missing_template_are_our_own_errors(tmp_path):
         derivative_path(tmp_path, FULL, "wm_atlas")
 
 
-@pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".h5", ".tsv"])
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".h5", ".txt", ".tsv"])
 def test_sidecar_lies_beside(tmp_path, extension):
     assert sidecar_path(tmp_path / f"a_b{extension}") == tmp_path / "a_b.json"
 
@@ -111,6 +113,40 @@ def test_copy_only_what_differs(tmp_path):
     source.write_bytes(bytes(changed))
     assert copy_file(source, copy)
     assert copy.read_bytes() == bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["hard", "symlink", "copy"])
+def test_file_is_placed_once_and_anew_when_it_is_another(tmp_path, how):
+    source, path = tmp_path / "a", tmp_path / "b" / "c"
+    source.write_text("one")
+    (tmp_path / "link").symlink_to(source)
+    assert place_file(tmp_path / "link", path, how)
+    assert not place_file(source, path, how)
+    assert path.read_text() == "one"
+    assert path.is_symlink() == (how == "symlink")
+    assert path.samefile(source) == (how != "copy")
+    (tmp_path / "other").write_text("two")
+    assert place_file(tmp_path / "other", path, how)
+    assert path.read_text() == "two"
+    assert source.read_text() == "one"
+    assert [item.name for item in path.parent.iterdir()] == ["c"]
+
+
+def test_symbolic_link_survives_moving_both_folders(tmp_path):
+    source, path = tmp_path / "all" / "data" / "a", tmp_path / "all" / "bids" / "sub" / "b"
+    source.parent.mkdir(parents=True)
+    source.write_text("one")
+    place_file(source, path, "symlink")
+    (tmp_path / "all").rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "bids" / "sub" / "b").read_text() == "one"
+
+
+def test_folder_is_claimed_for_one_origin(tmp_path):
+    path = tmp_path / "new" / "origin.json"
+    claim_origin(path, {"seed": 1, "maps": ["a"]})
+    claim_origin(path, {"maps": ["a"], "seed": 1})
+    with pytest.raises(UsageError, match="origin.json: .* made with another maps, seed, expected"):
+        claim_origin(path, {"seed": 2})
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_excluded_patient_is_nowhere_in_the_pool(pool, capsys):
     assert "slices" in capsys.readouterr().out
     # Going on with the patient would mix in what was left out.
     assert pool() == EXIT_USAGE
-    assert "drawn with another lesion_masks" in capsys.readouterr().err
+    assert "made with another lesion_masks" in capsys.readouterr().err
 
 
 def test_second_run_goes_on(pool):

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from bagau_bids.errors import InputImageError
+from bagau_bids.errors import InputImageError, UsageError
 
 READ_SIZE_BYTES = 1 << 20
 
@@ -112,7 +112,7 @@ def static_sidecar(name: str) -> dict[str, Any]:
 def sidecar_path(path: Path) -> Path:
     """Path of the JSON file beside an image, transform or table."""
     name = path.name
-    for extension in (".nii.gz", ".nii", ".h5", ".tsv"):
+    for extension in (".nii.gz", ".nii", ".h5", ".txt", ".tsv"):
         if name.endswith(extension):
             return path.with_name(name.removesuffix(extension) + ".json")
     raise ValueError(f"{path}: no sidecar is known for this kind of file")
@@ -188,6 +188,72 @@ def copy_file(source: Path, path: Path) -> bool:
     with _replacing(path) as temporary:
         shutil.copyfile(source, temporary)
     return True
+
+
+def place_file(source: Path, path: Path, how: str) -> bool:
+    """Give a file a further place in one step, unless it is there already.
+
+    Parameters
+    ----------
+    source : Path
+        Where the content is; links in it are followed to the file itself.
+    path : Path
+        Its folder is made where missing.
+    how : {'hard', 'symlink', 'copy'}
+        A hard link, a symbolic link with a relative target, or a copy.
+
+    Returns
+    -------
+    bool
+        Whether something was written.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses it, such as a hard link to another file system.
+    """
+    if how == "copy":
+        return copy_file(source, path)
+    source = source.resolve()
+    target = os.path.relpath(source, path.parent.resolve())
+    if path.is_symlink() and how == "symlink" and os.readlink(path) == target:
+        return False
+    # A rename onto a hard link of the same file does nothing and would leave the other name.
+    if how == "hard" and path.exists() and not path.is_symlink() and path.samefile(source):
+        return False
+    with _replacing(path) as temporary:
+        if how == "symlink":
+            temporary.symlink_to(target)
+        else:
+            temporary.hardlink_to(source)
+    return True
+
+
+def claim_origin(path: Path, origin: Mapping[str, Any]) -> None:
+    """Note in a file what its folder is made from, so that nothing else is mixed into it.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made where missing.
+    origin : mapping
+        What decides the content, as JSON can hold it.
+
+    Raises
+    ------
+    UsageError
+        If the file is there and names another origin.
+    """
+    if not path.is_file():
+        write_json(path, origin)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    other = sorted(key for key in {*found, *origin} if found.get(key) != origin.get(key))
+    if other:
+        raise UsageError(
+            f"{path}: what is there was made with another {', '.join(other)}, expected the same "
+            "as now; ask for the same, or name another folder"
+        )
 
 
 def _same_content(first: Path, second: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -12,6 +13,7 @@ from bagau_bids.cli.failure import exit_code_of
 SUBCOMMANDS = {
     "evaluate": "score masks against reference masks: Dice, H95, lesions, volumes",
     "fetch": "get the template's files ready for runs without network",
+    "import": "make a BIDS data set from labelled data of another layout",
     "models": "list the packaged weights, or show and check a weights file",
     "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
     "synthetic-pool": "draw synthetic slices to train the segmentation network on",
@@ -42,7 +44,10 @@ def _run(arguments: list[str]) -> int:
 
 def load_subcommand(name: str) -> ModuleType:
     """Import the module of a subcommand; it has ``add_arguments(parser)`` and ``run(args)``."""
-    return importlib.import_module(f"bagau_bids.cli.{name.replace('-', '_')}")
+    module = name.replace("-", "_")
+    if keyword.iskeyword(module):
+        module += "_"
+    return importlib.import_module(f"bagau_bids.cli.{module}")
 
 
 def build_parser(

@@ -9,7 +9,6 @@ On disk a shard is three ``.npy`` files, which are mapped and not read::
 Beside them, ``pool.json`` says from what a synthetic pool was drawn.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import write_json
+from bagau_bids.bids.derivatives import claim_origin
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
@@ -186,22 +185,13 @@ def claim_pool(folder: Path, origin: Mapping[str, Any]) -> None:
         If the folder holds a pool of another or of unknown origin.
     """
     path = folder / ORIGIN_FILE
-    if not path.is_file():
-        if any(folder.glob("*_target.npy")) or any(folder.glob("heads/*.npz")):
-            raise UsageError(
-                f"{folder}: found slices or heads but no {ORIGIN_FILE} that says what they were "
-                "drawn from, expected a new folder or a pool to go on with; name another folder"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, dict(origin))
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    other = sorted(key for key in {*found, *origin} if found.get(key) != origin.get(key))
-    if other:
+    drawn = any(folder.glob("*_target.npy")) or any(folder.glob("heads/*.npz"))
+    if drawn and not path.is_file():
         raise UsageError(
-            f"{path}: found a pool drawn with another {', '.join(other)}, expected the same as "
-            "now; ask for the same, or name another folder"
+            f"{folder}: found slices or heads but no {ORIGIN_FILE} that says what they were "
+            "drawn from, expected a new folder or a pool to go on with; name another folder"
         )
+    claim_origin(path, origin)
 
 
 def open_pool(folder: Path) -> SlicePool:

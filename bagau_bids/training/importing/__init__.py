@@ -1,0 +1,1 @@
+"""Labelled data from elsewhere, made into BIDS data sets to segment, train on and evaluate."""

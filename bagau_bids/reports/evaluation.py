@@ -22,6 +22,7 @@ from bagau_bids.spaces import reorient, voxel_sizes
 PAGE_NAME = "evaluation_FLAIR.html"
 WORST_CASES = 4
 SLICES = 12
+NO_FLAIR_GREY = 0.18  # tells slices from what lies between them; 0 is black
 MARGIN_MM = 40.0  # shown around the masks
 # Colours that people with red-green blindness tell apart (Wong 2011, doi:10.1038/nmeth.1618).
 BOTH_COLOUR = "#009e73"
@@ -237,7 +238,7 @@ def _flair_of(path: Path | None, mask: Mask) -> tuple[np.ndarray | None, str]:
 def _picture(
     texts: tuple[str, str], reference: Mask, result: Mask, flair: np.ndarray | None
 ) -> Picture:
-    """Slices with what agrees and what does not; on black where there is no FLAIR.
+    """Slices with what agrees and what does not; on grey where there is no FLAIR.
 
     `texts` are the case and the first words of the caption.
     """
@@ -248,7 +249,7 @@ def _picture(
     axis = figures.scan_axis(reference.affine)
     slices = figures.busiest_slices(either, axis, SLICES)
     region = _around(either, reference.affine)
-    base, window = np.zeros(either.shape, np.float32), (0.0, 1.0)
+    base, window = np.full(either.shape, NO_FLAIR_GREY, np.float32), (0.0, 1.0)
     if flair is not None:
         base, window = flair, figures.display_window(flair, region & (flair > 0))
     columns = min((4, 3), key=lambda columns: -len(slices) % columns)
@@ -261,6 +262,7 @@ def _picture(
             (found & ~truth, FALSE_COLOUR),
             (truth & found, BOTH_COLOUR),
         ],
+        opacity=0.75 if flair is not None else 1.0,
     )
     outlines = figures.stack_transparent(
         figures.draw_outline(layout, truth, MISSED_COLOUR),

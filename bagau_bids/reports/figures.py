@@ -247,7 +247,7 @@ def draw_heat(
 
 
 def draw_regions(
-    layout: Mosaic, regions: Sequence[tuple[np.ndarray, str]], opacity: float = 0.75
+    layout: Mosaic, regions: Sequence[tuple[np.ndarray, str]], opacity: float
 ) -> Image.Image:
     """Masks filled with colours on a transparent picture, the later over the earlier.
 

@@ -108,7 +108,15 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         choices=choices.ABLATIONS,
         nargs="+",
         default=[],
-        help="leave out the MAM or the AFM of BAGAU-Net, or the atlas of the U-Net",
+        help="leave out the MAM or the AFM of BAGAU-Net",
+    )
+    group.add_argument(
+        "--inputs",
+        choices=choices.INPUTS,
+        nargs="+",
+        default=RECIPE.inputs,
+        help="what the U-Net is given: flair, flair t1 or flair atlas; t1 takes the T1w beside "
+        "each FLAIR and leaves out scans without one (default: %(default)s)",
     )
     group.add_argument("--loss", choices=choices.LOSSES, default=RECIPE.loss)
     group.add_argument(
@@ -218,6 +226,11 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
             f"--synthetic-fraction {fraction}: expected 0 to 1, and --synthetic-pool for more "
             "than 0"
         )
+    if "flair" not in args.inputs or ("t1" in args.inputs and fraction > 0):
+        raise UsageError(
+            f"--inputs {' '.join(args.inputs)}: expected flair among them, and t1 only without "
+            "--synthetic-pool, whose slices have no T1w"
+        )
     for option, value in (
         ("--false-negative-weight", args.false_negative_weight),
         ("--synthetic-false-negative-weight", args.synthetic_false_negative_weight),
@@ -229,6 +242,7 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
         architecture=args.architecture,
         width=args.width,
         ablations=tuple(args.ablation),
+        inputs=tuple(args.inputs),
         loss=args.loss,
         false_negative_weight=args.false_negative_weight,
         synthetic_false_negative_weight=args.synthetic_false_negative_weight,
@@ -301,7 +315,11 @@ def _prepare(
         log.info("preparing %s (%d of %d)", one.scan.stem, number, len(labelled))
         try:
             prepared[one] = prepare_scan(
-                one, template, args.registration, args.output_dir / "cache"
+                one,
+                template,
+                args.registration,
+                args.output_dir / "cache",
+                with_t1="t1" in args.inputs,
             )
         except (InputImageError, ProcessingError) as error:
             log.warning("%s is left out: %s", one.scan.stem, error)

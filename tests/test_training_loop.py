@@ -200,7 +200,7 @@ def test_weights_of_another_network_are_refused(data, tmp_path, monkeypatch, oth
 
 def test_a_u_net_with_the_atlas_does_not_start_from_one_without(data, tmp_path):
     unet = replace(QUICK, architecture="unet")
-    alone = network_of(replace(unet, ablations=("atlas",)))
+    alone = network_of(replace(unet, inputs=("flair",)))
     save_weights(tmp_path / "init.safetensors", alone, {})
     with pytest.raises(UsageError, match="differ in more than their widths"):
         trainer(unet, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")

@@ -1,6 +1,7 @@
 """Scans with lesion masks, brought to the network's input exactly as inference does it."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from bagau_bids import __version__
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
-from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.errors import InputImageError, ProcessingError, UsageError
 from bagau_bids.network.slices import NetworkInput, SlicePlane, add_t1, network_input
 from bagau_bids.network.weights import find_weights, read_card
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,39 @@ def prepare_scan(
     with np.load(cached, allow_pickle=False) as stored:
         scan = _scan_from(labelled, name, {key: stored[key] for key in stored.files})
     return scan if t1w is None else _with_t1(scan, labelled, t1w, cached)
+
+
+def prepare_scans(
+    labelled: Sequence[LabelledScan],
+    template: "Template",
+    registration: str,
+    cache_dir: Path,
+    *,
+    with_t1: bool = False,
+) -> tuple[dict[LabelledScan, TrainingScan], dict[LabelledScan, str]]:
+    """Preprocess scans; those that cannot be are named in the log and left out.
+
+    Parameters
+    ----------
+    labelled : sequence of LabelledScan
+    template, registration, cache_dir, with_t1
+        As for `prepare_scan`.
+
+    Returns
+    -------
+    prepared : dict
+    left_out : dict
+        The reason by scan.
+    """
+    prepared, left_out = {}, {}
+    for number, one in enumerate(labelled, start=1):
+        log.info("preparing %s (%d of %d)", one.scan.stem, number, len(labelled))
+        try:
+            prepared[one] = prepare_scan(one, template, registration, cache_dir, with_t1=with_t1)
+        except (InputImageError, ProcessingError) as error:
+            log.warning("%s is left out: %s", one.scan.stem, error)
+            left_out[one] = str(error)
+    return prepared, left_out
 
 
 def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path) -> TrainingScan:

@@ -179,7 +179,7 @@ def register_rigidly(
     ProcessingError
         If elastix fails from every start.
     """
-    ours, theirs = _reduced(fixed), _reduced(moving)
+    ours, theirs = on_search_grid(fixed), on_search_grid(moving)
     mask = resample(brain_mask.astype(np.float32), fixed.affine, ours.data.shape, ours.affine)
     brain = mask > 0.5
     rim = ndimage.distance_transform_edt(~brain, sampling=SPACING_MM) <= RIM_MM
@@ -213,7 +213,7 @@ def _parameters() -> ParameterMap:
     return read_parameter_file(Path(str(folder / "rigid.txt")))
 
 
-def _reduced(volume: Volume) -> Volume:
+def on_search_grid(volume: Volume) -> Volume:
     """Image on a cubic grid of 2 mm, its brightest voxels clipped, scaled from 0 to 1."""
     shape, grid = isotropic_grid(volume.data.shape, orthonormal_affine(volume.affine), SPACING_MM)
     low, high = np.percentile(volume.data, (0.1, CLIP_PERCENTILE))

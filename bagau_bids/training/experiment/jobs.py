@@ -24,6 +24,7 @@ from torch import nn
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import derivative_path, write_json
+from bagau_bids.bids.scans import find_t1w
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.measures.metrics import challenge_scores
@@ -136,6 +137,8 @@ def job_key(job: Job, around: Surroundings) -> str:
         name: [(_digest(one.scan.path), _digest(one.mask_path)) for one in getattr(split, name)]
         for name in ("training", "validation", "test")
     }
+    everybody = [*split.training, *split.validation, *split.test]
+    with_t1 = job.system.trained and "t1" in job.system.inputs
     rater = [str(around.rater_masks.get(one)) for one in split.test]
     ingredients = [
         __version__,
@@ -146,7 +149,7 @@ def job_key(job: Job, around: Surroundings) -> str:
         experiment.validate_every,
         parts,
         rater if job.system.architecture == RATER else None,
-        experiment.with_t1,
+        [_digest(find_t1w(one.scan)[0]) for one in everybody] if with_t1 else None,
     ]
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()
 

@@ -48,8 +48,8 @@ architecture = "rater"
 
 
 def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
-    """Stand-in for preprocessing; participant 2 cannot be preprocessed."""
-    if labelled.scan.subject == "2":
+    """Stand-in for preprocessing; participant 5 cannot be preprocessed."""
+    if labelled.scan.subject == "5":
         raise InputImageError("no brain")
     rng = np.random.default_rng(int(labelled.scan.subject))
     brain = np.zeros((40, 40, 3), bool)
@@ -123,7 +123,7 @@ def test_whole_command_makes_the_table_and_again_does_nothing(tiny, capsys, monk
     assert table.loc["net", "dice_paper"] == 80
     text = (tiny / "out/table.md").read_text()
     assert "sub-6 is in no row: it has no T1w, which one of the systems needs" in text
-    assert "scans could not be preprocessed" in text  # participant 2
+    assert "scans could not be preprocessed" in text  # participant 5
     assert "d: Tiny, 5 scans of 5 people" in text
     stamps = {p: p.stat().st_mtime_ns for p in (tiny / "out").rglob("*") if p.is_file()}
     monkeypatch.setattr(loop.Trainer, "run", None)

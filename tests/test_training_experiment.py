@@ -313,7 +313,7 @@ def test_part_without_any_scan_fails(bench):
     around, fold, scans = bench
     job = Job(System("t", "T", "threshold"), fold)
     del scans[fold.split.test[0]]
-    with pytest.raises(ProcessingError, match="t/fold-1: none of the 1 test scans could be"):
+    with pytest.raises(ProcessingError, match="none of the 1 test scans could be"):
         run_job(job, around, scans)
 
 

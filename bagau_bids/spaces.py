@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from bagau_bids.errors import InputImageError
 
+SAME_GRID_MM = 0.01  # affines that place every corner this close are one grid
+
 
 def voxel_sizes(affine: ArrayLike) -> NDArray[np.float64]:
     """Edge lengths of a voxel.
@@ -26,6 +28,18 @@ def voxel_sizes(affine: ArrayLike) -> NDArray[np.float64]:
     """
     matrix = np.asarray(affine, dtype=float)
     return np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
+
+
+def same_grid(
+    shape: tuple[int, ...],
+    affine: ArrayLike,
+    other_shape: tuple[int, ...],
+    other_affine: ArrayLike,
+) -> bool:
+    """Tell whether two grids have the same voxels in the same places, within 0.01 mm."""
+    if tuple(shape) != tuple(other_shape):
+        return False
+    return grid_distance_mm(shape, affine, other_affine) <= SAME_GRID_MM
 
 
 def resample(

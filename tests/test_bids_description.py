@@ -147,6 +147,33 @@ def test_citation_fits_every_choice_of_options(tmp_path):
     assert "skull-stripped beforehand" in citation_text(Processing(skull_strip="skip"))
 
 
+@pytest.mark.parametrize(
+    ("card", "there", "absent"),
+    [
+        (
+            {"architecture": "unet", "inputs": ["flair", "t1"]},
+            ("from FLAIR and T1-weighted images", "registered rigidly", "@li2018"),
+            ("alone", "map were given", "@bagaunet"),
+        ),
+        (
+            {"architecture": "unet", "inputs": ["flair"]},
+            ("images alone", "within the brain, was given", "@li2018"),
+            ("T1-weighted image of the same", "@bagaunet"),
+        ),
+        (
+            {"architecture": "bagau_net"},
+            ("images alone", "and the white matter map were given", "@bagaunet"),
+            ("@li2018",),
+        ),
+    ],
+)
+def test_methods_name_the_network_and_what_it_saw(tmp_path, card, there, absent):
+    (tmp_path / "w.json").write_text(json.dumps(card))
+    text = " ".join(citation_text(Processing(weights=(tmp_path / "w.safetensors",))).split())
+    assert all(words in text for words in there)
+    assert not any(words in text for words in absent)
+
+
 def test_every_key_cited_is_in_the_bibliography(tmp_path):
     write_citation(tmp_path, Processing())
     entries = set(re.findall(r"^@\w+\{(\w+),", (tmp_path / "logs/CITATION.bib").read_text(), re.M))

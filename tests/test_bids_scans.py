@@ -11,12 +11,13 @@ from bagau_bids.bids.scans import (
     Scan,
     find_missing,
     find_scans,
+    find_t1w,
     find_unavailable,
     list_subjects,
 )
 from bagau_bids.bids.validation import check_dataset
 from bagau_bids.config import Selection
-from bagau_bids.errors import UsageError
+from bagau_bids.errors import InputImageError, UsageError
 
 
 def make_dataset(root: Path, *names: str) -> Path:
@@ -401,3 +402,36 @@ def test_without_valid_description_scans_are_still_found(tmp_path, content):
     if content is not None:
         (root / "dataset_description.json").write_text(content)
     assert len(found(root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("_T1w.nii",), "_T1w.nii"),
+        (("_ce-gad_T1w.nii.gz", "_run-2_T1w.nii.gz"), "_run-2_T1w.nii.gz"),
+        (("_run-1_T1w.nii.gz", "_run-2_T1w.nii.gz"), "_run-2_T1w.nii.gz"),
+        (("_acq-mprage_T1w.nii.gz", "_T1w.nii.gz", "_T1w.json"), "_T1w.nii.gz"),
+        (("_ce-gad_T1w.nii.gz",), "_ce-gad_T1w.nii.gz"),
+    ],
+)
+def test_t1w_of_a_flair(tmp_path, names, taken):
+    folder = "sub-01/ses-1/anat/sub-01_ses-1"
+    root = make_dataset(
+        tmp_path / "data",
+        flair("01", "run-2", session="1"),
+        flair("01", session="2", suffix="T1w"),
+        *(folder + name for name in names),
+    )
+    (scan,) = find_scans(root, Selection())
+    path, note = find_t1w(scan)
+    assert path.name == "sub-01_ses-1" + taken
+    images = [name for name in names if not name.endswith("json")]
+    assert bool(note) is (len(images) > 1)
+    assert all(name in note for name in images if note)
+
+
+def test_flair_without_t1w(tmp_path):
+    root = make_dataset(tmp_path / "data", flair("01"), flair("01", suffix="T2w"))
+    (scan,) = find_scans(root, Selection())
+    with pytest.raises(InputImageError, match=r"no T1w beside.*found .*sub-01_T2w.nii.gz; add"):
+        find_t1w(scan)

@@ -38,6 +38,7 @@ def test_options_reach_the_settings():
             *("--loss", "tversky+ce", "--optimizer", "adamw", "--lr", "4e-4", "--steps", "9"),
             *("--width", "small", "--ablation", "mam", "afm", "--crop", "160", "192"),
             *("--synthetic-pool", "/p", "--ema", "0.99", "--validate-every", "7"),
+            *("--inputs", "flair"),
         )
     )
     assert (settings.loss, settings.optimizer, settings.learning_rate) == (
@@ -48,6 +49,7 @@ def test_options_reach_the_settings():
     assert (settings.width, settings.ablations) == ("small", ("mam", "afm"))
     assert (settings.crop, settings.steps, settings.ema_decay) == ((160, 192), 9, 0.99)
     assert settings.synthetic_fraction == 0.5
+    assert settings.inputs == ("flair",)
     assert running.validate_every == 7
 
 
@@ -73,7 +75,7 @@ def tiny(tmp_path, monkeypatch):
         json.dumps({"Name": "Tiny", "BIDSVersion": "1.10.0", "License": "CC0"})
     )
 
-    def prepared(labelled, template, registration, cache_dir):
+    def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
         rng = np.random.default_rng(0)
         brain = np.zeros((40, 40, 3), bool)
         brain[5:35, 5:35] = True
@@ -133,6 +135,8 @@ def test_folder_with_a_training_is_not_overwritten(tiny, capsys, caplog):
     [
         (("--synthetic-fraction", "0.5"), "and --synthetic-pool for more than 0"),
         (("--synthetic-fraction", "-1"), "expected 0 to 1"),
+        (("--inputs", "t1"), "--inputs t1: expected flair among them"),
+        (("--inputs", "flair", "t1", "--synthetic-pool", "pool"), "whose slices have no T1w"),
         (("--ema", "1"), "--ema 1.0: expected at least 0 and less than 1"),
         (("--validation", "77"), "--validation/--test: 77"),
     ],

@@ -103,14 +103,25 @@ def test_upsampling_aligns_corners_and_pads_odd_sizes_with_zeros():
     assert (result[0, 0, 2] == 0).all()
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_unet_baseline(channels):
-    model = UNet(UNetConfig(channels, TINY)).eval()
+@pytest.mark.parametrize(
+    "inputs", [("flair",), ("flair", "atlas"), ("flair", "t1"), ("flair", "t1", "atlas")]
+)
+def test_unet_baseline(inputs):
+    model = UNet(UNetConfig(inputs, TINY)).eval()
     assert model.encoder[0][0].kernel_size == (5, 5)
     assert model.encoder[1][0].kernel_size == (3, 3)
     flair, atlas = pair(50, 37)
+    given = {"flair": flair, "atlas": atlas, "t1": atlas + flair}
     with torch.no_grad():
-        logits = model(flair, atlas)
-        changed = not torch.allclose(logits, model(flair, 1 - atlas))
+        logits = model(**given)
+        for name in given:
+            changed = model(**given | {name: 1 - given[name]})
+            assert torch.allclose(logits, changed) == (name not in inputs)
     assert logits.shape == flair.shape
-    assert changed == (channels == 2)
+    assert (model.inputs, BagauNet.inputs) == (inputs, ("flair", "atlas"))
+
+
+def test_unet_without_its_t1_is_refused():
+    model = UNet(UNetConfig(("flair", "t1"), TINY))
+    with pytest.raises(ValueError, match="expected all of flair, t1"):
+        model(*pair(32, 32))

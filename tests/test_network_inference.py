@@ -9,7 +9,7 @@ from bagau_bids.errors import UsageError
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.inference import choose_device, segment
-from bagau_bids.network.slices import network_input
+from bagau_bids.network.slices import add_t1, network_input
 
 
 def make_scan():
@@ -156,6 +156,14 @@ def test_cpu_takes_over_when_one_slice_is_too_much():
     assert "the CPU took over" in result.notes[0]
     expected = segment([Threshold()], *scan).probability
     np.testing.assert_array_equal(result.probability, expected)
+
+
+def test_mirrored_scan_has_its_t1_mirrored_too():
+    flair, affine, brain, atlas = make_scan()
+    inputs = add_t1(network_input(flair, affine, brain, atlas), -flair, brain)
+    mirrored = inference.mirror(inputs)
+    np.testing.assert_array_equal(mirrored.t1, inputs.t1[:, ::-1])
+    np.testing.assert_array_equal(mirrored.flair, inputs.flair[:, ::-1])
 
 
 def test_no_network_is_refused():

@@ -46,7 +46,7 @@ def test_round_trip(saved):
 
 
 def test_kernels_are_stored_in_half_precision(tmp_path):
-    model = UNet(UNetConfig(1, TINY))
+    model = UNet(UNetConfig(widths=TINY))
     save_weights(tmp_path / "u.safetensors", model, {})
     vectors = sum(v.numel() * v.element_size() for v in model.state_dict().values() if v.ndim < 2)
     kernels = sum(p.numel() for p in model.parameters() if p.ndim > 1)
@@ -60,7 +60,7 @@ def test_saving_leaves_no_other_file(saved):
 
 
 def test_diverged_weights_are_not_saved(tmp_path):
-    model = UNet(UNetConfig(1, TINY))
+    model = UNet(UNetConfig(widths=TINY))
     with torch.no_grad():
         model.head.weight.fill_(1e6)
     with pytest.raises(ValueError, match="head.weight is not finite in half precision"):
@@ -69,7 +69,7 @@ def test_diverged_weights_are_not_saved(tmp_path):
 
 def test_other_suffix_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="expected a name ending in .safetensors"):
-        save_weights(tmp_path / "u.pt", UNet(UNetConfig(1, TINY)), {})
+        save_weights(tmp_path / "u.pt", UNet(UNetConfig(widths=TINY)), {})
 
 
 def refused(path, match, **options):
@@ -168,5 +168,6 @@ def test_unknown_packaged_name():
 
 
 def test_every_architecture_can_be_built_from_its_card():
-    assert build_network("unet", {"in_channels": 2, "widths": [4, 4, 6]}).config.in_channels == 2
+    built = build_network("unet", {"inputs": ["flair", "t1"], "widths": [4, 4, 6]})
+    assert built.config.inputs == ("flair", "t1")
     assert build_network("brain_unet", {}).config.widths

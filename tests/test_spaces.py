@@ -170,3 +170,23 @@ def test_grid_distance_is_that_of_the_farthest_corner():
     assert spaces.grid_distance_mm((5, 6, 7), first, first) == 0
     # The corner of index 6 is 6 * 0.5 mm off in z, and all are 4 mm off in x.
     assert spaces.grid_distance_mm((5, 6, 7, 1), first, second) == pytest.approx(5)
+
+
+SHEARED = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift_mm", "expected"),
+    [((5, 6, 7), 0.001, True), ((5, 6, 7), 0.02, False), ((5, 6, 8), 0, False)],
+)
+def test_same_grid_means_same_voxels_in_the_same_places(shape, shift_mm, expected):
+    moved = SHEARED.copy()
+    moved[1, 3] += shift_mm
+    assert spaces.same_grid((5, 6, 7), SHEARED, shape, moved) is expected
+
+
+def test_small_rotation_counts_by_how_far_the_corners_move():
+    turned = SHEARED.copy()
+    turned[0, 1] += 1e-3
+    assert spaces.same_grid((5, 6, 7), SHEARED, (5, 6, 7), turned)
+    assert not spaces.same_grid((5, 60, 7), SHEARED, (5, 60, 7), turned)

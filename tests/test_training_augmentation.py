@@ -172,3 +172,14 @@ def is_shift(old, new, rows, columns):
             if new[0, i, j] != expected[0, i, j]:
                 return False
     return True
+
+
+def test_further_channels_follow_the_geometry_and_stay_when_the_atlas_is_spoilt():
+    flair, _, target = smooth_slices(6)
+    settings = replace(AugmentationSettings(), atlas_blank_probability=1.0)
+    both = torch.cat((flair, flair), dim=1)
+    _, guides, _ = augment(flair, both, target, (60, 60), generator(), settings)
+    still = replace(STILL, rotation_deg=15, shear_rad=0.1, zoom=(0.9, 1.1), mirror=True)
+    deformed, _, _ = augment(flair, flair, target, (60, 60), generator(), still)
+    assert (guides[:, :1] == 0).all()
+    torch.testing.assert_close(guides[:, 1:], deformed)

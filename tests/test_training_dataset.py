@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from bagau_bids.bids.scans import Scan
-from bagau_bids.errors import InputImageError, UsageError
-from bagau_bids.network.inference import segment
+from bagau_bids.errors import InputImageError, ProcessingError, UsageError
+from bagau_bids.network.inference import segment, segment_input
+from bagau_bids.network.slices import add_t1, network_input
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.training import dataset
 from bagau_bids.training.dataset import (
@@ -230,6 +231,75 @@ def test_training_and_inference_feed_the_network_the_same_tensors(tmp_path, labe
             run = np.concatenate([batch[position][:, 0] for batch in spy.seen])
             assert given.dtype == np.float32
             np.testing.assert_array_equal(given, run)
+
+
+class SpyWithT1(Spy):
+    inputs = ("flair", "t1")
+
+    def forward(self, flair, t1):
+        return super().forward(flair, t1)
+
+
+@pytest.fixture
+def t1w(labelled, monkeypatch):
+    """A T1w on the FLAIR's grid."""
+    from bagau_bids.preprocessing import t1w as room
+
+    monkeypatch.setattr(room, "correct_bias_field", lambda t1, affine, mask: t1 * np.float32(1.5))
+    image = nib.load(labelled.scan.path)
+    data = (300 - image.get_fdata() + np.linspace(0, 90, 60)[:, None, None]).astype("f4")
+    return save(labelled.scan.path.with_name("sub-1_T1w.nii"), data, image.affine)
+
+
+def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_steps, t1w):
+    from bagau_bids.preprocessing.conform import conform
+    from bagau_bids.preprocessing.t1w import t1w_on_flair
+
+    _, brain_mask, correct_bias_field, _ = quick_steps
+    flair = conform(labelled.scan.path)
+    mask = brain_mask(flair.data, flair.affine).mask
+    corrected = correct_bias_field(flair.data, flair.affine, mask)
+    t1 = t1w_on_flair(t1w, flair.data, flair.affine, mask)  # what the step of bagau-bids calls
+    spy = SpyWithT1()
+    inputs = add_t1(network_input(corrected, flair.affine, mask, mask * 0.5), t1.data, mask)
+    segment_input([spy], inputs, mask, batch_size=4)
+    for _ in range(2):  # as computed, and as read from the cache
+        prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
+        shard = training_shard(prepared.inputs, prepared.reference)
+        for position, given in enumerate((shard.flair, shard.t1)):
+            run = np.concatenate([batch[position][:, 0] for batch in spy.seen])
+            assert given.dtype == np.float32
+            np.testing.assert_array_equal(given, run)
+
+
+def test_cache_of_the_t1w_follows_the_t1w_alone(tmp_path, labelled, quick_steps, t1w):
+    calls, cache = quick_steps[0], tmp_path / "cache"
+    without = prepare_scan(labelled, TEMPLATE, "robust", cache)
+    assert without.inputs.t1 is None
+    first = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
+    assert first.inputs.t1 is not None
+    assert (calls, len(list(cache.iterdir()))) == (["brain"], 2)
+    image = nib.load(t1w)
+    save(t1w, image.get_fdata()[::-1].astype("f4"), image.affine)
+    second = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
+    assert (calls, len(list(cache.iterdir()))) == (["brain"], 3)
+    assert not np.array_equal(first.inputs.t1, second.inputs.t1)
+    np.testing.assert_array_equal(first.inputs.flair, second.inputs.flair)
+
+
+def test_scan_without_t1w_is_refused_where_one_is_wanted(tmp_path, labelled, quick_steps):
+    with pytest.raises(InputImageError, match="sub-1_FLAIR.nii: no T1w beside this FLAIR"):
+        prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
+    missing = labelled.scan.path.with_name("sub-1_T1w.nii")
+    missing.symlink_to("nowhere")
+    with pytest.raises(InputImageError, match="sub-1_T1w.nii: cannot be read"):
+        prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
+
+
+def test_network_that_asks_for_a_t1w_gets_no_other_scan(tmp_path, labelled, quick_steps):
+    prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache")
+    with pytest.raises(ProcessingError, match="asks for t1 and the scan was prepared without"):
+        segment_input([SpyWithT1()], prepared.inputs, prepared.brain_mask)
 
 
 def test_cache_is_used_until_the_input_changes(tmp_path, labelled, quick_steps):

@@ -162,7 +162,7 @@ def test_pool_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     (tmp_path / "synthetic-00000_target.npy").unlink()
     heads.draw_pool([], tmp_path, 30, 0)
     assert drawn == [*range(20), *range(10), *range(20, 30)]
-    _, atlas, _ = open_pool(tmp_path).read(range(30))
+    atlas = open_pool(tmp_path).read(range(30)).atlas
     np.testing.assert_allclose(atlas[:, 0, 0] * 255, range(30), rtol=1e-5)
 
 

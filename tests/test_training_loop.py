@@ -200,24 +200,52 @@ def test_weights_of_another_network_are_refused(data, tmp_path, monkeypatch, oth
 
 def test_a_u_net_with_the_atlas_does_not_start_from_one_without(data, tmp_path):
     unet = replace(QUICK, architecture="unet")
-    alone = network_of(replace(unet, ablations=("atlas",)))
+    alone = network_of(replace(unet, inputs=("flair",)))
     save_weights(tmp_path / "init.safetensors", alone, {})
     with pytest.raises(UsageError, match="differ in more than their widths"):
         trainer(unet, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")
 
 
-@pytest.mark.parametrize("architecture", ["bagau_net", "unet"])
-def test_ablations(architecture):
-    names = ("mam", "afm") if architecture == "bagau_net" else ("atlas",)
-    settings = replace(QUICK, architecture=architecture, ablations=names)
-    config = network_of(settings).config
-    if architecture == "unet":
-        assert config.in_channels == 1
-    else:
-        assert not config.mam
-        assert not config.afm
-    with pytest.raises(UsageError, match=f"{architecture} has {', '.join(names)}"):
-        network_of(replace(settings, ablations=("mam", "atlas")))
+def test_ablations_and_inputs():
+    both = network_of(replace(QUICK, ablations=("mam", "afm")))
+    assert (both.config.mam, both.config.afm) == (False, False)
+    unet = network_of(replace(QUICK, architecture="unet", inputs=("t1", "flair")))
+    assert unet.inputs == ("flair", "t1")
+    with pytest.raises(UsageError, match="--ablation mam: expected --architecture bagau_net"):
+        network_of(replace(QUICK, architecture="unet", ablations=("mam",)))
+    with pytest.raises(UsageError, match=r"--inputs flair t1: bagau_net has flair and atlas"):
+        network_of(replace(QUICK, inputs=("flair", "t1")))
+
+
+def test_network_with_t1_learns_from_it_alone(tmp_path):
+    """The lesion shows on the T1w only: what is learned came through the T1 channel."""
+    scan = training_scan()
+    blind = np.where(scan.inputs.brain, scan.inputs.flair.clip(-1, 1), 0).astype(np.float32)
+    t1 = -scan.inputs.flair
+    scan = replace(scan, inputs=replace(scan.inputs, flair=blind * 0, t1=t1))
+    data = TrainingData(SlicePool([training_shard(scan.inputs, scan.reference)]), None, [scan])
+    settings = replace(
+        QUICK,
+        architecture="unet",
+        inputs=("flair", "t1"),
+        steps=30,
+        learning_rate=1e-2,
+        loss="tversky+ce",
+    )
+    scores = trainer(settings, data, tmp_path / "o", validate_every=10).run()
+    assert scores[0].dice > 0.5
+    _, card = load_weights(tmp_path / "o" / "best.safetensors")
+    assert card["inputs"] == ["flair", "t1"]
+
+
+def test_checkpoint_from_before_a_setting_existed_is_resumed(data, tmp_path):
+    made = trainer(QUICK, data, tmp_path / "o")
+    made.save_checkpoint()
+    path = tmp_path / "o" / loop.CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["inputs"]
+    torch.save(state, path)
+    trainer(QUICK, data, tmp_path / "o").resume()
 
 
 def numbered(count, first):
@@ -228,7 +256,7 @@ def numbered(count, first):
 def test_batches_hold_the_asked_share_of_synthetic_slices():
     data = TrainingData(numbered(7, 0), numbered(50, 100), [])
     settings = replace(QUICK, batch_size=5, synthetic_fraction=0.3)
-    drawn = [draw_batch(data, settings, step)[0][:, 0, 0] for step in range(40)]
+    drawn = [draw_batch(data, settings, step).flair[:, 0, 0] for step in range(40)]
     assert {len(batch) for batch in drawn} == {5}
     everything = np.concatenate(drawn)
     assert np.count_nonzero(everything >= 100) == 60
@@ -260,8 +288,9 @@ def test_a_step_draws_the_same_whenever_it_is_asked():
     settings = replace(QUICK, synthetic_fraction=0.5)
     first = draw_batch(data, settings, 11)
     draw_batch(data, settings, 3)
-    for one, two in zip(first, draw_batch(data, settings, 11), strict=True):
-        np.testing.assert_array_equal(one, two)
+    again = draw_batch(data, settings, 11)
+    for name in ("flair", "atlas", "target"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
 
 
 def test_epochs_are_passes_over_the_real_slices():

@@ -28,7 +28,8 @@ def shard(count, first, size=PLANE_SIZE):
 def test_slices_of_several_shards_have_one_running_number():
     pool = SlicePool([shard(3, 0, 4), shard(2, 3, 4), shard(1, 5, 4)])
     assert len(pool) == 6
-    flair, atlas, target = pool.read([5, 0, 3, 2])
+    read = pool.read([5, 0, 3, 2])
+    flair, atlas, target = read.flair, read.atlas, read.target
     assert flair[:, 0, 0].tolist() == [5, 0, 3, 2]
     np.testing.assert_allclose(atlas[:, 1, 1] * 255, [5, 0, 3, 2], rtol=1e-5)
     assert target[:, 2, 2].tolist() == [2, 0, 0, 2]
@@ -39,7 +40,8 @@ def test_shards_on_disk_come_back_in_the_order_of_their_names(tmp_path):
     write_shard(tmp_path / "pool", "b", shard(2, 2))
     write_shard(tmp_path / "pool", "a", shard(2, 0))
     pool = open_pool(tmp_path / "pool")
-    flair, atlas, target = pool.read(range(4))
+    read = pool.read(range(4))
+    flair, atlas, target = read.flair, read.atlas, read.target
     assert flair[:, 7, 9].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(atlas[:, 7, 9] * 255, [0, 1, 2, 3], rtol=1e-5)
     assert target[:, 7, 9].tolist() == [0, 1, 2, 0]

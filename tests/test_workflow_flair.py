@@ -1,5 +1,6 @@
 """The graph of one FLAIR: built, not run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,26 @@ def test_steps_and_name(build):
 
 def test_template_space_adds_one_step(build):
     options = {"output_spaces": ("orig", TEMPLATE)}
-    assert set(nodes_of(build(processing=options))) == set(STEPS)
-    assert scan_steps(Processing(**options)) == STEPS
+    expected = [step for step in STEPS if step != "t1w"]
+    assert set(nodes_of(build(processing=options))) == set(expected)
+    assert list(scan_steps(Processing(**options))) == expected
+
+
+def test_t1w_is_a_step_where_there_is_one(build, tmp_path):
+    t1w = tmp_path / "sub-01_T1w.nii.gz"
+    t1w.touch()
+    nodes = nodes_of(build(materials={"t1w": t1w, "t1w_note": "why"}))
+    assert (Path(nodes["t1w"].inputs.in_file), nodes["t1w"].inputs.note) == (t1w, "why")
+
+
+@pytest.mark.parametrize(("inputs", "wanted"), [(None, False), (["flair", "t1"], True)])
+def test_card_says_whether_a_t1w_is_wanted(tmp_path, inputs, wanted):
+    card = {"architecture": "unet", "config": {}, "sha256": "0"}
+    card |= {} if inputs is None else {"inputs": inputs}
+    weights = tmp_path / "w.safetensors"
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    steps = scan_steps(Processing(weights=(weights,)))
+    assert ("t1w" in steps) is wanted
 
 
 def test_space_of_another_template_adds_nothing(build):

@@ -231,7 +231,7 @@ def test_run_again_computes_and_writes_nothing(go, calls, tmp_path):
 
 
 def scan_steps_default():
-    return [step for step in STEPS if step != "template_copies"]
+    return [step for step in STEPS if step not in ("template_copies", "t1w")]
 
 
 def test_threads_device_and_compression_do_not_make_it_run_again(go, calls):
@@ -297,6 +297,24 @@ def test_one_failure_leaves_the_others_complete(go, calls, tmp_path):
     assert failed["failure"]["step"] == "conform"
     assert failed["failure"]["message"] == bad.reason
     assert names_in(tmp_path / "out" / "sub-03" / "anat") == golden(GOLDEN, "sub-03")
+
+
+def test_scan_without_the_t1w_that_the_network_needs_fails_alone(go, calls, tmp_path):
+    weights = tmp_path / "t1.safetensors"
+    weights.write_bytes(b"weights")
+    card = {"architecture": "unet", "config": {}, "sha256": "0", "inputs": ["flair", "t1"]}
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    bids_dir = make_dataset(tmp_path / "data", "sub-01", "sub-02")
+    write_flair(bids_dir, "sub-02").replace(bids_dir / "sub-02/anat/sub-02_T1w.nii.gz")
+    write_flair(bids_dir, "sub-02")
+    results, _ = go(weights=(weights,))
+    assert [result.ok for result in results] == [False, True]
+    assert "sub-01_FLAIR.nii.gz: no T1w beside this FLAIR" in results[0].reason
+    assert (calls.counts["t1w"], calls.counts["segmentation with t1"]) == (1, 1)
+    record = tmp_path / "out" / "sub-02" / "anat" / "sub-02_desc-processing_record.json"
+    step = json.loads(record.read_text())["steps"]["t1w"]
+    assert (step["file"], step["notes"]) == ("sub-02_T1w.nii.gz", ["a note of the T1w"])
+    assert names_in(record.parent) == golden(GOLDEN, "sub-02")
 
 
 def test_run_after_a_crash_continues(go, calls):
@@ -473,7 +491,7 @@ def test_validator_accepts_the_derivatives(go, tmp_path):
 def test_steps_are_at_most_ten():
     assert len(STEPS) <= 10
     config = make_config(None, None, None, output_spaces=("orig", TEMPLATE))
-    assert scan_steps(config.processing) == STEPS
+    assert {*scan_steps(config.processing), "t1w"} == set(STEPS)
 
 
 def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path, monkeypatch):

@@ -145,6 +145,20 @@ def _fake_steps(calls):
             notes=(),
         )
 
+    def t1w_on_flair(path, flair, affine, brain_mask, *, seed, threads):
+        from bagau_bids.preprocessing.t1w import T1w
+
+        calls.note("t1w", flair)
+        return T1w(-flair, np.eye(4), "header", 0.4, 1.0, ("a note of the T1w",))
+
+    def segment_input(models, inputs, brain_mask, *, device, batch_size, tta):
+        from bagau_bids.network.inference import Segmentation
+
+        opposite = -inputs.flair.clip(-2, 2)  # lesions are clipped at other z-scores
+        np.testing.assert_allclose(inputs.t1.clip(-2, 2), opposite, atol=0.3)
+        calls.note("segmentation with t1")
+        return Segmentation(brain_mask * np.float32(0), device, batch_size, "float32", ())
+
     def segment(models, flair, affine, brain_mask, wm_probseg, *, device, batch_size, tta):
         from bagau_bids.network.inference import Segmentation
 
@@ -168,7 +182,9 @@ def _fake_steps(calls):
         "preprocessing.brain_mask.brain_mask": brain_mask,
         "preprocessing.bias_field.correct_bias_field": correct_bias_field,
         "preprocessing.registration.register_template": register_template,
+        "preprocessing.t1w.t1w_on_flair": t1w_on_flair,
         "network.inference.segment": segment,
+        "network.inference.segment_input": segment_input,
         "network.weights.load_weights": load_weights,
     }
 

@@ -140,7 +140,9 @@ def citation_text(processing: Processing) -> str:
         skull_strip = " (not used here: the images were skull-stripped beforehand)"
     weights = ", ".join(path.name for path in processing.weights)
     size = processing.min_lesion_size_mm3
+    cards = _cards(processing.weights)
     return _text("methods.md").format(
+        **_network_texts(cards),
         version=__version__,
         skull_strip=skull_strip,
         template_text=TEMPLATE_TEXTS[processing.template],
@@ -149,6 +151,35 @@ def citation_text(processing: Processing) -> str:
         threshold=processing.threshold,
         min_size_text=f", lesions below {size:g} mm3 were dropped" if size > 0 else "",
     )
+
+
+def _cards(weights: Iterable[Path]) -> list[dict[str, Any]]:
+    """Cards of a user's weights; those that are missing are complained of elsewhere."""
+    paths = [path.with_suffix(".json") for path in weights]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def _network_texts(cards: list[dict[str, Any]]) -> dict[str, str]:
+    """Say which images the networks saw, and which networks they were."""
+    inputs = {name for card in cards for name in card.get("inputs", ())}
+    inputs |= {"flair", "atlas"} if not cards or any("inputs" not in c for c in cards) else set()
+    kinds = {card.get("architecture", "bagau_net") for card in cards} or {"bagau_net"}
+    seen = "The FLAIR, z-scored within the brain,"
+    if "t1" in inputs:
+        seen = (
+            "The FLAIR and the T1-weighted image of the same session, registered rigidly to it "
+            "and corrected likewise, both z-scored within the brain,"
+        )
+    with_atlas = " and the white matter map" if "atlas" in inputs else ""
+    networks = {
+        "bagau_net": "BAGAU-Net [@bagaunet]",
+        "unet": "the U-Net of the WMH Segmentation Challenge's winner [@li2018]",
+    }
+    return {
+        "images_text": "FLAIR and T1-weighted images" if "t1" in inputs else "FLAIR images alone",
+        "inputs_text": f"{seen}{with_atlas} were" if len(inputs) > 1 else f"{seen} was",
+        "network_text": " and ".join(networks[kind] for kind in sorted(kinds & networks.keys())),
+    }
 
 
 def _text(name: str) -> str:

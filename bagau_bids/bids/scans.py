@@ -13,7 +13,7 @@ from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.near_misses import explain_nothing_found, explain_subject
 from bagau_bids.config import Selection
-from bagau_bids.errors import UsageError
+from bagau_bids.errors import InputImageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,49 @@ def find_scans(bids_dir: Path, selection: Selection) -> list[Scan]:
     if not paths:
         raise UsageError(explain_nothing_found(bids_dir, subjects, query))
     return [Scan(path, name_entities(path)) for path in paths]
+
+
+def find_t1w(scan: Scan) -> tuple[Path, str]:
+    """Find the T1w that belongs to a FLAIR: of the same participant and session.
+
+    Among several, one without contrast agent is taken, then the one whose name shares most with
+    the FLAIR's, then the one with the shortest name.
+
+    Parameters
+    ----------
+    scan
+        The FLAIR.
+
+    Returns
+    -------
+    path
+        The T1w; its file may be missing or damaged.
+    note
+        Which was taken and which were not; empty where there was one.
+
+    Raises
+    ------
+    InputImageError
+        If there is none.
+    """
+    folder = scan.path.parent
+    found = [path for path in folder.glob("*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz"))]
+    if not found:
+        seen = sorted(path.name for path in folder.glob("*.nii*"))
+        raise InputImageError(
+            f"{scan.path}: no T1w beside this FLAIR, and the network needs one; expected "
+            f"*_T1w.nii[.gz] in {folder}, found {_shortened(seen)}; add it, or use a network "
+            "that needs the FLAIR alone"
+        )
+
+    def unlikely(path: Path) -> tuple[bool, int, int, str]:
+        own = name_entities(path)
+        shared = sum(own.get(key) == label for key, label in scan.entities.items())
+        return "ce" in own, -shared, len(path.name), path.name
+
+    first, *others = sorted(found, key=unlikely)
+    names = ", ".join(path.name for path in others)
+    return first, f"Of several T1w {first.name} was taken, not {names}." if others else ""
 
 
 def find_missing(bids_dir: Path, selection: Selection, scans: Iterable[Scan]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from bagau_bids.cli.failure import exit_code_of
 
 SUBCOMMANDS = {
     "evaluate": "score masks against reference masks: Dice, H95, lesions, volumes",
+    "experiment": "train and judge all systems of a table of the paper, and write the table",
     "fetch": "get the template's files ready for runs without network",
     "import": "make a BIDS data set from labelled data of another layout",
     "models": "list the packaged weights, or show and check a weights file",
@@ -70,3 +71,7 @@ def build_parser(
         if module is not None and name == chosen:
             module.add_arguments(subparser)
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

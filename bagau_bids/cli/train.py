@@ -1,17 +1,15 @@
 """``bagau train``: train the segmentation network on BIDS data sets with lesion masks."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bagau_bids import __version__
 from bagau_bids.cli import values
 from bagau_bids.config import TEMPLATES, Selection
-from bagau_bids.errors import EXIT_OK, InputImageError, ProcessingError, UsageError
+from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
 from bagau_bids.training import settings as choices
 from bagau_bids.training.settings import LoopSettings, TrainingSettings
 
@@ -108,7 +106,15 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         choices=choices.ABLATIONS,
         nargs="+",
         default=[],
-        help="leave out the MAM or the AFM of BAGAU-Net, or the atlas of the U-Net",
+        help="leave out the MAM or the AFM of BAGAU-Net",
+    )
+    group.add_argument(
+        "--inputs",
+        choices=choices.INPUTS,
+        nargs="+",
+        default=RECIPE.inputs,
+        help="what the U-Net is given: flair, flair t1 or flair atlas; t1 takes the T1w beside "
+        "each FLAIR and leaves out scans without one (default: %(default)s)",
     )
     group.add_argument("--loss", choices=choices.LOSSES, default=RECIPE.loss)
     group.add_argument(
@@ -218,6 +224,11 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
             f"--synthetic-fraction {fraction}: expected 0 to 1, and --synthetic-pool for more "
             "than 0"
         )
+    if "flair" not in args.inputs or ("t1" in args.inputs and fraction > 0):
+        raise UsageError(
+            f"--inputs {' '.join(args.inputs)}: expected flair among them, and t1 only without "
+            "--synthetic-pool, whose slices have no T1w"
+        )
     for option, value in (
         ("--false-negative-weight", args.false_negative_weight),
         ("--synthetic-false-negative-weight", args.synthetic_false_negative_weight),
@@ -229,6 +240,7 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
         architecture=args.architecture,
         width=args.width,
         ablations=tuple(args.ablation),
+        inputs=tuple(args.inputs),
         loss=args.loss,
         false_negative_weight=args.false_negative_weight,
         synthetic_false_negative_weight=args.synthetic_false_negative_weight,
@@ -292,19 +304,16 @@ def _prepare(
     args: argparse.Namespace, labelled: "Sequence[LabelledScan]"
 ) -> "dict[LabelledScan, TrainingScan]":
     """Preprocess every scan; those that cannot be are named and left out."""
-    from bagau_bids.training.dataset import prepare_scan
+    from bagau_bids.training.dataset import prepare_scans
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    template = _template(args)
-    prepared = {}
-    for number, one in enumerate(labelled, start=1):
-        log.info("preparing %s (%d of %d)", one.scan.stem, number, len(labelled))
-        try:
-            prepared[one] = prepare_scan(
-                one, template, args.registration, args.output_dir / "cache"
-            )
-        except (InputImageError, ProcessingError) as error:
-            log.warning("%s is left out: %s", one.scan.stem, error)
+    prepared, _ = prepare_scans(
+        labelled,
+        _template(args),
+        args.registration,
+        args.output_dir / "cache",
+        with_t1="t1" in args.inputs,
+    )
     return prepared
 
 
@@ -328,6 +337,7 @@ def _train(
 ) -> int:
     import torch
 
+    from bagau_bids.training.card import training_card
     from bagau_bids.training.loop import CHECKPOINT, Trainer, TrainingData
     from bagau_bids.training.pool import SlicePool, open_pool, training_shard
 
@@ -345,7 +355,15 @@ def _train(
         synthetic=open_pool(args.synthetic_pool) if args.synthetic_pool else None,
         validation=validation,
     )
-    card = _card(args, settings, split)
+    card = training_card(
+        settings,
+        split,
+        [bids_dir for bids_dir, _ in _datasets(args)],
+        template=args.template,
+        registration=args.registration,
+        licence=args.licence,
+        initial_weights=args.init.name if args.init else None,
+    )
     trainer = Trainer(settings, loop, data, args.output_dir, card)
     if args.resume and (args.output_dir / CHECKPOINT).is_file():
         trainer.resume()
@@ -363,45 +381,3 @@ def _train(
         log.info("best: %s Dice %.3f", score.scan, score.dice)
     log.info("weights: %s", args.output_dir / "best.safetensors")
     return EXIT_OK
-
-
-def _card(args: argparse.Namespace, settings: TrainingSettings, split: "Split") -> dict[str, Any]:
-    """Say in the card what the data, the preprocessing and the licence were."""
-    from bagau_bids.network import slices
-
-    sources = []
-    for number, (bids_dir, _) in enumerate(_datasets(args)):
-        sources.append(
-            {
-                **_description(bids_dir),
-                **{
-                    part: [s.scan.stem for s in getattr(split, part) if s.dataset == number]
-                    for part in ("training", "validation", "test")
-                },
-            }
-        )
-    return {
-        "name": f"{settings.architecture} {settings.width}",
-        "software": f"bagau-bids {__version__}",
-        "licence": args.licence,
-        "initial_weights": args.init.name if args.init else None,
-        "preprocessing": {
-            "template": args.template,
-            "registration": args.registration,
-            "plane": "axial slices of the RAS volume, in-plane 1 mm",
-            "plane_size": slices.PLANE_SIZE,
-            "brain_margin_mm": slices.BRAIN_MARGIN_MM,
-            "z_score_percentiles": slices.Z_SCORE_PERCENTILES,
-            "z_score_limits": slices.Z_SCORE_LIMITS,
-        },
-        "training_data": sources,
-        "synthetic_share": settings.synthetic_fraction,
-    }
-
-
-def _description(bids_dir: Path) -> dict[str, Any]:
-    """Name, licence and references of a data set, as far as it states them."""
-    path = bids_dir / "dataset_description.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kept = ("Name", "License", "Authors", "ReferencesAndLinks", "DatasetDOI")
-    return {key: known[key] for key in kept if key in known} or {"Name": bids_dir.name}

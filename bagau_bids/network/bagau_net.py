@@ -195,6 +195,8 @@ class BagauNet(nn.Module):
     config : BagauNetConfig
     """
 
+    inputs = ("flair", "atlas")  # names of the tensors it is given
+
     def __init__(self, config: BagauNetConfig) -> None:
         super().__init__()
         self.config = config

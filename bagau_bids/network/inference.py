@@ -1,6 +1,6 @@
 """From a preprocessed scan to the probability of white matter hyperintensity in each voxel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from bagau_bids.network.slices import (
     from_slices,
     network_input,
 )
+from bagau_bids.network.weights import inputs_of
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def segment(
     Parameters
     ----------
     models : sequence of torch.nn.Module
-        Networks taking (flair, atlas) and returning logits, in evaluation mode; the mean of
-        their probabilities is taken.
+        Networks taking FLAIR and atlas by name and returning logits, in evaluation mode; the
+        mean of their probabilities is taken.
     flair, affine, brain_mask, wm_probseg
         As for :func:`bagau_bids.network.slices.network_input`.
     device : str or torch.device
@@ -119,7 +120,7 @@ def segment_input(
     batch_size: int = 8,
     tta: bool = False,
 ) -> Segmentation:
-    """:func:`segment` for a scan whose network input was made before.
+    """:func:`segment` for a scan whose network input was made before, with a T1w or without.
 
     Parameters
     ----------
@@ -160,6 +161,7 @@ def mirror(inputs: NetworkInput) -> NetworkInput:
         flair=inputs.flair[:, ::-1].copy(),
         atlas=inputs.atlas[:, ::-1].copy(),
         brain=inputs.brain[:, ::-1].copy(),
+        t1=None if inputs.t1 is None else inputs.t1[:, ::-1].copy(),
     )
 
 
@@ -190,11 +192,13 @@ class _Runner:
         """Probability slices, (Z, size, size), 0 in those without brain."""
         result = np.zeros_like(inputs.flair)
         remaining = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
+        given = {name: inputs.named(name) for name in inputs_of(model)}
         model = model.to(self.device)
         while remaining.size:
             batch = remaining[: self.batch_size]
             try:
-                result[batch] = self._forward(model, inputs.flair[batch], inputs.atlas[batch])
+                slices = {name: array[batch] for name, array in given.items()}
+                result[batch] = self._forward(model, slices)
             except torch.cuda.OutOfMemoryError:
                 self._make_room()
                 model = model.to(self.device)
@@ -202,7 +206,7 @@ class _Runner:
             remaining = remaining[batch.size :]
         return result
 
-    def _forward(self, model: nn.Module, flair: FloatArray, atlas: FloatArray) -> FloatArray:
+    def _forward(self, model: nn.Module, given: Mapping[str, FloatArray]) -> FloatArray:
         def tensor(slices: FloatArray) -> Tensor:
             batch = torch.from_numpy(slices)[:, None].to(self.device)  # (N, 1, H, W)
             return batch.contiguous(memory_format=torch.channels_last)
@@ -210,7 +214,7 @@ class _Runner:
         precision = working_precision(self.device)
         reduced = precision != torch.float32
         with torch.inference_mode(), torch.autocast(self.device.type, precision, enabled=reduced):
-            logits = model(tensor(flair), tensor(atlas))
+            logits = model(**{name: tensor(slices) for name, slices in given.items()})
         return torch.sigmoid(logits[:, 0].float()).cpu().numpy()
 
     def _make_room(self) -> None:

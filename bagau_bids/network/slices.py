@@ -7,7 +7,7 @@ third axis, neither resampled nor reordered. Training and inference both get the
 from :func:`network_input` and from nowhere else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -73,6 +73,8 @@ class NetworkInput:
     plane : SlicePlane
     notes : tuple of str
         What was out of the ordinary; empty for most scans.
+    t1 : (Z, size, size) float32 array or None
+        As `flair`, of the T1w; None where no network asks for it.
     """
 
     flair: FloatArray
@@ -80,6 +82,23 @@ class NetworkInput:
     brain: BoolArray
     plane: SlicePlane
     notes: tuple[str, ...] = ()
+    t1: FloatArray | None = None
+
+    def named(self, name: str) -> FloatArray:
+        """Slices of one input of a network: ``flair``, ``atlas`` or ``t1``.
+
+        Raises
+        ------
+        ProcessingError
+            If the scan was prepared without it.
+        """
+        slices: FloatArray | None = getattr(self, name)
+        if slices is None:
+            raise ProcessingError(
+                f"the network asks for {name} and the scan was prepared without it; expected "
+                "all inputs that the card of the weights names"
+            )
+        return slices
 
 
 def network_input(
@@ -112,15 +131,44 @@ def network_input(
     mask = np.asarray(brain_mask, dtype=bool)
     plane, notes = place_plane(mask, affine)
     brain = to_slices(mask, plane) >= 0.5
-    near = _dilate_in_plane(brain, BRAIN_MARGIN_MM)
-    z_scored = to_slices(normalise_flair(flair, mask), plane)
     return NetworkInput(
-        flair=np.where(near, z_scored, np.float32(0.0)),
+        flair=_z_scored_slices(normalise_flair(flair, mask), brain, plane),
         atlas=np.clip(to_slices(wm_probseg, plane), 0.0, 1.0),
         brain=brain,
         plane=plane,
         notes=notes,
     )
+
+
+def add_t1(inputs: NetworkInput, t1: FloatArray, brain_mask: BoolArray) -> NetworkInput:
+    """Give a scan its T1w as a further input, treated as the FLAIR is.
+
+    Parameters
+    ----------
+    inputs : NetworkInput
+    t1 : (X, Y, Z) float array
+        T1w on the FLAIR's grid, corrected for the bias field.
+    brain_mask : (X, Y, Z) bool array
+        The mask that `inputs` was made with.
+
+    Returns
+    -------
+    NetworkInput
+
+    Raises
+    ------
+    ProcessingError
+        If the T1w is constant inside the brain mask.
+    """
+    mask = np.asarray(brain_mask, dtype=bool)
+    z_scored = _z_score(t1, mask, "T1w")
+    return replace(inputs, t1=_z_scored_slices(z_scored, inputs.brain, inputs.plane))
+
+
+def _z_scored_slices(z_scored: FloatArray, brain: BoolArray, plane: SlicePlane) -> FloatArray:
+    """Slices of a z-scored image, 0 away from the brain."""
+    near = _dilate_in_plane(brain, BRAIN_MARGIN_MM)
+    return np.where(near, to_slices(z_scored, plane), np.float32(0.0))
 
 
 def place_plane(brain_mask: BoolArray, affine: ArrayLike) -> tuple[SlicePlane, tuple[str, ...]]:
@@ -197,16 +245,20 @@ def normalise_flair(flair: FloatArray, brain_mask: BoolArray) -> FloatArray:
     ProcessingError
         If the FLAIR is constant inside the mask.
     """
-    inside = flair[brain_mask].astype(np.float64)
+    return _z_score(flair, brain_mask, "FLAIR")
+
+
+def _z_score(image: FloatArray, brain_mask: BoolArray, name: str) -> FloatArray:
+    inside = image[brain_mask].astype(np.float64)
     low, high = np.percentile(inside, Z_SCORE_PERCENTILES)
     middle = inside[(inside >= low) & (inside <= high)]
     spread = middle.std()
     if not spread > 0:
         raise ProcessingError(
-            f"the FLAIR is constant ({low:g}) in the middle of its brain mask of "
+            f"the {name} is constant ({low:g}) in the middle of its brain mask of "
             f"{inside.size} voxels: expected tissue contrast; look at the image and its mask"
         )
-    return np.clip((flair - middle.mean()) / spread, *Z_SCORE_LIMITS).astype(np.float32)
+    return np.clip((image - middle.mean()) / spread, *Z_SCORE_LIMITS).astype(np.float32)
 
 
 def to_slices(volume: NDArray, plane: SlicePlane) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The U-Net of the 2017 WMH challenge's winner, the baseline without (or with) an atlas.
+"""The U-Net of the 2017 WMH challenge's winner, the baseline with or without T1w and atlas.
 
 References
 ----------
@@ -19,7 +19,7 @@ from bagau_bids.network.bagau_net import FULL_WIDTHS, DoubleConv, upsample_to
 class UNetConfig:
     """Hyper-parameters of :class:`UNet`."""
 
-    in_channels: int = 1  # 1: FLAIR alone; 2: FLAIR and the white-matter map
+    inputs: tuple[str, ...] = ("flair",)  # of flair, t1 and atlas: one channel each, in order
     widths: tuple[int, ...] = FULL_WIDTHS  # channels at each level, shallow to deep
 
 
@@ -38,7 +38,7 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(
             DoubleConv(w_in, w_out, 3 if depth else 5)
             for depth, (w_in, w_out) in enumerate(
-                zip((config.in_channels, *widths[:-1]), widths, strict=True)
+                zip((len(config.inputs), *widths[:-1]), widths, strict=True)
             )
         )
         self.decoder = nn.ModuleList(
@@ -47,20 +47,31 @@ class UNet(nn.Module):
         )
         self.head = nn.Conv2d(widths[0], 1, 1)
 
-    def forward(self, flair: Tensor, atlas: Tensor) -> Tensor:
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors it is given."""
+        return self.config.inputs
+
+    def forward(
+        self, flair: Tensor, atlas: Tensor | None = None, t1: Tensor | None = None
+    ) -> Tensor:
         """Logits of white matter hyperintensity.
 
         Parameters
         ----------
-        flair, atlas : (N, 1, H, W) tensors
-            As for :meth:`bagau_bids.network.bagau_net.BagauNet.forward`; the atlas is not
-            looked at where the network has one input channel.
+        flair, atlas, t1 : (N, 1, H, W) tensors
+            As for :meth:`bagau_bids.network.bagau_net.BagauNet.forward`, and the z-scored T1w;
+            those that the network's configuration names.
 
         Returns
         -------
         logits : (N, 1, H, W) tensor
         """
-        x = flair if self.config.in_channels == 1 else torch.cat((flair, atlas), dim=1)
+        given = {"flair": flair, "atlas": atlas, "t1": t1}
+        used = [tensor for name in self.inputs if (tensor := given[name]) is not None]
+        if len(used) < len(self.inputs):
+            raise ValueError(f"expected all of {', '.join(self.inputs)}")
+        x = torch.cat(used, dim=1)  # (N, len(inputs), H, W)
         skips: list[Tensor] = []
         for depth, block in enumerate(self.encoder):
             x = block(functional.max_pool2d(x, 2) if depth else x)

@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "unet": ("bagau_bids.network.unet", "UNet", "UNetConfig"),
     "brain_unet": ("bagau_bids.network.brain_unet", "BrainUNet", "BrainUNetConfig"),
 }
+DEFAULT_INPUTS = ("flair", "atlas")  # of a network whose card names none: BAGAU-Net
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar")
 WEIGHTS_FOLDER = "weights"
 
@@ -67,6 +68,16 @@ def architecture_of(model: nn.Module) -> str:
     raise ValueError(f"{type(model).__name__} is none of {', '.join(ARCHITECTURES)}")
 
 
+def inputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors that a network is given: some of ``flair``, ``atlas``, ``t1``."""
+    return tuple(getattr(model, "inputs", DEFAULT_INPUTS))
+
+
+def inputs_of_card(card: dict[str, Any]) -> tuple[str, ...]:
+    """Return what :func:`inputs_of` says of the network that a card describes."""
+    return tuple(card.get("inputs", DEFAULT_INPUTS))
+
+
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     """Write a network's weights and their card, each by an atomic rename.
 
@@ -102,6 +113,7 @@ def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     facts = {
         "architecture": architecture_of(model),
         "config": asdict(config),
+        **({"inputs": list(inputs_of(model))} if hasattr(model, "inputs") else {}),
         "parameters": sum(p.numel() for p in model.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
     }

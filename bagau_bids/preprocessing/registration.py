@@ -302,7 +302,7 @@ def _fixed_image(
     """
     shape, grid = isotropic_grid(flair.shape, orthonormal_affine(affine), FIXED_SPACING_MM)
     clipped = np.clip(flair, 0, np.percentile(flair[brain_mask], CLIP_PERCENTILE))
-    image = resample(_smooth(clipped, affine), affine, shape, grid)
+    image = resample(smooth(clipped, affine), affine, shape, grid)
     mask = resample(brain_mask.astype(np.float32), affine, shape, grid) > 0.5
     distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)
     scaled = np.where(distance <= MASK_DILATION_MM, image, 0) / max(float(image.max()), 1e-6)
@@ -310,7 +310,7 @@ def _fixed_image(
     return _crop(Volume(scaled.astype(np.float32), grid), crop), mask[crop]
 
 
-def _smooth(data: npt.NDArray[np.floating[Any]], affine: Array) -> npt.NDArray[np.float32]:
+def smooth(data: npt.NDArray[np.floating[Any]], affine: Array) -> npt.NDArray[np.float32]:
     """Blur along axes finer than elastix's grid, so that resampling averages noise."""
     ratio = FIXED_SPACING_MM / voxel_sizes(affine)
     sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))

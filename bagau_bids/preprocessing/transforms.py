@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.spaces import voxel_sizes
@@ -97,17 +98,18 @@ def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> 
     start
         (4, 4) affine from FLAIR to template points, mm, RAS+.
     stages
-        elastix transform parameters (LPS+): an affine stage and, optionally, a B-spline stage.
+        elastix transform parameters (LPS+): a rigid (Euler) or affine stage and, optionally, a
+        B-spline stage.
     """
     affine = np.asarray(start, dtype=np.float64)
     coefficients = grid = None
     for stage in stages:
         values = np.array(stage["TransformParameters"], dtype=np.float64)
-        if stage["Transform"][0] == "AffineTransform":
+        if stage["Transform"][0] in ("AffineTransform", "EulerTransform"):
             matrix = np.eye(4)
             centre = np.array(stage["CenterOfRotationPoint"], dtype=np.float64)
-            matrix[:3, :3] = values[:9].reshape(3, 3)
-            matrix[:3, 3] = values[9:] + centre - matrix[:3, :3] @ centre
+            matrix[:3, :3] = _linear_part(values)
+            matrix[:3, 3] = values[-3:] + centre - matrix[:3, :3] @ centre
             affine = RAS_TO_LPS @ matrix @ RAS_TO_LPS @ affine
         else:
             size = [int(v) for v in stage["GridSize"]]
@@ -122,6 +124,17 @@ def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> 
             nodes = values.reshape(3, *size[::-1]).transpose(0, 3, 2, 1)
             coefficients = nodes * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
     return TemplateTransform(affine, coefficients, grid)
+
+
+def _linear_part(values: Array) -> Array:
+    """Return the (3, 3) matrix of an affine stage (12 parameters) or a rigid one (6).
+
+    ITK's Euler transform turns about y, then x, then z (``ComputeZYX`` is false).
+    """
+    if len(values) == 12:
+        return values[:9].reshape(3, 3)
+    x, y, z = values[:3]
+    return Rotation.from_euler("ZXY", [z, x, y]).as_matrix()
 
 
 def forward_field(

@@ -46,7 +46,9 @@ def augment(
 
     Parameters
     ----------
-    flair, atlas : (N, 1, H, W) float tensors
+    flair : (N, 1, H, W) float tensor
+    atlas : (N, C, H, W) float tensor
+        The white-matter map; further channels are deformed with it and otherwise left alone.
     target : (N, 1, H, W) tensor
         Labels 0, 1, 2.
     crop : (2,) tuple of int
@@ -57,18 +59,19 @@ def augment(
 
     Returns
     -------
-    flair, atlas : (N, 1, crop) float tensors
+    flair, atlas : (N, 1, crop) and (N, C, crop) float tensors
     target : (N, 1, crop) uint8 tensor
     """
     labels = [(target == label).to(flair.dtype) for label in (WMH, IGNORED)]
-    stack = torch.cat((flair, atlas, *labels), dim=1)  # (N, 4, H, W)
+    stack = torch.cat((flair, atlas, *labels), dim=1)  # (N, 3 + C, H, W)
     matrices = random_matrices(len(flair), generator, settings).to(flair.device)
     grid = _sampling_grid(matrices, (flair.shape[2], flair.shape[3]), crop)
     stack = functional.grid_sample(stack, grid, mode="bilinear", align_corners=False)
-    flair, atlas, wmh, ignored = stack.split(1, dim=1)  # (N, 1, crop) each
+    flair, atlas, wmh, ignored = stack.split((1, atlas.shape[1], 1, 1), dim=1)
     target = torch.where(wmh >= 0.5, WMH, torch.where(ignored >= 0.5, IGNORED, 0))
     flair = vary_intensity(flair, generator, settings)
-    return flair, spoil_atlas(atlas, generator, settings), target.to(torch.uint8)
+    spoilt = spoil_atlas(atlas[:, :1], generator, settings)
+    return flair, torch.cat((spoilt, atlas[:, 1:]), dim=1), target.to(torch.uint8)
 
 
 def random_matrices(

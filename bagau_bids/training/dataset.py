@@ -1,8 +1,10 @@
 """Scans with lesion masks, brought to the network's input exactly as inference does it."""
 
 import hashlib
+import logging
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,15 @@ from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.bids.masks import find_lesion_masks
-from bagau_bids.bids.scans import Scan
-from bagau_bids.errors import UsageError
-from bagau_bids.network.slices import NetworkInput, SlicePlane, network_input
+from bagau_bids.bids.scans import Scan, find_t1w
+from bagau_bids.errors import InputImageError, ProcessingError, UsageError
+from bagau_bids.network.slices import NetworkInput, SlicePlane, add_t1, network_input
 from bagau_bids.network.weights import find_weights, read_card
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,12 @@ def split_by_subject(
 
 
 def prepare_scan(
-    labelled: LabelledScan, template: "Template", registration: str, cache_dir: Path
+    labelled: LabelledScan,
+    template: "Template",
+    registration: str,
+    cache_dir: Path,
+    *,
+    with_t1: bool = False,
 ) -> TrainingScan:
     """Preprocess a scan as ``bagau-bids`` does, or read what an earlier run made of it.
 
@@ -184,7 +193,10 @@ def prepare_scan(
     template : Template
     registration : {'robust', 'paper'}
     cache_dir : Path
-        Holds one file a scan, named by the digest of everything that goes into it.
+        Holds one file a scan, and one more for its T1w, named by the digest of everything that
+        goes into it.
+    with_t1 : bool
+        Whether the T1w is wanted too.
 
     Returns
     -------
@@ -193,7 +205,8 @@ def prepare_scan(
     Raises
     ------
     InputImageError
-        If the FLAIR cannot be processed, or the mask does not lie on its grid.
+        If the FLAIR cannot be processed, the mask does not lie on its grid, or there is no
+        T1w and one is wanted.
     """
     name = labelled.scan.path.name.split(".")[0]
     outliner = read_card(find_weights("brain"))["sha256"]
@@ -202,15 +215,80 @@ def prepare_scan(
         ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
     digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()
     cached = cache_dir / f"{name}_{digest[:16]}.npz"
+    t1w = find_t1w(labelled.scan)[0] if with_t1 else None
     if not cached.is_file():
-        arrays = _preprocess(labelled, template, registration)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_name(f".{cached.name}")
-        with temporary.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
-        temporary.replace(cached)
+        _save_arrays(cached, _preprocess(labelled, template, registration))
     with np.load(cached, allow_pickle=False) as stored:
-        return _scan_from(labelled, name, {key: stored[key] for key in stored.files})
+        scan = _scan_from(labelled, name, {key: stored[key] for key in stored.files})
+    return scan if t1w is None else _with_t1(scan, labelled, t1w, cached)
+
+
+def prepare_scans(
+    labelled: Sequence[LabelledScan],
+    template: "Template",
+    registration: str,
+    cache_dir: Path,
+    *,
+    with_t1: bool = False,
+) -> tuple[dict[LabelledScan, TrainingScan], dict[LabelledScan, str]]:
+    """Preprocess scans; those that cannot be are named in the log and left out.
+
+    Parameters
+    ----------
+    labelled : sequence of LabelledScan
+    template, registration, cache_dir, with_t1
+        As for `prepare_scan`.
+
+    Returns
+    -------
+    prepared : dict
+    left_out : dict
+        The reason by scan.
+    """
+    prepared, left_out = {}, {}
+    for number, one in enumerate(labelled, start=1):
+        log.info("preparing %s (%d of %d)", one.scan.stem, number, len(labelled))
+        try:
+            prepared[one] = prepare_scan(one, template, registration, cache_dir, with_t1=with_t1)
+        except (InputImageError, ProcessingError) as error:
+            log.warning("%s is left out: %s", one.scan.stem, error)
+            left_out[one] = str(error)
+    return prepared, left_out
+
+
+def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path) -> TrainingScan:
+    """Add the T1w to a scan, from the cache where it is there."""
+    from bagau_bids.preprocessing.conform import conform
+    from bagau_bids.preprocessing.t1w import t1w_on_flair
+
+    ingredients = [cached.name, t1w.name, hashlib.sha256(_content(t1w)).hexdigest()]
+    digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()
+    of_t1 = cached.with_name(f"{scan.name}_t1_{digest[:16]}.npz")
+    if not of_t1.is_file():
+        flair = conform(labelled.scan.path)
+        t1 = t1w_on_flair(t1w, flair.data, flair.affine, scan.brain_mask)
+        inputs = add_t1(scan.inputs, t1.data, scan.brain_mask)
+        _save_arrays(of_t1, {"t1": inputs.t1, "notes": np.array(t1.notes, dtype=np.str_)})
+    with np.load(of_t1, allow_pickle=False) as stored:
+        notes = (*scan.inputs.notes, *stored["notes"].tolist())
+        return replace(scan, inputs=replace(scan.inputs, t1=stored["t1"], notes=notes))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputImageError(
+            f"{path}: cannot be read ({error.strerror}); fetch it or check its permissions"
+        ) from error
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    temporary.replace(path)
 
 
 def _preprocess(labelled: LabelledScan, template: "Template", registration: str) -> dict[str, Any]:

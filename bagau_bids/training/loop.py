@@ -29,13 +29,25 @@ from bagau_bids.measures.metrics import (
     volume_difference_percent,
 )
 from bagau_bids.network.inference import choose_device, segment_input, working_precision
-from bagau_bids.network.weights import architecture_of, build_network, load_weights, save_weights
-from bagau_bids.training.augmentation import AugmentationSettings, augment
+from bagau_bids.network.weights import (
+    architecture_of,
+    build_network,
+    inputs_of,
+    load_weights,
+    save_weights,
+)
+from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
 from bagau_bids.training.curves import TRAINING, VALIDATION, save_curves
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
-from bagau_bids.training.pool import SlicePool
-from bagau_bids.training.settings import WIDTHS, LoopSettings, TrainingSettings
+from bagau_bids.training.pool import Shard, SlicePool, join_shards, take_slices
+from bagau_bids.training.settings import (
+    ABLATIONS,
+    INPUTS,
+    WIDTHS,
+    LoopSettings,
+    TrainingSettings,
+)
 from bagau_bids.training.widening import widen
 
 CHECKPOINT = "checkpoint.pt"
@@ -83,25 +95,28 @@ def network_of(settings: TrainingSettings) -> nn.Module:
     Parameters
     ----------
     settings : TrainingSettings
-        Ablations of BAGAU-Net: ``mam``, ``afm``; of the U-Net: ``atlas``, without which it
-        has two input channels.
+        Ablations belong to BAGAU-Net, a choice of inputs to the U-Net.
 
     Raises
     ------
     UsageError
-        If an ablation does not belong to the architecture.
+        If ablations or inputs do not belong to the architecture.
     """
     config: dict[str, Any] = {"widths": WIDTHS[settings.width]}
-    known = ("mam", "afm") if settings.architecture == "bagau_net" else ("atlas",)
-    wrong = sorted(set(settings.ablations) - set(known))
-    if wrong:
-        raise UsageError(
-            f"--ablation {' '.join(wrong)}: {settings.architecture} has {', '.join(known)}"
-        )
     if settings.architecture == "bagau_net":
-        config.update({name: name not in settings.ablations for name in known})
+        if settings.inputs != TrainingSettings.inputs:
+            raise UsageError(
+                f"--inputs {' '.join(settings.inputs)}: bagau_net has "
+                f"{' and '.join(TrainingSettings.inputs)}; other inputs need --architecture unet"
+            )
+        config.update({name: name not in settings.ablations for name in ABLATIONS})
     else:
-        config["in_channels"] = 1 if "atlas" in settings.ablations else 2
+        if settings.ablations:
+            raise UsageError(
+                f"--ablation {' '.join(settings.ablations)}: expected --architecture bagau_net; "
+                "the inputs of the U-Net are chosen with --inputs"
+            )
+        config["inputs"] = tuple(name for name in INPUTS if name in settings.inputs)
     torch.manual_seed(settings.seed)
     return build_network(settings.architecture, config)
 
@@ -115,17 +130,15 @@ def count_steps(settings: TrainingSettings, data: TrainingData) -> int:
     return settings.epochs * math.ceil(len(slices) / settings.batch_size)
 
 
-def draw_batch(
-    data: TrainingData, settings: TrainingSettings, step: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+def draw_batch(data: TrainingData, settings: TrainingSettings, step: int) -> Shard:
     """Slices of one step, real and synthetic in random order.
 
     Each pool is gone through in an order drawn anew for each pass.
 
     Returns
     -------
-    flair, atlas : (batch, H, W) float32 arrays
-    target : (batch, H, W) uint8 array
+    Shard
+        Of ``batch_size`` slices.
     """
     before, after = _synthetic_before(settings, step), _synthetic_before(settings, step + 1)
     parts = []
@@ -136,9 +149,7 @@ def draw_batch(
     if data.real is not None and last > first:
         numbers = _in_random_order(len(data.real), first, last, settings.seed)
         parts.append(data.real.read(numbers))
-    order = _batch_order(settings, step)
-    flair, atlas, target = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
-    return flair, atlas, target
+    return take_slices(join_shards(parts), _batch_order(settings, step))
 
 
 def draw_weights(settings: TrainingSettings, step: int) -> NDArray[np.float32]:
@@ -335,15 +346,14 @@ class Trainer:
         path = self.output_dir / CHECKPOINT
         state = torch.load(path, map_location=self.device, weights_only=True)
         now = asdict(self.settings)
+        then = asdict(TrainingSettings()) | state["settings"]  # older ones lack some settings
         changed = sorted(
-            name
-            for name in now
-            if state["settings"].get(name) != now[name] and name not in FREE_ON_RESUME
+            name for name in now if then[name] != now[name] and name not in FREE_ON_RESUME
         )
         if changed:
             raise UsageError(
                 f"{path}: made with other settings ("
-                + ", ".join(f"{n}: {state['settings'].get(n)} not {now[n]}" for n in changed)
+                + ", ".join(f"{n}: {then[n]} not {now[n]}" for n in changed)
                 + "); resume with the same, or train into another folder"
             )
         self.model.load_state_dict(state["model"])
@@ -373,17 +383,14 @@ class Trainer:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        arrays = draw_batch(self.data, self.settings, self.step)
+        slices = draw_batch(self.data, self.settings, self.step)
         weights = torch.from_numpy(draw_weights(self.settings, self.step)).to(self.device)
         generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.step)
         total = 0.0
         size = self.settings.batch_size
         for first in range(0, size, self.settings.micro_batch_size):
             last = min(first + self.settings.micro_batch_size, size)
-            flair, atlas, target = (
-                torch.from_numpy(array[first:last])[:, None].to(self.device) for array in arrays
-            )
-            batch = augment(flair, atlas, target, self.settings.crop, generator, self.augmentation)
+            batch = self._varied(take_slices(slices, np.arange(first, last)), generator)
             loss = self._loss(*batch, weights[first:last]) * ((last - first) / size)
             loss.backward()
             total += float(loss.detach())
@@ -398,15 +405,39 @@ class Trainer:
             _move_average(self.average, self.model, self.settings.ema_decay, self.step)
         return total
 
-    def _loss(self, flair: Tensor, atlas: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    def _varied(
+        self, slices: Shard, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Named inputs of the network and the target, (N, 1, crop) each, after augmentation."""
+
+        def tensor(array: NDArray) -> Tensor:
+            return torch.from_numpy(array)[:, None].to(self.device)
+
+        guides = [tensor(array) for array in (slices.atlas, slices.t1) if array is not None]
+        flair, guide, target = augment(
+            tensor(slices.flair),
+            torch.cat(guides, dim=1),
+            tensor(slices.target),
+            self.settings.crop,
+            generator,
+            self.augmentation,
+        )
+        given = {"flair": flair, "atlas": guide[:, :1]}
+        if slices.t1 is not None:
+            given["t1"] = vary_intensity(guide[:, 1:], generator, self.augmentation)
+        return {name: given[name] for name in inputs_of(self.model)}, target
+
+    def _loss(self, given: Mapping[str, Tensor], target: Tensor, weights: Tensor) -> Tensor:
         wanted = working_precision(self.device)
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             wanted = torch.bfloat16
         reduced = wanted != torch.float32 and self.settings.precision == "auto"
         with torch.autocast(self.device.type, wanted, enabled=reduced):
             logits = self.model(
-                flair.contiguous(memory_format=torch.channels_last),
-                atlas.contiguous(memory_format=torch.channels_last),
+                **{
+                    name: tensor.contiguous(memory_format=torch.channels_last)
+                    for name, tensor in given.items()
+                }
             )
         loss = tversky_loss(logits, target, false_negative_weight=weights)
         if self.settings.loss == "tversky+ce":

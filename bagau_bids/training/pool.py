@@ -39,11 +39,14 @@ class Shard:
         White-matter probability, float in [0, 1] or uint8 in [0, 255].
     target : (N, H, W) uint8 array
         0 background, 1 WMH, 2 not to be judged.
+    t1 : (N, H, W) array or None
+        Float: z-scored T1w, where a network asks for it; never on disk.
     """
 
     flair: NDArray
     atlas: NDArray
     target: NDArray[np.uint8]
+    t1: NDArray | None = None
 
 
 class SlicePool:
@@ -63,17 +66,15 @@ class SlicePool:
         """Count the slices."""
         return int(self._first[-1])
 
-    def read(
-        self, numbers: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+    def read(self, numbers: Sequence[int] | NDArray[np.int64]) -> Shard:
         """Slices by their running numbers.
 
         Returns
         -------
-        flair, atlas : (len(numbers), H, W) float32 arrays
-        target : (len(numbers), H, W) uint8 array
+        Shard
+            Of ``len(numbers)`` slices; all but the target float32, the atlas in [0, 1].
         """
-        flair, atlas, target = [], [], []
+        flair, atlas, target, t1 = [], [], [], []
         for number in numbers:
             shard_number = int(np.searchsorted(self._first, number, side="right")) - 1
             shard = self.shards[shard_number]
@@ -82,7 +83,10 @@ class SlicePool:
             scale = 255.0 if shard.atlas.dtype == np.uint8 else 1.0
             atlas.append(np.asarray(shard.atlas[row], dtype=np.float32) / np.float32(scale))
             target.append(np.asarray(shard.target[row], dtype=np.uint8))
-        return np.stack(flair), np.stack(atlas), np.stack(target)
+            if shard.t1 is not None:
+                t1.append(np.asarray(shard.t1[row], dtype=np.float32))
+        with_t1 = np.stack(t1) if len(t1) == len(flair) else None
+        return Shard(np.stack(flair), np.stack(atlas), np.stack(target), with_t1)
 
 
 def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
@@ -107,6 +111,7 @@ def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
         flair=inputs.flair[kept, window, window],
         atlas=inputs.atlas[kept, window, window],
         target=target[kept, window, window],
+        t1=None if inputs.t1 is None else inputs.t1[kept, window, window],
     )
 
 
@@ -156,12 +161,20 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
 
 
 def join_shards(shards: Sequence[Shard]) -> Shard:
-    """One shard with the slices of several, in their order."""
+    """One shard with the slices of several, in their order; with T1w where all have it."""
+    t1 = [shard.t1 for shard in shards if shard.t1 is not None]
     return Shard(
         flair=np.concatenate([shard.flair for shard in shards]),
         atlas=np.concatenate([shard.atlas for shard in shards]),
         target=np.concatenate([shard.target for shard in shards]),
+        t1=np.concatenate(t1) if len(t1) == len(shards) else None,
     )
+
+
+def take_slices(shard: Shard, numbers: NDArray[np.int64]) -> Shard:
+    """Take slices out of a shard, in the order of their numbers."""
+    t1 = None if shard.t1 is None else shard.t1[numbers]
+    return Shard(shard.flair[numbers], shard.atlas[numbers], shard.target[numbers], t1)
 
 
 def has_shard(folder: Path, name: str) -> bool:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 ARCHITECTURES = ("bagau_net", "unet")
 WIDTHS = {"full": (64, 96, 128, 256, 512), "small": (16, 24, 32, 64, 128)}
-ABLATIONS = ("mam", "afm", "atlas")
+ABLATIONS = ("mam", "afm")  # of BAGAU-Net
+INPUTS = ("flair", "t1", "atlas")  # of the U-Net; BAGAU-Net has FLAIR and atlas
 LOSSES = ("tversky", "tversky+ce")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine")
@@ -18,6 +19,7 @@ class TrainingSettings:
     architecture: str = "bagau_net"
     width: str = "full"
     ablations: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("flair", "atlas")
     loss: str = "tversky"
     false_negative_weight: float = 0.7
     synthetic_false_negative_weight: float | None = None  # None: the same as for real slices

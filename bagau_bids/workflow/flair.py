@@ -19,6 +19,7 @@ from bagau_bids.workflow.interfaces import (
     Measure,
     Registration,
     Segmentation,
+    T1w,
     TemplateCopies,
 )
 from bagau_bids.workflow.outputs import TEMPLATE_FILES, Prepare, PutOut
@@ -31,6 +32,7 @@ STEPS = (
     "brain_mask",
     "bias_field",
     "registration",
+    "t1w",
     "segmentation",
     "measure",
     "template_copies",
@@ -45,13 +47,14 @@ MEMORY_GB = {
     "brain_mask": 0.8,
     "bias_field": 0.8,
     "registration": 1.5,
+    "t1w": 1.5,
     "segmentation": 2.5,
     "measure": 1.2,
     "template_copies": 1.8,
     "prepare": 1.2,
     "put_out": 0.3,
 }
-THREADED_STEPS = ("brain_mask", "bias_field", "registration", "segmentation")
+THREADED_STEPS = ("brain_mask", "bias_field", "registration", "t1w", "segmentation")
 
 PREPROCESSED = (
     "brain_mask",
@@ -105,6 +108,10 @@ class Materials:
         Brain mask of this FLAIR from elsewhere, if there is one.
     brain_mask_uri
         Its BIDS URI.
+    t1w
+        T1w of the same session, where the network asks for one.
+    t1w_note
+        What to tell about how it was chosen.
     """
 
     template: "Template"
@@ -113,6 +120,8 @@ class Materials:
     brain_network: str = ""
     brain_mask: Path | None = None
     brain_mask_uri: str = ""
+    t1w: Path | None = None
+    t1w_note: str = ""
 
 
 def workflow_name(stem: str) -> str:
@@ -122,9 +131,8 @@ def workflow_name(stem: str) -> str:
 
 def scan_steps(processing: Processing) -> tuple[str, ...]:
     """Names of the steps of one scan, in order."""
-    return tuple(
-        step for step in STEPS if step != "template_copies" or wants_template_space(processing)
-    )
+    optional = {"template_copies": wants_template_space, "t1w": wants_t1w}
+    return tuple(step for step in STEPS if step not in optional or optional[step](processing))
 
 
 def result_options(processing: Processing) -> dict[str, Any]:
@@ -133,6 +141,13 @@ def result_options(processing: Processing) -> dict[str, Any]:
     if processing.weights:
         options["model"] = ", ".join(path.stem for path in processing.weights)
     return options
+
+
+def wants_t1w(processing: Processing) -> bool:
+    """Tell whether a network of the user's asks for a T1w; those that ship ask for none."""
+    from bagau_bids.network.weights import inputs_of_card, read_card
+
+    return any("t1" in inputs_of_card(read_card(path)) for path in processing.weights)
 
 
 def wants_template_space(processing: Processing) -> bool:
@@ -180,18 +195,11 @@ def init_flair_wf(
     segmentation = init_segmentation_wf(
         weights=materials.weights, processing=processing, resources=resources
     )
-    workflow.connect(
-        [
-            (
-                preprocessing,
-                segmentation,
-                [
-                    (f"outputnode.{name}", f"inputnode.{name}")
-                    for name in ("corrected", "brain_mask", "wm_probseg")
-                ],
-            )
-        ]
-    )
+    needed = ["corrected", "brain_mask", "wm_probseg"]
+    if materials.t1w is not None:
+        needed.append("t1w")
+    pairs = [(f"outputnode.{name}", f"inputnode.{name}") for name in needed]
+    workflow.connect([(preprocessing, segmentation, pairs)])
     derivatives = init_derivatives_wf(
         source={
             "source_file": scan.path,
@@ -203,7 +211,11 @@ def init_flair_wf(
         processing=processing,
         resources=resources,
     )
-    for results, names in ((preprocessing, PREPROCESSED), (segmentation, SEGMENTED)):
+    with_t1w = ("t1w_record",) if materials.t1w is not None else ()
+    for results, names in (
+        (preprocessing, (*PREPROCESSED, *with_t1w)),
+        (segmentation, SEGMENTED),
+    ):
         pairs = [(f"outputnode.{name}", f"inputnode.{name}") for name in names]
         workflow.connect([(results, derivatives, pairs)])
     return workflow
@@ -212,7 +224,7 @@ def init_flair_wf(
 def init_preprocessing_wf(
     *, in_file: Path, materials: Materials, processing: Processing, resources: Resources
 ) -> pe.Workflow:
-    """Build what comes before the network: conform, brain mask, bias field, registration.
+    """Build what comes before the network: conform, brain mask, bias field, registrations.
 
     Parameters
     ----------
@@ -227,11 +239,14 @@ def init_preprocessing_wf(
         Brain mask, bias-corrected FLAIR and the template's white matter, on the conformed grid.
     template_to_flair_xfm, flair_to_template_xfm
         ITK transforms, named after the images they resample.
-    conform_record, brain_mask_record, bias_field_record, registration_record
+    t1w
+        T1w on the conformed grid, where `materials` has one.
+    conform_record, brain_mask_record, bias_field_record, registration_record, t1w_record
         Records of the steps.
     """
     workflow = pe.Workflow("preprocessing")
-    outputnode = pe.Node(IdentityInterface(fields=list(PREPROCESSED)), "outputnode")
+    fields = [*PREPROCESSED, "t1w", "t1w_record"]
+    outputnode = pe.Node(IdentityInterface(fields=fields), "outputnode")
 
     conform = _node("conform", Conform(in_file=in_file), resources)
     workflow.connect(conform, "record", outputnode, "conform_record")
@@ -259,6 +274,17 @@ def init_preprocessing_wf(
     workflow.connect(registration, "record", outputnode, "registration_record")
     for name in ("wm_probseg", "template_to_flair_xfm", "flair_to_template_xfm"):
         workflow.connect(registration, name, outputnode, name)
+
+    if materials.t1w is not None:
+        t1w = _node(
+            "t1w",
+            T1w(in_file=materials.t1w, note=materials.t1w_note, seed=processing.random_seed),
+            resources,
+        )
+        workflow.connect(conform, "flair", t1w, "flair")
+        workflow.connect(brain_mask, "brain_mask", t1w, "brain_mask")
+        workflow.connect(t1w, "t1w", outputnode, "t1w")
+        workflow.connect(t1w, "record", outputnode, "t1w_record")
     return workflow
 
 
@@ -276,8 +302,8 @@ def init_segmentation_wf(
 
     Inputs
     ------
-    corrected, brain_mask, wm_probseg
-        As `init_preprocessing_wf` puts them out.
+    corrected, brain_mask, wm_probseg, t1w
+        As `init_preprocessing_wf` puts them out; the last only where a network asks for it.
 
     Outputs
     -------
@@ -290,7 +316,7 @@ def init_segmentation_wf(
     """
     workflow = pe.Workflow("segmentation")
     inputs = ("corrected", "brain_mask", "wm_probseg")
-    inputnode = pe.Node(IdentityInterface(fields=list(inputs)), "inputnode")
+    inputnode = pe.Node(IdentityInterface(fields=[*inputs, "t1w"]), "inputnode")
     outputnode = pe.Node(IdentityInterface(fields=list(SEGMENTED)), "outputnode")
 
     segmentation = _node(
@@ -304,7 +330,7 @@ def init_segmentation_wf(
         ),
         resources,
     )
-    workflow.connect([(inputnode, segmentation, [(name, name) for name in inputs])])
+    workflow.connect([(inputnode, segmentation, [(name, name) for name in (*inputs, "t1w")])])
     workflow.connect(segmentation, "probability", outputnode, "probability")
     workflow.connect(segmentation, "record", outputnode, "segmentation_record")
 
@@ -347,7 +373,7 @@ def init_derivatives_wf(
     All outputs of `init_preprocessing_wf` and `init_segmentation_wf`.
     """
     workflow = pe.Workflow("derivatives")
-    inputs = (*PREPROCESSED, *SEGMENTED)
+    inputs = (*PREPROCESSED, *SEGMENTED, "t1w_record")
     inputnode = pe.Node(IdentityInterface(fields=list(inputs)), "inputnode")
 
     prepare = _node(

@@ -33,10 +33,10 @@ from threadpoolctl import threadpool_limits
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_json, write_table
 from bagau_bids.errors import BagauError, InputImageError, ProcessingError
+from bagau_bids.spaces import same_grid
 
 FAILURE_FILE = "failure.json"
 RECORD_FILE = "record.json"
-SAME_GRID_MM = 0.01  # affines that place every corner this close are one grid
 NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -267,12 +267,54 @@ class Registration(Step):
         return {**result.quality, "seed": self.inputs.seed, "threads": self.inputs.num_threads}
 
 
+class T1wInputSpec(StepInputSpec):
+    """Inputs of `T1w`."""
+
+    in_file = File(exists=True, mandatory=True, desc="T1w as it is in the data set")
+    flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
+    brain_mask = File(exists=True, mandatory=True)
+    note = traits.Str(usedefault=True, desc="how the T1w was chosen, if there were several")
+    seed = traits.Int(0, usedefault=True, desc="of elastix's sampler")
+
+
+class T1wOutputSpec(StepOutputSpec):
+    """Outputs of `T1w`."""
+
+    t1w = File(exists=True, desc="T1w on the conformed grid, bias corrected, float32")
+
+
+class T1w(Step):
+    """Bring the T1w onto the FLAIR's grid; see `bagau_bids.preprocessing.t1w`."""
+
+    input_spec = T1wInputSpec
+    output_spec = T1wOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.preprocessing.t1w import t1w_on_flair
+
+        flair, affine = load_image(self.inputs.flair)
+        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        result = t1w_on_flair(
+            Path(self.inputs.in_file),
+            flair,
+            affine,
+            mask,
+            seed=self.inputs.seed,
+            threads=self.inputs.num_threads,
+        )
+        self._save("t1w", folder, result.data, affine, np.float32)
+        quality = result.quality
+        notes = [note for note in (self.inputs.note, *quality["notes"]) if note]
+        return {**quality, "notes": notes, "file": Path(self.inputs.in_file).name}
+
+
 class SegmentationInputSpec(StepInputSpec):
     """Inputs of `Segmentation`."""
 
     corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
     brain_mask = File(exists=True, mandatory=True)
     wm_probseg = File(exists=True, mandatory=True, desc="template's white matter on the FLAIR")
+    t1w = File(exists=True, desc="T1w on the conformed grid, for networks that ask for it")
     weights = InputMultiObject(
         File(exists=True), mandatory=True, desc="safetensors files; their mean is taken"
     )
@@ -295,7 +337,8 @@ class Segmentation(Step):
     output_spec = SegmentationOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.network.inference import segment
+        from bagau_bids.network.inference import segment, segment_input
+        from bagau_bids.network.slices import add_t1, network_input
         from bagau_bids.network.weights import load_weights
 
         set_torch_threads(self.inputs.num_threads)
@@ -304,16 +347,17 @@ class Segmentation(Step):
         wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
         paths = [Path(path) for path in self.inputs.weights]
         models, cards = zip(*(load_weights(path) for path in paths), strict=True)
-        result = segment(
-            models,
-            flair,
-            affine,
-            mask,
-            wm_probseg,
-            device=self.inputs.device,
-            batch_size=self.inputs.batch_size,
-            tta=self.inputs.tta,
-        )
+        running = {
+            "device": self.inputs.device,
+            "batch_size": self.inputs.batch_size,
+            "tta": self.inputs.tta,
+        }
+        if isdefined(self.inputs.t1w):
+            t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
+            inputs = add_t1(network_input(flair, affine, mask, wm_probseg), t1, mask)
+            result = segment_input(models, inputs, mask, **running)
+        else:
+            result = segment(models, flair, affine, mask, wm_probseg, **running)
         self._save("probability", folder, result.probability, affine, np.float32)
         return {
             "notes": result.notes,
@@ -533,18 +577,6 @@ def mask_from_file(
         "description": "Brain mask taken from another derivative data set.",
     }
     return found.data > 0, record
-
-
-def same_grid(
-    shape: tuple[int, ...], affine: NDArray, other_shape: tuple[int, ...], other_affine: NDArray
-) -> bool:
-    """Tell whether two grids have the same voxels in the same places, within 0.01 mm."""
-    if tuple(shape) != tuple(other_shape):
-        return False
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape]), -1).reshape(-1, len(shape))
-    difference = np.asarray(affine) - np.asarray(other_affine)
-    shift = corners @ difference[:3, :3].T + difference[:3, 3]
-    return bool(np.abs(shift).max() <= SAME_GRID_MM)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

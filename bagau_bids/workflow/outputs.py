@@ -85,6 +85,7 @@ class PrepareInputSpec(StepInputSpec):
     registration_record = File(exists=True, mandatory=True)
     segmentation_record = File(exists=True, mandatory=True)
     measure_record = File(exists=True, mandatory=True)
+    t1w_record = File(exists=True)
 
 
 class PrepareOutputSpec(StepOutputSpec):
@@ -136,6 +137,8 @@ class Prepare(Step):
             "segmentation": inputs.segmentation_record,
             "measure": inputs.measure_record,
         }
+        if isdefined(inputs.t1w_record):
+            records["t1w"] = inputs.t1w_record
         return {name: read_record(path) for name, path in records.items()}
 
     def _write_images(self, tree: Path) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import bids_uri, derivative_path, find_brain_mask, write_json
 from bagau_bids.bids.description import derivative_links, write_dataset_files
-from bagau_bids.bids.scans import Scan
+from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError
 
@@ -201,9 +201,10 @@ def _build(config: Config, scan: Scan, template: "Template") -> "pe.Workflow":
 
 def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
     from bagau_bids.network.weights import find_weights, read_card
-    from bagau_bids.workflow.flair import Materials
+    from bagau_bids.workflow.flair import Materials, wants_t1w
 
     processing = config.processing
+    t1w, t1w_note = find_t1w(scan) if wants_t1w(processing) else (None, "")
     dataset = TEMPLATE_DATASETS[template.name]
     others = derivative_links(processing.derivatives)
     mask = find_brain_mask(others, scan.entities)
@@ -221,6 +222,8 @@ def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
         brain_network=read_card(find_weights("brain"))["sha256"],
         brain_mask=mask,
         brain_mask_uri=_uri_in(others, mask) if mask else "",
+        t1w=t1w,
+        t1w_note=t1w_note,
     )
 
 

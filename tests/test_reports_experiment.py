@@ -110,14 +110,14 @@ def test_markdown_reads_as_a_table_with_its_caveats(folder):
     lines = (folder / "table.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("| Net ")]
     assert rows[0].split(" | ")[:5] == ["| Net", "2", "2 of 2", "65.0 ± 14.1", "81.39"]
-    assert "| Net, ensemble of 2 [2] | 2 | 2 of 2 | 75.0 ± 14.1 | n/a |" in "\n".join(lines)
-    assert "| Rater [4] | 0 | 0 of 2 | n/a | n/a |" in "\n".join(lines)
+    assert "| Net, ensemble of 2 [1] | 2 | 2 of 2 | 75.0 ± 14.1 | n/a |" in "\n".join(lines)
+    assert "| Rater [3] | 0 | 0 of 2 | n/a | n/a |" in "\n".join(lines)
     text = "\n".join(lines)
     for told in (
         "- Small.",
         "Changed on the command line: recipe.steps=3.",
-        "batch_size 8 (paper 32)",
-        "d: D, 4 scans of 3 people",
+        "steps 3 (paper 200 epochs), batch_size 8 (paper 32)",
+        "d: D, 4 scans of 3 subjects",
         "sub-9 is in no row: no mask",
         "cut/fold-1: z-score 2.1, chosen on its training scans",
         "- cut/fold-2: it <broke>",

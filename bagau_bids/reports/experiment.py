@@ -176,8 +176,9 @@ def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
     cells = [str(row["cases"]), f"{row['folds']} of {row['folds_planned']}"]
     for name in HEADINGS:
         mean, sd = row[name], row[f"{name}_sd"]
-        spread = "" if pd.isna(sd) else f" ± {sd:.1f}"
-        cells.append("n/a" if pd.isna(mean) else f"{mean:.1f}{spread}")
+        digits = 1 if pd.isna(mean) or mean < 1000 else 0
+        spread = "" if pd.isna(sd) else f" ± {sd:.{digits}f}"
+        cells.append("n/a" if pd.isna(mean) else f"{mean:.{digits}f}{spread}")
         if name != "h95":
             printed = row[f"{name}_paper"]
             cells.append("n/a" if pd.isna(printed) else f"{printed:.2f}")
@@ -191,13 +192,12 @@ def _remarks(plan: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]) -> 
     if plan["changes"]:
         remarks.append(f"Changed on the command line: {', '.join(plan['changes'])}.")
     if plan["recipe"]:
-        told = ", ".join(
-            f"{k} {v} (paper {plan['paper_recipe'][k]})" for k, v in plan["recipe"].items()
-        )
+        paper = plan["paper_recipe"]
+        told = ", ".join(_difference(key, value, paper) for key, value in plan["recipe"].items())
         remarks.append(f"The recipe differs from the paper's: {told}.")
     sets = "; ".join(
         f"{one['name']}: {one['description'].get('Name', 'unnamed')}, {one['scans']} scans of "
-        f"{one['people']} people"
+        f"{one['people']} subjects"
         for one in plan["data"]
     )
     remarks.append(f"Data: {sets}. Nobody is in two parts of a fold.")
@@ -214,6 +214,11 @@ def _remarks(plan: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]) -> 
                 f"{name}: z-score {result['z_score_threshold']:g}, chosen on its training scans."
             )
     return remarks
+
+
+def _difference(key: str, value: Any, paper: Mapping[str, Any]) -> str:
+    printed = f"{paper['epochs']} epochs" if key == "steps" else f"{paper[key]}"
+    return f"{key} {value} (paper {printed})"
 
 
 def _costs(plan: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -271,8 +276,14 @@ COST_HEADINGS = {
 }
 COST_NOTE = (
     "Steps and seconds on the left were measured (median over the trainings). On the right: the "
-    "paper's epochs, batch and plane on the same scans and machine, its seconds a step scaled by "
-    "the number of pixels in a step; an estimate, not a measurement."
+    "paper's epochs, batch and plane on the same scans and machine, with networks of the width "
+    "trained here, seconds a step scaled by the number of pixels in it; an estimate, not a "
+    "measurement."
+)
+TABLE_NOTE = (
+    "Mean ± standard deviation over the test scans, percent as in the paper, which has no H95. F1 "
+    "is that of the challenge's script, which exceeds 100 where lesions of the result cover "
+    "several of the reference."
 )
 
 
@@ -292,12 +303,12 @@ def _machines(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _markdown(page: Mapping[str, Any]) -> str:
     lines = [f"# {page['title']}", "", f"Printed figures: {page['source']}", ""]
-    lines += _markdown_table(
-        page["headings"],
-        [[row["label"] + _mark(n, row), *row["cells"]] for n, row in enumerate(page["rows"], 1)],
-    )
-    lines += ["", "Mean ± standard deviation over the test scans; H95 is not in the paper.", ""]
-    lines += [f"[{n}] {row['note']}  " for n, row in enumerate(page["rows"], 1) if row["note"]]
+    told = dict.fromkeys(row["note"] for row in page["rows"] if row["note"])
+    notes = {note: number for number, note in enumerate(told, 1)}
+    rows = [[row["label"] + _mark(row, notes), *row["cells"]] for row in page["rows"]]
+    lines += _markdown_table(page["headings"], rows)
+    lines += ["", TABLE_NOTE, ""]
+    lines += [f"[{number}] {note}  " for note, number in notes.items()]
     lines += ["", "## To bear in mind", "", *(f"- {remark}" for remark in page["remarks"]), ""]
     if page["unfinished"]:
         lines += ["## Not done", ""]
@@ -311,8 +322,8 @@ def _markdown(page: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _mark(number: int, row: Mapping[str, Any]) -> str:
-    return f" [{number}]" if row["note"] else ""
+def _mark(row: Mapping[str, Any], notes: Mapping[str, int]) -> str:
+    return f" [{notes[row['note']]}]" if row["note"] else ""
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -330,5 +341,6 @@ def _html(page: Mapping[str, Any]) -> str:
         **page,
         cost_headings=COST_HEADINGS,
         cost_note=COST_NOTE,
+        table_note=TABLE_NOTE,
         style=folder.joinpath("report.css").read_text("utf-8"),
     )

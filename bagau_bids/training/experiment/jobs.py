@@ -214,8 +214,8 @@ def _present(
     there = tuple(one for one in wanted if one in scans)
     if not there:
         raise ProcessingError(
-            f"none of the {len(wanted)} {part} scans could be preprocessed; expected at least "
-            "one, see the reasons in the log"
+            f"none of the {len(wanted)} {part} scans could be preprocessed; expected one at "
+            "least, see the reasons in the log"
         )
     return there
 

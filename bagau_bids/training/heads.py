@@ -240,17 +240,9 @@ def load_training_heads(folder: Path) -> list[TrainingHead]:
 
 
 def pool_settings() -> SynthesisSettings:
-    """Return settings for training slices.
-
-    The bias field is as small as correction leaves it. Labels reach as far as a rater sees a
-    lesion: the image's blur makes its edge visible a little outside of where it ends.
-    """
+    """Return settings for training slices: a bias field as small as correction leaves it."""
     base = SynthesisSettings()
-    return replace(
-        base,
-        acquisition=replace(base.acquisition, bias_amplitude=(0.0, 0.12)),
-        visible_blur_mm=1.0,
-    )
+    return replace(base, acquisition=replace(base.acquisition, bias_amplitude=(0.0, 0.12)))
 
 
 def synthetic_shards(

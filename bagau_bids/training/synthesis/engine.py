@@ -42,8 +42,6 @@ from bagau_bids.training.synthesis.lesions import (
     paint_lesions,
 )
 
-_VISIBLE = 0.3  # share of its contrast from which a rater sees a lesion's blurred edge
-
 
 @dataclass(frozen=True)
 class FieldOfViewSettings:
@@ -78,7 +76,6 @@ class SynthesisSettings:
     acquisition: AcquisitionSettings = AcquisitionSettings()
     atlas: AtlasSettings = AtlasSettings()
     label_fraction: float = 0.4  # of a voxel that must be lesion to be labelled
-    visible_blur_mm: float = 0.0  # standard deviation of a blur that lets lesions look larger
 
 
 @dataclass(frozen=True)
@@ -188,11 +185,7 @@ def synthesise(
 
     in_brain = head.brain.to(draw.device).flatten()[index] & inside
     brain = average_slabs(in_brain.float(), grid) > 0.5
-    visible = lesion_mask.float()
-    if settings.visible_blur_mm:
-        soft = blur(visible, tuple(settings.visible_blur_mm / mm for mm in spacing))
-        visible = (lesion_mask | (soft > _VISIBLE)).float()
-    wmh = average_slabs(visible, grid) > settings.label_fraction
+    wmh = average_slabs(lesion_mask.float(), grid) > settings.label_fraction
     if draw.chance(settings.acquisition.stripped_probability):
         image = image * _stripping_mask(brain, draw, grid)
     atlas = _carry_atlas(draw, settings.atlas, head, coordinates, grid)

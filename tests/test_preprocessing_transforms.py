@@ -11,11 +11,13 @@ from bagau_bids.preprocessing.transforms import (
     from_elastix,
     inverse_field,
     jacobian_determinant,
+    lattice_field,
     read_itk_forward,
     sample,
     write_itk_forward,
     write_itk_inverse,
 )
+from bagau_bids.spaces import resample
 
 LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -205,3 +207,22 @@ def test_a_file_of_another_kind_of_transform_is_refused(transform, tmp_path):
     write_itk_inverse(transform, (5, 5, 5), np.eye(4), path)
     with pytest.raises(ProcessingError, match=r"inverse\.h5: .*DisplacementFieldTransform"):
         read_itk_forward(path)
+
+
+def test_lattice_gives_the_points_back_between_its_nodes(transform, oriented_image):
+    shape, affine = oriented_image.shape, oriented_image.affine
+    points, lattice = lattice_field(transform, shape, affine)
+    index = np.indices(shape).reshape(3, -1)
+    world = affine[:3, :3] @ index + affine[:3, 3:]
+    expected = transform.map_points(world).reshape(3, *shape)
+    found = np.stack([resample(axis, lattice, shape, affine, cval=None) for axis in points])
+    assert np.abs(found - expected).max() < 0.3
+    assert points.dtype == np.float32
+
+
+def test_lattice_of_a_grid_of_one_slice(transform):
+    points, lattice = lattice_field(transform, (9, 8, 1), np.diag([3.0, 3.0, 6.0, 1.0]))
+    assert points.shape[-1] == 1
+    expected = transform.map_points(np.array([[24.0], [21.0], [0.0]]))
+    np.testing.assert_allclose(points[:, -1, -1, 0], expected[:, 0], atol=1e-4)
+    np.testing.assert_allclose(lattice[:3, 2], [0, 0, 6])

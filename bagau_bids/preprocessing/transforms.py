@@ -155,6 +155,26 @@ def inverse_field(
     return _dense(transform.unmap_points, shape, affine, step_mm)
 
 
+def lattice_field(
+    transform: TemplateTransform, shape: Sequence[int], affine: Array, step_mm: float = 3.0
+) -> tuple[npt.NDArray[np.float32], Array]:
+    """Return the template points of a coarse lattice over a FLAIR grid, small enough to keep.
+
+    Returns
+    -------
+    points
+        (3, I, J, K) mm, RAS+: where each node of the lattice is mapped. The outermost nodes are
+        the centres of the outermost voxels; an axis of one voxel has one node.
+    affine
+        (4, 4), node index to the FLAIR's world, mm, RAS+. `bagau_bids.spaces.resample` reads the
+        points off at any place between.
+    """
+    nodes = _lattice_axes(shape, affine, step_mm)
+    values = transform.map_points(_apply(affine, np.stack(np.meshgrid(*nodes, indexing="ij"))))
+    steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in nodes]
+    return values.astype(np.float32), affine @ np.diag([*steps, 1.0])
+
+
 def sample(
     data: npt.NDArray[Any],
     affine: Array,
@@ -200,17 +220,21 @@ def _dense(
     mapping: Any, shape: Sequence[int], affine: Array, step_mm: float
 ) -> npt.NDArray[np.float32]:
     """Evaluate a point mapping on a coarse lattice of a grid and interpolate it linearly."""
-    spacing = voxel_sizes(affine)
-    sizes = [
-        max(2, int(np.ceil((n - 1) * s / step_mm)) + 1) if n > 1 else 1
-        for n, s in zip(shape, spacing, strict=True)
-    ]
-    axes = [np.linspace(0, n - 1, size) for n, size in zip(shape, sizes, strict=True)]
+    axes = _lattice_axes(shape, affine, step_mm)
     lattice = np.stack(np.meshgrid(*axes, indexing="ij"))
     values = mapping(_apply(affine, lattice)).astype(np.float32)
     for axis, (nodes, n) in enumerate(zip(axes, shape, strict=True), start=1):
         values = _interpolate_axis(values, nodes, n, axis)
     return values
+
+
+def _lattice_axes(shape: Sequence[int], affine: Array, step_mm: float) -> list[Array]:
+    """Return the voxel indices of a lattice's nodes along each axis, from 0 to n - 1."""
+    sizes = [
+        max(2, int(np.ceil((n - 1) * s / step_mm)) + 1) if n > 1 else 1
+        for n, s in zip(shape, voxel_sizes(affine), strict=True)
+    ]
+    return [np.linspace(0, n - 1, size) for n, size in zip(shape, sizes, strict=True)]
 
 
 def _interpolate_axis(

@@ -15,6 +15,7 @@ TEMPLATES = ("MNI152NLin2009cSym", "ICBM152NLin2009aSym")
 MODELS = ("full", "small")
 REGISTRATIONS = ("robust", "paper")
 SKULL_STRIPS = ("auto", "skip")
+PERIVENTRICULAR_RULES = ("10mm", "3mm")
 ANALYSIS_LEVELS = ("participant", "group")
 MAX_OMP_NTHREADS = 8
 
@@ -62,6 +63,7 @@ class Processing:
     tta: bool = False
     threshold: float = 0.5
     min_lesion_size_mm3: float = 0.0
+    periventricular_rule: str = "10mm"
     random_seed: int = 0
     sloppy: bool = False
 

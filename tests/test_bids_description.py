@@ -13,7 +13,14 @@ from bagau_bids.bids.description import (
     write_citation,
     write_dataset_files,
 )
-from bagau_bids.config import MODELS, REGISTRATIONS, SKULL_STRIPS, TEMPLATES, Processing
+from bagau_bids.config import (
+    MODELS,
+    PERIVENTRICULAR_RULES,
+    REGISTRATIONS,
+    SKULL_STRIPS,
+    TEMPLATES,
+    Processing,
+)
 from bagau_bids.errors import UsageError
 
 
@@ -134,6 +141,8 @@ def all_processing():
     for model in MODELS:
         yield Processing(model=model)
     yield Processing(weights=(Path("/x/own.safetensors"),), min_lesion_size_mm3=5, threshold=0.3)
+    for rule in PERIVENTRICULAR_RULES:
+        yield Processing(periventricular_rule=rule)
     yield Processing(derivatives=(Path("/masks"),))
 
 

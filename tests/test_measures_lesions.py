@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bagau_bids.measures import lesions
+from bagau_bids.measures import lesions, regions
+from bagau_bids.measures.regions import SIDES
 
 AFFINE = np.array([[0.9, 0, 0, -80.0], [0, 1.1, 0, -100], [0, 0, 3.0, -40], [0, 0, 0, 1]])
 
@@ -108,6 +109,50 @@ def test_volume_table_of_three_lesions():
     assert row.fraction_of_brain == pytest.approx(0.012)
 
 
+def two_regions(shape):
+    """Left half periventricular, the right one deep."""
+    numbers = np.full(shape, regions.region_number("periventricular", "left"))
+    numbers[5:] = regions.region_number("deep", "right")
+    return numbers
+
+
+def test_rows_of_regions_hold_their_voxels_and_whole_lesions():
+    mask = np.zeros((10, 10, 10), bool)
+    mask[1:3, 1:3, 1:3] = True  # 8 voxels on the left
+    mask[4:8, 6, 6] = True  # 4 voxels, 3 of them on the right
+    table = lesions.volume_table(mask, AFFINE, np.ones_like(mask), two_regions(mask.shape))
+    rows = table.set_index("region")
+    assert rows.index[0] == "all"
+    assert rows.index.is_unique
+    assert rows.volume_voxels["all"] == 12
+    expected = {"periventricular": (9, 1, 8), "deep": (3, 1, 4), "left": (9, 1, 8)}
+    expected |= {"right-deep": (3, 1, 4), "left-periventricular": (9, 1, 8)}
+    for name, (voxels, count, largest) in expected.items():
+        assert (rows.volume_voxels[name], rows.n_lesions[name]) == (voxels, count)
+        assert rows.max_lesion_mm3[name] == pytest.approx(largest * 0.9 * 1.1 * 3)
+    assert rows.fraction_of_wmh["deep"] == pytest.approx(0.25)
+    for name in ("infratentorial", "left-deep", "right-juxtacortical"):
+        assert (rows.volume_voxels[name], rows.n_lesions[name]) == (0, 0)
+        assert rows.mean_lesion_mm3[name] is pd.NA
+    assert "juxtaventricular" not in rows.index
+
+
+@pytest.mark.parametrize("rule", ["10mm", "3mm"])
+def test_regions_and_sides_add_up(rule):
+    rng = np.random.default_rng(2)
+    mask = random_mask(2)
+    named = [regions.region_number(r, s) for r in regions.regions_of_rule(rule) for s in SIDES]
+    numbers = rng.choice(named, mask.shape)
+    rows = lesions.volume_table(mask, AFFINE, np.ones_like(mask), numbers, rule)
+    rows = rows.set_index("region")[["volume_voxels", "n_lesions"]]
+    names = list(regions.regions_of_rule(rule))
+    assert rows.loc[names].sum().tolist() == rows.loc["all"].tolist()
+    assert rows.loc[list(SIDES)].sum().tolist() == rows.loc["all"].tolist()
+    for side in SIDES:
+        both = rows.loc[[f"{side}-{name}" for name in names]].sum()
+        assert both.tolist() == rows.loc[side].tolist()
+
+
 def test_no_lesion_gives_zeros_and_missing_sizes_not_nan():
     empty = np.zeros((4, 4, 4), bool)
     table = lesions.volume_table(empty, AFFINE, np.ones_like(empty))
@@ -121,7 +166,11 @@ def test_no_lesion_gives_zeros_and_missing_sizes_not_nan():
     assert values["mean_lesion_mm3"] == values["max_lesion_mm3"] == "n/a"
     assert values["fraction_of_brain"] == "0.0"
     assert "nan" not in text.lower().replace("n/a", "")
+    assert values["fraction_of_wmh"] == "n/a"
     assert lesions.volume_table(empty, AFFINE, empty).fraction_of_brain[0] is pd.NA
+    nothing = lesions.volume_table(empty, AFFINE, ~empty, np.ones(empty.shape, int))
+    assert len(nothing) == 15
+    assert set(nothing.volume_voxels) == set(nothing.n_lesions) == {0}
     assert lesions.lesion_table(empty.astype(int), AFFINE, empty, empty, empty).empty
 
 
@@ -162,6 +211,71 @@ def test_lesion_table_does_not_depend_on_storage(code):
     assert list(table["index"]) == list(range(1, len(table) + 1))
 
 
+@pytest.mark.parametrize("code", ["RAS", "LAS", "LPS", "SRA", "oblique"])
+def test_places_of_lesions_do_not_depend_on_storage(code):
+    mask = random_mask(6, share=0.03)
+    affine = oblique(AFFINE) if code == "oblique" else AFFINE
+    to_template = oblique(np.diag([1.1, 0.9, 1.05, 1.0]), 11)
+    to_template[:3, 3] = 5, -8, 12
+    index = np.indices(mask.shape)
+    zones = np.where(index[0] < 4, 3, 6)  # left periventricular, right deep
+    distance = index[0] * 2.5 + 1
+    lattice = np.diag([4.0, 7, 6, 1])  # nodes at the outermost voxels
+    nodes = np.moveaxis(np.indices((3, 2, 2)), 0, -1)
+    points = nib.affines.apply_affine(to_template @ affine @ lattice, nodes)
+
+    def stored(data, grid):
+        image = nib.Nifti1Image(np.asarray(data, float), grid)
+        if code == "oblique":
+            return image
+        target = nib.orientations.axcodes2ornt(code)
+        change = nib.orientations.ornt_transform(nib.io_orientation(affine), target)
+        return image.as_reoriented(change)
+
+    image = stored(mask, affine)
+    labels = lesions.label_lesions(image.get_fdata())
+    brain = np.ones(labels.shape)
+    surroundings = lesions.Surroundings(
+        regions=stored(zones, affine).get_fdata().astype(int),
+        ventricle_distance_mm=stored(distance, affine).get_fdata(),
+        template_points=np.moveaxis(stored(points, affine @ lattice).get_fdata(), -1, 0),
+        points_affine=stored(points, affine @ lattice).affine,
+        white_matter=2.0,
+    )
+    table = lesions.lesion_table(labels, image.affine, brain, 3 * brain, brain, surroundings)
+    expected = []
+    for component in naive_components(mask):
+        where = tuple(np.transpose(component))
+        centre = nib.affines.apply_affine(to_template @ affine, np.mean(component, axis=0))
+        deep = (zones[where] == 6).mean() > 0.5
+        home = ("deep", "right") if deep else ("periventricular", "left")
+        expected.append((*np.round(centre, 4), distance[where].min(), 1.5, *home))
+    columns = ["template_x_mm", "template_y_mm", "template_z_mm", "ventricle_distance_mm"]
+    rounded = table[[*columns, "flair_to_wm", "region", "side"]].round(4)
+    found = rounded.itertuples(index=False, name=None)
+    for ours, theirs in zip(sorted(found), sorted(expected), strict=True):
+        assert ours[:5] == pytest.approx(theirs[:5], abs=2e-4)
+        assert ours[5:] == theirs[5:]
+
+
+def test_what_is_not_known_of_a_lesion_is_missing():
+    mask = random_mask(1)
+    labels = lesions.label_lesions(mask)
+    table = lesions.lesion_table(labels, AFFINE, mask, mask, mask)
+    unknown = ["region", "side", "template_x_mm", "ventricle_distance_mm", "flair_to_wm"]
+    assert table[unknown].isna().all(axis=None)
+    nowhere = lesions.Surroundings(
+        regions=np.ones(mask.shape, int),
+        ventricle_distance_mm=np.full(mask.shape, np.inf),
+        template_points=np.zeros((3, 2, 2, 2)),
+        points_affine=AFFINE,
+        white_matter=None,
+    )
+    table = lesions.lesion_table(labels, AFFINE, mask, mask, mask, nowhere)
+    assert table[["ventricle_distance_mm", "flair_to_wm"]].isna().all(axis=None)
+    assert set(table.region) == {"juxtaventricular"}
+
+
 def test_every_column_is_described_with_its_unit():
     mask = random_mask(1)
     tables = {
@@ -173,7 +287,7 @@ def test_every_column_is_described_with_its_unit():
         assert list(described) == list(table.columns)
         for column, entry in described.items():
             assert entry["Description"], column
-            assert "Units" in entry or column in ("region", "index", "name")
+            assert "Units" in entry or column in ("region", "side", "index", "name")
 
 
 def test_images_of_different_grids_are_refused():

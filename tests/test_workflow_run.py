@@ -30,10 +30,14 @@ GOLDEN = """
 {S}_desc-preproc_FLAIR.json
 {S}_desc-preproc_FLAIR.nii.gz
 {S}_desc-processing_record.json
+{S}_desc-quality_stat.json
+{S}_desc-quality_stat.tsv
 {S}_from-FLAIR_to-MNI152NLin2009cSym_mode-image_xfm.h5
 {S}_from-FLAIR_to-MNI152NLin2009cSym_mode-image_xfm.json
 {S}_from-MNI152NLin2009cSym_to-FLAIR_mode-image_xfm.h5
 {S}_from-MNI152NLin2009cSym_to-FLAIR_mode-image_xfm.json
+{S}_label-WMH_desc-fazekas_morph.json
+{S}_label-WMH_desc-fazekas_morph.tsv
 {S}_label-WMH_desc-volumes_morph.json
 {S}_label-WMH_desc-volumes_morph.tsv
 {S}_space-orig_atlas-MNI152NLin2009cSym_label-WM_probseg.json
@@ -44,9 +48,14 @@ GOLDEN = """
 {S}_space-orig_label-WMH_probseg.nii.gz
 {S}_space-orig_label-brain_mask.json
 {S}_space-orig_label-brain_mask.nii.gz
+{S}_space-orig_label-ventricles_mask.json
+{S}_space-orig_label-ventricles_mask.nii.gz
 {S}_space-orig_seg-WMHlesions_dseg.json
 {S}_space-orig_seg-WMHlesions_dseg.nii.gz
 {S}_space-orig_seg-WMHlesions_dseg.tsv
+{S}_space-orig_seg-WMHregions_dseg.json
+{S}_space-orig_seg-WMHregions_dseg.nii.gz
+{S}_space-orig_seg-WMHregions_dseg.tsv
 """
 GOLDEN_TEMPLATE = """
 {S}_space-MNI152NLin2009cSym_res-1_desc-preproc_FLAIR.json
@@ -171,7 +180,7 @@ def test_sidecars_say_where_each_file_comes_from(go, tmp_path):
     assert flair["SkullStripped"] is False
     links = json.loads((tmp_path / "out" / "dataset_description.json").read_text())["DatasetLinks"]
     for path in folder.glob("*.json"):
-        if "_record" in path.name or "_morph" in path.name:
+        if any(part in path.name for part in ("_record", "_morph", "_stat")):
             continue
         for uri in json.loads(path.read_text())["Sources"]:
             _, dataset, relative = uri.split(":", 2)
@@ -208,6 +217,27 @@ def test_lesions_and_volumes_agree(go, tmp_path):
     assert set(np.unique(labels)) == {0, *lesions["index"]}
 
 
+def test_regions_add_up_to_the_mask(go, tmp_path):
+    import pandas as pd
+
+    go("sub-01", periventricular_rule="3mm")
+    folder = tmp_path / "out" / "sub-01" / "anat"
+    table = pd.read_csv(folder / "sub-01_label-WMH_desc-volumes_morph.tsv", sep="\t")
+    lookup = pd.read_csv(folder / "sub-01_space-orig_seg-WMHregions_dseg.tsv", sep="\t")
+    image = nib.load(folder / "sub-01_space-orig_seg-WMHregions_dseg.nii.gz")
+    numbers = np.asarray(image.dataobj)
+    np.testing.assert_array_equal(numbers > 0, head() > 150)
+    rows = table.set_index("region")
+    for _, entry in lookup.iterrows():
+        assert rows.volume_voxels[entry["name"]] == (numbers == entry["index"]).sum()
+    assert lookup["name"].str.contains("juxtaventricular").sum() == 2
+    sidecar = json.loads((folder / "sub-01_space-orig_seg-WMHregions_dseg.json").read_text())
+    assert sidecar["PeriventricularRule"] == "3mm"
+    assert "10.1016/j.biopsych.2008.03.024" in sidecar["PeriventricularRuleDescription"]
+    grades = pd.read_csv(folder / "sub-01_label-WMH_desc-fazekas_morph.tsv", sep="\t")
+    assert grades.fazekas_estimate.between(0, 3).all()
+
+
 def test_no_lesion_is_a_result(go, tmp_path):
     write_flair(make_dataset(tmp_path / "data"), "sub-01", head(lesions=False))
     results, _ = go()
@@ -216,8 +246,13 @@ def test_no_lesion_is_a_result(go, tmp_path):
     assert not np.asarray(
         nib.load(folder / "sub-01_space-orig_label-WMH_mask.nii.gz").dataobj
     ).any()
-    row = (folder / "sub-01_label-WMH_desc-volumes_morph.tsv").read_text().splitlines()[1]
-    assert row.split("\t")[1:4] == ["0", "0", "0"]
+    rows = (folder / "sub-01_label-WMH_desc-volumes_morph.tsv").read_text().splitlines()[1:]
+    assert {tuple(row.split("\t")[1:4]) for row in rows} == {("0", "0", "0")}
+    assert not np.asarray(
+        nib.load(folder / "sub-01_space-orig_seg-WMHregions_dseg.nii.gz").dataobj
+    ).any()
+    grades = (folder / "sub-01_label-WMH_desc-fazekas_morph.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[1] for row in grades] == ["0", "0"]
 
 
 def test_run_again_computes_and_writes_nothing(go, calls, tmp_path):

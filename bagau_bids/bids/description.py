@@ -41,6 +41,11 @@ REGISTRATION_TEXTS = {
     "robust": "adaptive stochastic gradient descent",
     "paper": "the settings of the paper on BAGAU-Net",
 }
+RULE_CITATIONS = {
+    "10mm": "WMH up to 10 mm from them are called periventricular [@periventricular10mm].",
+    "3mm": "WMH up to 3 mm from them are called juxtaventricular, from there to 13 mm "
+    "periventricular [@periventricular3mm].",
+}
 
 
 def derivative_links(folders: Iterable[Path]) -> dict[str, Path]:
@@ -146,6 +151,7 @@ def citation_text(processing: Processing) -> str:
         version=__version__,
         skull_strip=skull_strip,
         template_text=TEMPLATE_TEXTS[processing.template],
+        rule_text=RULE_CITATIONS[processing.periventricular_rule],
         registration_text=REGISTRATION_TEXTS[processing.registration],
         model_text=f"weights {weights}" if weights else f"model `{processing.model}`",
         threshold=processing.threshold,

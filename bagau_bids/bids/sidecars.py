@@ -10,6 +10,24 @@ from typing import Any
 
 from bagau_bids.bids.derivatives import bids_uri, derivative_path, static_sidecar
 
+RULE_TEXTS = {
+    "10mm": (
+        "Periventricular: up to 10 mm from the lateral ventricles (DeCarli 2005, "
+        "doi:10.1161/01.STR.0000150668.58689.f2). Juxtacortical: up to 4 mm from the cortex of "
+        "the registered template. Deep: the rest above the tentorium."
+    ),
+    "3mm": (
+        "Juxtaventricular: up to 3 mm from the lateral ventricles; periventricular: from there "
+        "to 13 mm; juxtacortical: up to 4 mm from the cortex, here that of the registered "
+        "template; deep: the rest above the tentorium (Kim 2008, "
+        "doi:10.1016/j.biopsych.2008.03.024)."
+    ),
+}
+VENTRICLE_TEXTS = {
+    "flair": "Dark CSF of the FLAIR that hangs together with the template's ventricles.",
+    "template": "Ventricles of the registered template: CSF could not be told from tissue.",
+}
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -28,8 +46,8 @@ class Provenance:
     brain_mask_uri : str
         BIDS URI of the brain mask that was taken from other derivatives; empty where it was made.
     steps : mapping
-        Record of each step by its name; ``brain_mask``, ``registration`` and ``segmentation``
-        are used.
+        Record of each step by its name; ``brain_mask``, ``registration``, ``regions`` and
+        ``segmentation`` are used.
     threshold : float
         Probability from which a voxel is WMH.
     min_lesion_size_mm3 : float
@@ -68,6 +86,7 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
         Metadata by the name of the derivative; complete, the static parts included.
     """
     masked, segmented = scan.steps["brain_mask"], scan.steps["segmentation"]
+    regions = scan.steps["regions"]
     template = scan.template_uris
     dynamic: dict[str, dict[str, Any]] = {
         "brain_mask": {
@@ -93,6 +112,24 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             "MinimumLesionVolumeUnits": "mm3",
         },
         "lesions_dseg": {"Sources": [scan.uri("wmh_mask")]},
+        "ventricle_mask": {
+            "Sources": [
+                scan.uri("preproc_flair"),
+                scan.uri("brain_mask"),
+                scan.uri("wm_atlas"),
+                scan.uri("template_to_flair_xfm"),
+            ],
+            "Method": VENTRICLE_TEXTS[regions["ventricles"]],
+        },
+        "regions_dseg": {
+            "Sources": [
+                scan.uri("wmh_mask"),
+                scan.uri("ventricle_mask"),
+                scan.uri("template_to_flair_xfm"),
+            ],
+            "PeriventricularRule": regions["rule"],
+            "PeriventricularRuleDescription": RULE_TEXTS[regions["rule"]],
+        },
     }
     complete = {
         name: {**static_sidecar(name), **fields, "SpatialReference": scan.source_uri}

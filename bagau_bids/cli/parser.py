@@ -15,6 +15,7 @@ from bagau_bids.cli import values
 from bagau_bids.config import (
     ANALYSIS_LEVELS,
     MODELS,
+    PERIVENTRICULAR_RULES,
     REGISTRATIONS,
     SKULL_STRIPS,
     TEMPLATES,
@@ -213,6 +214,14 @@ def _add_segmentation(group: argparse._ArgumentGroup) -> None:
         metavar="MM3",
         help="remove lesions smaller than this volume in mm3 "
         f"(default: {defaults.min_lesion_size_mm3:g}, none)",
+    )
+    group.add_argument(
+        "--periventricular-rule",
+        "--periventricular_rule",
+        choices=PERIVENTRICULAR_RULES,
+        help="which white matter is periventricular. 10mm: up to 10 mm from the lateral "
+        "ventricles. 3mm: up to 3 mm is juxtaventricular, from there to 13 mm periventricular "
+        f"(default: {defaults.periventricular_rule})",
     )
     group.add_argument(
         "--random-seed",

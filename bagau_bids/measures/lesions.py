@@ -4,9 +4,15 @@ A lesion is a three-dimensional connected component with 26 neighbours, as in th
 Segmentation Challenge. All sizes are in mm3 of the grid the mask lies on.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+
+from bagau_bids.measures.regions import REGIONS, SIDES, region_number, regions_of_rule
 
 # A lesion of exactly the minimum size stays although |det(affine)| carries rounding errors.
 RELATIVE_TOLERANCE = 1e-6
@@ -70,7 +76,13 @@ def remove_small_lesions(mask: np.ndarray, affine: np.ndarray, min_size_mm3: flo
     return keep[labels]
 
 
-def volume_table(mask: np.ndarray, affine: np.ndarray, brain_mask: np.ndarray) -> pd.DataFrame:
+def volume_table(
+    mask: np.ndarray,
+    affine: np.ndarray,
+    brain_mask: np.ndarray,
+    regions: np.ndarray | None = None,
+    rule: str = "10mm",
+) -> pd.DataFrame:
     """Volumes and lesion counts, one row a region.
 
     Parameters
@@ -79,36 +91,146 @@ def volume_table(mask: np.ndarray, affine: np.ndarray, brain_mask: np.ndarray) -
         WMH and brain on the same grid; non-zero is inside.
     affine : (4, 4) array
         Voxel to world (mm).
+    regions : (X, Y, Z) int array or None
+        Region of every voxel of the brain, as by `measures.regions.partition`.
+    rule : str
+        The rule by which `regions` were told apart.
 
     Returns
     -------
     table : DataFrame
-        One row, region ``all``; the columns are described in ``data/tables/volumes.json``.
-        Without a lesion the volume and the count are 0 and the lesion sizes are missing
-        (``pandas.NA``, ``n/a`` on disk); without a brain the fraction is missing.
+        Row ``all`` comes first and is the only one without `regions`. Then each region, each
+        side, and each region of each side, named as ``left-deep``. Volumes are those of the
+        voxels; a lesion counts where most of it lies, with its whole size. The columns are
+        described in ``data/tables/volumes.json``. Without a lesion the volume and the count are
+        0 and the lesion sizes are missing (``pandas.NA``, ``n/a`` on disk); without a brain the
+        fraction of the brain is missing, without a lesion that of the WMH.
     """
     _check_same_shape(mask, brain_mask)
-    voxel_mm3 = voxel_volume_mm3(affine)
     labels = label_lesions(mask)
-    sizes_mm3 = np.bincount(labels.ravel())[1:] * voxel_mm3
-    volume_voxels = int(np.count_nonzero(labels))
-    brain_mm3 = np.count_nonzero(brain_mask) * voxel_mm3
-    row = {
-        "region": "all",
-        "volume_mm3": volume_voxels * voxel_mm3,
-        "volume_voxels": volume_voxels,
-        "n_lesions": len(sizes_mm3),
-        "mean_lesion_mm3": float(sizes_mm3.mean()) if sizes_mm3.size else pd.NA,
-        "median_lesion_mm3": float(np.median(sizes_mm3)) if sizes_mm3.size else pd.NA,
-        "max_lesion_mm3": float(sizes_mm3.max()) if sizes_mm3.size else pd.NA,
-        "voxel_mm3": voxel_mm3,
-        "brain_mm3": brain_mm3,
-        "fraction_of_brain": volume_voxels * voxel_mm3 / brain_mm3 if brain_mm3 else pd.NA,
-    }
-    integers = {"volume_voxels": "Int64", "n_lesions": "Int64"}
-    return pd.DataFrame([row]).astype(
-        {name: integers.get(name, "Float64") for name in row if name != "region"}
+    voxels = np.bincount(labels.ravel())[1:]
+    tally = np.zeros((len(voxels), 1 + len(REGIONS) * len(SIDES)), int)
+    if regions is not None:
+        _check_same_shape(mask, regions)
+        tally = region_tally(labels, regions)
+    home, side = lesion_homes(tally)
+    size = Sizes(
+        voxel_mm3=voxel_volume_mm3(affine),
+        brain_voxels=int(np.count_nonzero(brain_mask)),
+        wmh_voxels=int(voxels.sum()),
     )
+    rows = [size.row("all", int(voxels.sum()), voxels)]
+    for name, region, where in _row_names(rule) if regions is not None else ():
+        numbers = [
+            region_number(some, half)
+            for some in ((region,) if region else REGIONS)
+            for half in ((where,) if where else SIDES)
+        ]
+        own = np.full(len(voxels), True)
+        if region:
+            own &= home == REGIONS.index(region)
+        if where:
+            own &= side == SIDES.index(where)
+        rows.append(size.row(name, int(tally[:, numbers].sum()), voxels[own]))
+    integers = {"volume_voxels": "Int64", "n_lesions": "Int64"}
+    return pd.DataFrame(rows).astype(
+        {name: integers.get(name, "Float64") for name in rows[0] if name != "region"}
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the rows of one scan's volume table share: voxel volume, brain and WMH in voxels."""
+
+    voxel_mm3: float
+    brain_voxels: int
+    wmh_voxels: int
+
+    def row(self, name: str, volume_voxels: int, lesions: np.ndarray) -> dict[str, Any]:
+        """Row of a region with so many voxels of WMH; `lesions` are the voxels of each lesion."""
+        sizes = lesions * self.voxel_mm3
+        brain, wmh = self.brain_voxels, self.wmh_voxels
+        return {
+            "region": name,
+            "volume_mm3": volume_voxels * self.voxel_mm3,
+            "volume_voxels": volume_voxels,
+            "n_lesions": len(sizes),
+            "mean_lesion_mm3": float(sizes.mean()) if sizes.size else pd.NA,
+            "median_lesion_mm3": float(np.median(sizes)) if sizes.size else pd.NA,
+            "max_lesion_mm3": float(sizes.max()) if sizes.size else pd.NA,
+            "voxel_mm3": self.voxel_mm3,
+            "brain_mm3": brain * self.voxel_mm3,
+            "fraction_of_brain": volume_voxels / brain if brain else pd.NA,
+            "fraction_of_wmh": volume_voxels / wmh if wmh else pd.NA,
+        }
+
+
+def _row_names(rule: str) -> Iterator[tuple[str, str, str]]:
+    """Name, region and side of each row below ``all``; an empty one stands for all of them."""
+    regions = regions_of_rule(rule)
+    yield from ((region, region, "") for region in regions)
+    for side in SIDES:
+        yield side, "", side
+        yield from ((f"{side}-{region}", region, side) for region in regions)
+
+
+def region_tally(labels: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Count the voxels of each lesion in each region of each side.
+
+    Parameters
+    ----------
+    labels : (X, Y, Z) int array
+        Lesions numbered from 1 without gaps.
+    regions : (X, Y, Z) int array
+        As by `measures.regions.partition`; 0 is outside the brain.
+
+    Returns
+    -------
+    (lesions, 1 + regions x sides) int array
+        Column n is for `measures.regions.region_number` n.
+    """
+    inside = np.nonzero(labels)
+    label, columns = np.asarray(labels)[inside], 1 + len(REGIONS) * len(SIDES)
+    count = int(label.max()) if label.size else 0
+    pairs = (label - 1) * columns + np.asarray(regions)[inside]
+    return np.bincount(pairs, minlength=count * columns).reshape(count, columns)
+
+
+def lesion_homes(tally: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Region and side in which most of each lesion lies, as indices of REGIONS and SIDES.
+
+    Parameters
+    ----------
+    tally : (lesions, 1 + regions x sides) int array
+        As by `region_tally`. Of regions with equally many voxels the first one counts.
+    """
+    each = tally[:, 1:].reshape(len(tally), len(REGIONS), len(SIDES))
+    return each.sum(axis=2).argmax(axis=1), each.sum(axis=1).argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What tells where in the brain a lesion lies, and what it is brighter than.
+
+    Parameters
+    ----------
+    regions : (X, Y, Z) int array
+        As by `measures.regions.partition`.
+    ventricle_distance_mm : (X, Y, Z) array
+        Distance to the lateral ventricles; infinite where there are none.
+    template_points : (3, I, J, K) array
+        Place in the template's world (mm, RAS+) of the nodes of a lattice over the scan.
+    points_affine : (4, 4) array
+        Node index to the scan's world (mm, RAS+).
+    white_matter : float or None
+        Brightness of normal white matter on the bias-corrected FLAIR.
+    """
+
+    regions: np.ndarray
+    ventricle_distance_mm: np.ndarray
+    template_points: np.ndarray
+    points_affine: np.ndarray
+    white_matter: float | None
 
 
 def lesion_table(
@@ -117,6 +239,7 @@ def lesion_table(
     probability: np.ndarray,
     flair: np.ndarray,
     brain_mask: np.ndarray,
+    surroundings: Surroundings | None = None,
 ) -> pd.DataFrame:
     """One row a lesion: size, place, and how sure and how bright it is.
 
@@ -128,12 +251,14 @@ def lesion_table(
         Voxel to world (mm, RAS+).
     probability, flair, brain_mask : (X, Y, Z) arrays
         WMH probability, bias-corrected FLAIR and brain mask on the same grid.
+    surroundings : Surroundings or None
+        None leaves the columns missing that need it.
 
     Returns
     -------
     table : DataFrame
         One row a label, in order; no row without a lesion. The columns are described in
-        ``data/tables/lesions.json``.
+        ``data/tables/lesions.json``; what is not known is missing (``n/a`` on disk).
     """
     for other in (probability, flair, brain_mask):
         _check_same_shape(labels, other)
@@ -148,19 +273,62 @@ def lesion_table(
 
     centroid = np.column_stack([mean_over_lesion(axis) for axis in inside])
     world = centroid @ np.asarray(affine, dtype=float)[:3, :3].T + np.asarray(affine)[:3, 3]
-    contrast = mean_over_lesion((np.asarray(flair, dtype=float)[inside] - mean_brain) / sd_brain)
-    return pd.DataFrame(
+    brightness = mean_over_lesion(np.asarray(flair, dtype=float)[inside])
+    place = _places(labels, world, surroundings)
+    white_matter = surroundings.white_matter if surroundings else None
+    table = pd.DataFrame(
         {
             "index": np.arange(1, count + 1),
             "name": [f"lesion-{number}" for number in range(1, count + 1)],
+            "region": place["region"],
+            "side": place["side"],
             "volume_mm3": voxels * voxel_volume_mm3(affine),
             "volume_voxels": voxels,
             "centroid_x_mm": world[:, 0],
             "centroid_y_mm": world[:, 1],
             "centroid_z_mm": world[:, 2],
+            "template_x_mm": place["template_x_mm"],
+            "template_y_mm": place["template_y_mm"],
+            "template_z_mm": place["template_z_mm"],
+            "ventricle_distance_mm": place["ventricle_distance_mm"],
             "mean_probability": mean_over_lesion(np.asarray(probability, dtype=float)[inside]),
-            "mean_flair_z": contrast,
+            "mean_flair_z": (brightness - mean_brain) / sd_brain,
+            "flair_to_wm": brightness / white_matter if white_matter else np.nan,
         }
+    )
+    return table.replace(np.inf, np.nan)  # written as n/a
+
+
+def _places(
+    labels: np.ndarray, centroids: np.ndarray, surroundings: Surroundings | None
+) -> dict[str, Any]:
+    """Columns that say where each lesion lies; `centroids` (lesions, 3) in mm, RAS+."""
+    names = ("region", "side", "ventricle_distance_mm")
+    axes = [f"template_{axis}_mm" for axis in "xyz"]
+    if surroundings is None or not len(centroids):
+        return dict.fromkeys((*names, *axes), np.nan)
+    home, side = lesion_homes(region_tally(labels, surroundings.regions))
+    template = _template_places(surroundings, centroids)
+    nearest = ndimage.minimum(
+        surroundings.ventricle_distance_mm, labels, np.arange(1, len(centroids) + 1)
+    )
+    return {
+        "region": [REGIONS[index] for index in home],
+        "side": [SIDES[index] for index in side],
+        "ventricle_distance_mm": np.asarray(nearest, dtype=float),
+        **dict(zip(axes, template, strict=True)),
+    }
+
+
+def _template_places(surroundings: Surroundings, world: np.ndarray) -> np.ndarray:
+    """Template points (3, N) of points (N, 3) of the scan, both mm, RAS+."""
+    to_node = np.linalg.inv(surroundings.points_affine)
+    nodes = to_node[:3, :3] @ world.T + to_node[:3, 3:]
+    return np.stack(
+        [
+            ndimage.map_coordinates(axis, nodes, order=1, mode="nearest", output=np.float64)
+            for axis in surroundings.template_points
+        ]
     )
 
 

@@ -1,12 +1,15 @@
-"""Simple quality figures of one FLAIR and its brain mask: which scan deserves a look.
+"""Quality figures of one FLAIR, its brain mask, registration and segmentation.
 
 All figures are plain numbers; ``None`` where a figure does not exist (no white matter, no
-lesion). The columns are described in ``data/tables/quality.json``.
+lesion). They are described in ``data/tables/quality.json``; `measures.flags` judges them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
+
+from bagau_bids.spaces import voxel_sizes
 
 # White matter that counts as surely white matter in the registered, probabilistic map.
 _SURE_WHITE_MATTER = 0.9
@@ -14,6 +17,37 @@ _SURE_WHITE_MATTER = 0.9
 _FEWEST_VOXELS = 30
 # Standard deviation of a normal distribution in units of its median absolute deviation.
 _SD_PER_MAD = 1.4826
+# White matter darker than this share of its median is no white matter.
+_DARK = 0.5
+# Layer outside the brain mask in which skull is expected, and the distance beyond skull and
+# scalp where there is air, both only above the middle of the brain: below it lies the face.
+_SHELL_MM = (1.5, 5.0)
+_AIR_MM = 24.0
+_FEWEST_AIR_VOXELS = 500
+# A voxel of at least this probability is part of what the network hesitates about.
+_POSSIBLE = 0.1
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the registration says of itself.
+
+    Parameters
+    ----------
+    overlap : float
+        Dice of the brain mask and the template's.
+    mutual_information : float
+        Of the FLAIR and the template's T1w, nats.
+    coverage : float
+        Share of the template's brain that lies in the field of view.
+    csf : float or None
+        Brightness of CSF in the template's ventricles.
+    """
+
+    overlap: float
+    mutual_information: float
+    coverage: float
+    csf: float | None
 
 
 def scan_quality(
@@ -22,6 +56,8 @@ def scan_quality(
     brain_mask: np.ndarray,
     wm_probseg: np.ndarray,
     wmh_mask: np.ndarray,
+    probability: np.ndarray | None = None,
+    registered: Registered | None = None,
 ) -> dict[str, float | None]:
     """All figures of one scan.
 
@@ -35,25 +71,190 @@ def scan_quality(
         Non-zero is inside; on the grid of the FLAIR.
     wm_probseg : (X, Y, Z) array
         Probability of white matter from the registered template, 0 to 1, same grid.
+    probability : (X, Y, Z) array or None
+        Probability of WMH.
+    registered : Registered or None
+        Figures of the registration; None leaves them out.
 
     Returns
     -------
     figures : dict
-        ``slice_thickness_mm``, ``in_plane_mm``, ``brain_volume_ml``, ``wm_snr``,
-        ``wmh_wm_contrast``, and the area of the brain mask on the outermost voxels of the
-        image, in cm2: ``cut_superior_cm2``, ``cut_inferior_cm2``, ``cut_sides_cm2``.
+        In the order of ``data/tables/quality.json``.
     """
-    spacing = voxel_sizes(np.asarray(affine, dtype=float))
+    spacing = voxel_sizes(affine)
     voxel_ml = float(abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3]))) / 1000
     brain = np.asarray(brain_mask) != 0
     white_matter = normal_white_matter(brain, wm_probseg, wmh_mask)
+    level = white_matter_level(flair, white_matter)
+    upper = _upper_half(brain)
+    outside = ndimage.distance_transform_edt(~brain, sampling=spacing)
     return {
         "slice_thickness_mm": float(spacing.max()),
         "in_plane_mm": float(np.median(spacing)),
         "brain_volume_ml": np.count_nonzero(brain) * voxel_ml,
+        "tissue_outside_mask": tissue_outside(flair, level, outside, upper),
+        "fov_coverage": registered.coverage if registered else None,
+        "registration_overlap": registered.overlap if registered else None,
+        "registration_information": registered.mutual_information if registered else None,
+        "wm_misfit": white_matter_misfit(flair, level, brain, wm_probseg),
         "wm_snr": signal_to_noise(flair, white_matter),
+        **noise_figures(flair, spacing, white_matter, level),
+        "slice_jump": slice_jump(flair, spacing, white_matter, level),
+        "ghost_to_wm": ghost_level(flair, level, (outside > _AIR_MM) & upper),
+        "csf_to_wm": _ratio(registered.csf if registered else None, level),
         "wmh_wm_contrast": median_ratio(flair, np.asarray(wmh_mask) != 0, white_matter),
+        **uncertainty(probability, wmh_mask, voxel_ml),
         **cut_areas_cm2(brain, affine),
+    }
+
+
+def _ratio(value: float | None, level: float | None) -> float | None:
+    return None if value is None or level is None else value / level
+
+
+def _upper_half(brain_mask: np.ndarray) -> np.ndarray:
+    """Slices above the middle of the brain mask, (1, 1, Z) bool; RAS order."""
+    found = np.flatnonzero(brain_mask.any(axis=(0, 1)))
+    middle = (found[0] + found[-1]) / 2 if found.size else np.inf
+    return (np.arange(brain_mask.shape[2]) > middle)[None, None]
+
+
+def tissue_outside(
+    flair: np.ndarray, level: float | None, outside_mm: np.ndarray, upper: np.ndarray
+) -> float | None:
+    """Share of the layer just outside the brain mask that is as bright as tissue.
+
+    That layer is skull, and dark, where the mask follows the brain. `outside_mm` is the distance
+    to the mask, `level` the brightness of white matter.
+    """
+    shell = (outside_mm > _SHELL_MM[0]) & (outside_mm <= _SHELL_MM[1]) & upper
+    if level is None or np.count_nonzero(shell) < _FEWEST_VOXELS:
+        return None
+    return float((np.asarray(flair)[shell] > (1 + _DARK) / 2 * level).mean())
+
+
+def white_matter_misfit(
+    flair: np.ndarray, level: float | None, brain_mask: np.ndarray, wm_probseg: np.ndarray
+) -> float | None:
+    """Share of the registered, sure white matter that is dark as CSF or outside the brain."""
+    sure = np.asarray(wm_probseg) >= _SURE_WHITE_MATTER
+    if level is None or np.count_nonzero(sure) < _FEWEST_VOXELS:
+        return None
+    wrong = ~np.asarray(brain_mask, bool) | (np.asarray(flair) < _DARK * level)
+    return float(wrong[sure].mean())
+
+
+def noise_figures(
+    flair: np.ndarray, spacing_mm: np.ndarray, white_matter: np.ndarray, level: float | None
+) -> dict[str, float | None]:
+    """Noise from differences of neighbours in the slice, which true variation hardly touches.
+
+    Second differences along a line cancel what changes evenly (Immerkaer 1996,
+    doi:10.1006/cviu.1996.0060, in one dimension). ``noise_snr`` is the brightness of white matter
+    over the noise, ``stripe_ratio`` the noise along one in-plane axis over that along the other,
+    the larger over the smaller: movement disturbs the phase axis alone.
+    """
+    missing: dict[str, float | None] = {"noise_snr": None, "stripe_ratio": None}
+    if level is None:
+        return missing
+    axes = np.sort(np.argsort(spacing_mm, kind="stable")[:2])
+    noise = [_noise_along(flair, white_matter, int(axis)) for axis in axes]
+    if any(value is None or value <= 0 for value in noise):
+        return missing
+    first, second = (float(value) for value in noise if value is not None)
+    return {
+        "noise_snr": level / float(np.hypot(first, second) / np.sqrt(2)),
+        "stripe_ratio": max(first, second) / min(first, second),
+    }
+
+
+def _noise_along(flair: np.ndarray, region: np.ndarray, axis: int) -> float | None:
+    """Return the noise (standard deviation) along an axis within a region."""
+    values = np.moveaxis(np.asarray(flair, dtype=float), axis, 0)
+    inside = np.moveaxis(region, axis, 0)
+    whole = inside[:-2] & inside[1:-1] & inside[2:]
+    if np.count_nonzero(whole) < _FEWEST_VOXELS:
+        return None
+    differences = (values[:-2] - 2 * values[1:-1] + values[2:])[whole]
+    centred = np.abs(differences - np.median(differences))
+    return float(_SD_PER_MAD * np.median(centred) / np.sqrt(6))
+
+
+def slice_jump(
+    flair: np.ndarray, spacing_mm: np.ndarray, white_matter: np.ndarray, level: float | None
+) -> float | None:
+    """Largest step of white matter from a slice to the mean of its neighbours, over its level.
+
+    Slices run along the axis of the largest spacing, from bottom to top where all are equal.
+    """
+    axis = 2 - int(np.argmax(np.asarray(spacing_mm)[::-1]))
+    others = tuple(other for other in range(3) if other != axis)
+    full = np.count_nonzero(white_matter, axis=others) >= _FEWEST_VOXELS
+    whole = full[:-2] & full[1:-1] & full[2:]
+    if level is None or not whole.any():
+        return None
+    medians = np.array(
+        [
+            np.median(np.take(flair, index, axis)[np.take(white_matter, index, axis)])
+            if full[index]
+            else 0.0
+            for index in range(len(full))
+        ]
+    )
+    steps = np.abs(medians[1:-1] - (medians[:-2] + medians[2:]) / 2)
+    return float(steps[whole].max() / level)
+
+
+def ghost_level(flair: np.ndarray, level: float | None, air: np.ndarray) -> float | None:
+    """How much structure the air beside the head shows, over the brightness of white matter.
+
+    The air is blurred within its slices, so that noise averages out and copies of the head stay;
+    the figure is the 98th percentile above the 10th. None without enough air, or where the
+    scanner or a tool set the air to one value.
+    """
+    if level is None or np.count_nonzero(air) < _FEWEST_AIR_VOXELS:
+        return None
+    values = np.where(air, np.asarray(flair, dtype=np.float32), 0)
+    if np.ptp(values[air]) <= 0 or np.mean(values[air] == values[air].min()) > 0.5:
+        return None
+    weight = ndimage.uniform_filter(air.astype(np.float32), (5, 5, 1))
+    blurred = ndimage.uniform_filter(values, (5, 5, 1))[air] / weight[air]
+    low, high = np.percentile(blurred, (10, 98))
+    return float((high - low) / level)
+
+
+def uncertainty(
+    probability: np.ndarray | None, wmh_mask: np.ndarray, voxel_ml: float
+) -> dict[str, float | None]:
+    """How sure the network is: volume weighted by probability, and entropy.
+
+    Parameters
+    ----------
+    probability : (X, Y, Z) array or None
+        Probability of WMH.
+    wmh_mask : (X, Y, Z) array
+        Non-zero is inside.
+    voxel_ml : float
+        Volume of one voxel.
+
+    Returns
+    -------
+    dict
+        ``wmh_soft_ml``; ``wmh_soft_to_hard``, that volume over the mask's, None without a
+        lesion; ``wmh_entropy``, mean entropy in bits of voxels of a probability of at least 0.1,
+        None where there are none.
+    """
+    if probability is None:
+        return {"wmh_soft_ml": None, "wmh_soft_to_hard": None, "wmh_entropy": None}
+    soft = float(np.sum(probability, dtype=np.float64))
+    hard = int(np.count_nonzero(wmh_mask))
+    p = np.asarray(probability, dtype=np.float64)
+    p = np.clip(p[p >= _POSSIBLE], 0, 1 - 1e-12)
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return {
+        "wmh_soft_ml": soft * voxel_ml,
+        "wmh_soft_to_hard": soft / hard if hard else None,
+        "wmh_entropy": float(entropy.mean()) if p.size else None,
     }
 
 
@@ -68,6 +269,14 @@ def normal_white_matter(
     near_lesion = ndimage.binary_dilation(np.asarray(wmh_mask) != 0, np.ones((3, 3, 3)))
     sure = np.asarray(wm_probseg) >= _SURE_WHITE_MATTER
     return sure & (np.asarray(brain_mask) != 0) & ~near_lesion
+
+
+def white_matter_level(flair: np.ndarray, region: np.ndarray) -> float | None:
+    """Median brightness of a region; None below 30 voxels or where it is not above 0."""
+    if np.count_nonzero(region) < _FEWEST_VOXELS:
+        return None
+    level = float(np.median(np.asarray(flair)[region]))
+    return level if level > 0 else None
 
 
 def signal_to_noise(flair: np.ndarray, region: np.ndarray) -> float | None:
@@ -86,10 +295,10 @@ def signal_to_noise(flair: np.ndarray, region: np.ndarray) -> float | None:
 
 def median_ratio(flair: np.ndarray, region: np.ndarray, background: np.ndarray) -> float | None:
     """Median of a region over that of another; None where either is empty or dark."""
-    if not region.any() or np.count_nonzero(background) < _FEWEST_VOXELS:
+    denominator = white_matter_level(flair, background)
+    if not region.any() or denominator is None:
         return None
-    denominator = float(np.median(np.asarray(flair)[background]))
-    return float(np.median(np.asarray(flair)[region])) / denominator if denominator > 0 else None
+    return float(np.median(np.asarray(flair)[region])) / denominator
 
 
 def cut_areas_cm2(brain_mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:

@@ -17,6 +17,7 @@ from bagau_bids.workflow.interfaces import (
     BrainMask,
     Conform,
     Measure,
+    Regions,
     Registration,
     Segmentation,
     T1w,
@@ -33,6 +34,7 @@ STEPS = (
     "bias_field",
     "registration",
     "t1w",
+    "regions",
     "segmentation",
     "measure",
     "template_copies",
@@ -48,6 +50,7 @@ MEMORY_GB = {
     "bias_field": 0.8,
     "registration": 1.5,
     "t1w": 1.5,
+    "regions": 1.2,
     "segmentation": 2.5,
     "measure": 1.2,
     "template_copies": 1.8,
@@ -62,20 +65,32 @@ PREPROCESSED = (
     "wm_probseg",
     "template_to_flair_xfm",
     "flair_to_template_xfm",
+    "ventricles",
     "conform_record",
     "brain_mask_record",
     "bias_field_record",
     "registration_record",
+    "regions_record",
 )
-SEGMENTED = (
-    "probability",
+MEASURE_INPUTS = (
+    "ventricles",
+    "regions",
+    "template_points",
+    "registration_record",
+    "regions_record",
+)
+SEGMENTATION_INPUTS = ("corrected", "brain_mask", "wm_probseg", *MEASURE_INPUTS)
+MEASURED = (
     "wmh_mask",
     "lesions",
+    "wmh_regions",
     "volumes_table",
     "lesions_table",
-    "segmentation_record",
-    "measure_record",
+    "regions_table",
+    "fazekas_table",
+    "quality_table",
 )
+SEGMENTED = ("probability", *MEASURED, "segmentation_record", "measure_record")
 # Options that make a result, as opposed to those that say where its materials lie.
 RESULT_OPTIONS = (
     "template",
@@ -85,6 +100,7 @@ RESULT_OPTIONS = (
     "tta",
     "threshold",
     "min_lesion_size_mm3",
+    "periventricular_rule",
     "random_seed",
     "sloppy",
 )
@@ -195,7 +211,7 @@ def init_flair_wf(
     segmentation = init_segmentation_wf(
         weights=materials.weights, processing=processing, resources=resources
     )
-    needed = ["corrected", "brain_mask", "wm_probseg"]
+    needed = list(SEGMENTATION_INPUTS)
     if materials.t1w is not None:
         needed.append("t1w")
     pairs = [(f"outputnode.{name}", f"inputnode.{name}") for name in needed]
@@ -224,7 +240,7 @@ def init_flair_wf(
 def init_preprocessing_wf(
     *, in_file: Path, materials: Materials, processing: Processing, resources: Resources
 ) -> pe.Workflow:
-    """Build what comes before the network: conform, brain mask, bias field, registrations.
+    """Build what comes before the network: brain mask, bias field, registrations, regions.
 
     Parameters
     ----------
@@ -239,13 +255,18 @@ def init_preprocessing_wf(
         Brain mask, bias-corrected FLAIR and the template's white matter, on the conformed grid.
     template_to_flair_xfm, flair_to_template_xfm
         ITK transforms, named after the images they resample.
+    ventricles, regions
+        Lateral ventricles, and the region of every voxel of the brain.
+    template_points
+        Place in the template of a lattice over the FLAIR.
     t1w
         T1w on the conformed grid, where `materials` has one.
-    conform_record, brain_mask_record, bias_field_record, registration_record, t1w_record
+    conform_record, brain_mask_record, bias_field_record, registration_record, regions_record,
+    t1w_record
         Records of the steps.
     """
     workflow = pe.Workflow("preprocessing")
-    fields = [*PREPROCESSED, "t1w", "t1w_record"]
+    fields = [*PREPROCESSED, "regions", "template_points", "t1w", "t1w_record"]
     outputnode = pe.Node(IdentityInterface(fields=fields), "outputnode")
 
     conform = _node("conform", Conform(in_file=in_file), resources)
@@ -272,7 +293,12 @@ def init_preprocessing_wf(
     workflow.connect(bias_field, "corrected", registration, "corrected")
     workflow.connect(brain_mask, "brain_mask", registration, "brain_mask")
     workflow.connect(registration, "record", outputnode, "registration_record")
-    for name in ("wm_probseg", "template_to_flair_xfm", "flair_to_template_xfm"):
+    for name in (
+        "wm_probseg",
+        "template_to_flair_xfm",
+        "flair_to_template_xfm",
+        "template_points",
+    ):
         workflow.connect(registration, name, outputnode, name)
 
     if materials.t1w is not None:
@@ -285,6 +311,15 @@ def init_preprocessing_wf(
         workflow.connect(brain_mask, "brain_mask", t1w, "brain_mask")
         workflow.connect(t1w, "t1w", outputnode, "t1w")
         workflow.connect(t1w, "record", outputnode, "t1w_record")
+
+    regions = _node("regions", Regions(rule=processing.periventricular_rule), resources)
+    workflow.connect(bias_field, "corrected", regions, "corrected")
+    workflow.connect(brain_mask, "brain_mask", regions, "brain_mask")
+    workflow.connect(registration, "wm_probseg", regions, "wm_probseg")
+    workflow.connect(registration, "template_points", regions, "template_points")
+    workflow.connect(regions, "record", outputnode, "regions_record")
+    for name in ("ventricles", "regions"):
+        workflow.connect(regions, name, outputnode, name)
     return workflow
 
 
@@ -302,21 +337,22 @@ def init_segmentation_wf(
 
     Inputs
     ------
-    corrected, brain_mask, wm_probseg, t1w
+    corrected, brain_mask, wm_probseg, ventricles, regions, template_points,
+    registration_record, regions_record, t1w
         As `init_preprocessing_wf` puts them out; the last only where a network asks for it.
 
     Outputs
     -------
-    probability, wmh_mask, lesions
-        WMH probability, mask and numbered lesions, on the conformed grid.
-    volumes_table, lesions_table
+    probability, wmh_mask, lesions, wmh_regions
+        WMH probability, mask, numbered lesions and the mask by region, on the conformed grid.
+    volumes_table, lesions_table, regions_table, fazekas_table, quality_table
         TSV files.
     segmentation_record, measure_record
         Records of the steps.
     """
     workflow = pe.Workflow("segmentation")
     inputs = ("corrected", "brain_mask", "wm_probseg")
-    inputnode = pe.Node(IdentityInterface(fields=[*inputs, "t1w"]), "inputnode")
+    inputnode = pe.Node(IdentityInterface(fields=[*SEGMENTATION_INPUTS, "t1w"]), "inputnode")
     outputnode = pe.Node(IdentityInterface(fields=list(SEGMENTED)), "outputnode")
 
     segmentation = _node(
@@ -337,14 +373,16 @@ def init_segmentation_wf(
     measure = _node(
         "measure",
         Measure(
-            threshold=processing.threshold, min_lesion_size_mm3=processing.min_lesion_size_mm3
+            threshold=processing.threshold,
+            min_lesion_size_mm3=processing.min_lesion_size_mm3,
+            rule=processing.periventricular_rule,
         ),
         resources,
     )
-    workflow.connect([(inputnode, measure, [(name, name) for name in inputs])])
+    workflow.connect([(inputnode, measure, [(name, name) for name in SEGMENTATION_INPUTS])])
     workflow.connect(segmentation, "probability", measure, "probability")
     workflow.connect(measure, "record", outputnode, "measure_record")
-    for name in ("wmh_mask", "lesions", "volumes_table", "lesions_table"):
+    for name in MEASURED:
         workflow.connect(measure, name, outputnode, name)
     return workflow
 

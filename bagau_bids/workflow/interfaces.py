@@ -13,8 +13,9 @@ import pdb
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -32,8 +33,12 @@ from threadpoolctl import threadpool_limits
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_json, write_table
+from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import BagauError, InputImageError, ProcessingError
 from bagau_bids.spaces import same_grid
+
+if TYPE_CHECKING:
+    from bagau_bids.measures.quality import Registered
 
 FAILURE_FILE = "failure.json"
 RECORD_FILE = "record.json"
@@ -226,6 +231,9 @@ class RegistrationOutputSpec(StepOutputSpec):
     wm_probseg = File(exists=True, desc="template's white matter on the FLAIR, float32")
     template_to_flair_xfm = File(exists=True, desc="resamples the template onto the FLAIR")
     flair_to_template_xfm = File(exists=True, desc="resamples the FLAIR onto the template")
+    template_points = File(
+        exists=True, desc="place in the template (mm, RAS+) of a lattice over the FLAIR, 4-D"
+    )
 
 
 class Registration(Step):
@@ -237,7 +245,11 @@ class Registration(Step):
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.preprocessing.registration import register_template
         from bagau_bids.preprocessing.template import Template
-        from bagau_bids.preprocessing.transforms import write_itk_forward, write_itk_inverse
+        from bagau_bids.preprocessing.transforms import (
+            lattice_field,
+            write_itk_forward,
+            write_itk_inverse,
+        )
 
         flair, affine = load_image(self.inputs.corrected)
         mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
@@ -262,6 +274,8 @@ class Registration(Step):
         inverse = folder / "flair_to_template_xfm.h5"
         grid = nib.Nifti1Image.from_filename(template.t1w)
         write_itk_inverse(result.transform, grid.shape, grid.affine, inverse)
+        points, lattice = lattice_field(result.transform, flair.shape, affine)
+        self._save("template_points", folder, np.moveaxis(points, 0, -1), lattice, np.float32)
         self._results["template_to_flair_xfm"] = str(forward)
         self._results["flair_to_template_xfm"] = str(inverse)
         return {**result.quality, "seed": self.inputs.seed, "threads": self.inputs.num_threads}
@@ -377,6 +391,58 @@ class Segmentation(Step):
         }
 
 
+class RegionsInputSpec(StepInputSpec):
+    """Inputs of `Regions`."""
+
+    corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
+    brain_mask = File(exists=True, mandatory=True)
+    wm_probseg = File(exists=True, mandatory=True, desc="template's white matter on the FLAIR")
+    template_points = File(exists=True, mandatory=True, desc="as `Registration` puts it out")
+    rule = traits.Enum(*PERIVENTRICULAR_RULES, mandatory=True, desc="what is periventricular")
+
+
+class RegionsOutputSpec(StepOutputSpec):
+    """Outputs of `Regions`."""
+
+    ventricles = File(exists=True, desc="lateral ventricles, uint8, conformed grid")
+    regions = File(exists=True, desc="region of every voxel of the brain, uint8, same grid")
+
+
+class Regions(Step):
+    """Outline the ventricles, and tell the regions of the brain apart."""
+
+    input_spec = RegionsInputSpec
+    output_spec = RegionsOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.measures import regions
+        from bagau_bids.preprocessing.template_regions import (
+            carry_regions,
+            covered_fraction,
+            load_template_regions,
+        )
+
+        flair, affine = load_image(self.inputs.corrected)
+        brain = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
+        points, lattice = load_image(self.inputs.template_points)
+        template, points = load_template_regions(), np.moveaxis(points, -1, 0)
+        groups, right = carry_regions(template, points, lattice, flair.shape, affine)
+        found = regions.find_ventricles(flair, affine, brain, wm_probseg, groups)
+        distance = regions.distance_mm(found.mask, affine)
+        numbers = regions.partition(groups, right, brain, distance, affine, self.inputs.rule)
+        self._save("ventricles", folder, found.mask, affine, np.uint8)
+        self._save("regions", folder, numbers, affine, np.uint8)
+        return {
+            "rule": self.inputs.rule,
+            "ventricles": found.source,
+            "csf": found.csf,
+            "csf_threshold": found.csf_threshold,
+            "fov_coverage": covered_fraction(template, points, lattice, groups, affine),
+            "notes": found.notes,
+        }
+
+
 class MeasureInputSpec(StepInputSpec):
     """Inputs of `Measure`."""
 
@@ -384,6 +450,12 @@ class MeasureInputSpec(StepInputSpec):
     corrected = File(exists=True, mandatory=True)
     brain_mask = File(exists=True, mandatory=True)
     wm_probseg = File(exists=True, mandatory=True)
+    ventricles = File(exists=True, mandatory=True)
+    regions = File(exists=True, mandatory=True)
+    template_points = File(exists=True, mandatory=True, desc="as `Registration` puts it out")
+    rule = traits.Enum(*PERIVENTRICULAR_RULES, mandatory=True, desc="that of the regions")
+    registration_record = File(exists=True, mandatory=True)
+    regions_record = File(exists=True, mandatory=True)
     threshold = traits.Float(mandatory=True, desc="WMH from this probability on")
     min_lesion_size_mm3 = traits.Float(mandatory=True, desc="smaller lesions are dropped")
 
@@ -393,8 +465,12 @@ class MeasureOutputSpec(StepOutputSpec):
 
     wmh_mask = File(exists=True, desc="uint8, conformed grid")
     lesions = File(exists=True, desc="lesions numbered from 1, int32, conformed grid")
+    wmh_regions = File(exists=True, desc="region of each voxel of the mask, uint8, same grid")
     volumes_table = File(exists=True, desc="TSV")
     lesions_table = File(exists=True, desc="TSV")
+    quality_table = File(exists=True, desc="TSV")
+    regions_table = File(exists=True, desc="TSV, what the values of wmh_regions mean")
+    fazekas_table = File(exists=True, desc="TSV")
 
 
 class Measure(Step):
@@ -404,29 +480,65 @@ class Measure(Step):
     output_spec = MeasureOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.measures import lesions, quality
+        from bagau_bids.measures import fazekas, flags, lesions, quality
+        from bagau_bids.measures.regions import distance_mm, lookup_table
 
         probability, affine = load_image(self.inputs.probability)
         shape = probability.shape
         flair = load_on_grid(self.inputs.corrected, shape, affine)
         brain = load_on_grid(self.inputs.brain_mask, shape, affine) > 0
         wm_probseg = load_on_grid(self.inputs.wm_probseg, shape, affine)
+        regions = load_on_grid(self.inputs.regions, shape, affine).astype(np.uint8)
+        ventricles = load_on_grid(self.inputs.ventricles, shape, affine) > 0
         mask = lesions.remove_small_lesions(
             probability >= self.inputs.threshold, affine, self.inputs.min_lesion_size_mm3
         )
         labels = lesions.label_lesions(mask)
         self._save("wmh_mask", folder, mask, affine, np.uint8)
         self._save("lesions", folder, labels, affine, np.int32)
-        volumes = lesions.volume_table(mask, affine, brain)
-        each = lesions.lesion_table(labels, affine, probability, flair, brain)
-        for name, table in (("volumes_table", volumes), ("lesions_table", each)):
+        self._save("wmh_regions", folder, np.where(mask, regions, 0), affine, np.uint8)
+        distance = distance_mm(ventricles, affine)
+        points, lattice = load_image(self.inputs.template_points)
+        surroundings = lesions.Surroundings(
+            regions=regions,
+            ventricle_distance_mm=distance,
+            template_points=np.moveaxis(points, -1, 0),
+            points_affine=lattice,
+            white_matter=quality.white_matter_level(
+                flair, quality.normal_white_matter(brain, wm_probseg, mask)
+            ),
+        )
+        figures = quality.scan_quality(
+            flair, affine, brain, wm_probseg, mask, probability, self._registered()
+        )
+        tables = {
+            "volumes_table": lesions.volume_table(mask, affine, brain, regions, self.inputs.rule),
+            "lesions_table": lesions.lesion_table(
+                labels, affine, probability, flair, brain, surroundings
+            ),
+            "regions_table": lookup_table(self.inputs.rule),
+            "fazekas_table": fazekas.fazekas_table(mask, distance, regions, affine),
+            "quality_table": flags.quality_table(figures),
+        }
+        for name, table in tables.items():
             path = folder / f"{name}.tsv"
             write_table(path, table)
             self._results[name] = str(path)
-        return {
-            "notes": (),
-            "quality": quality.scan_quality(flair, affine, brain, wm_probseg, mask),
-        }
+        raised = [asdict(flag) for flag in flags.raised_flags(figures)]
+        return {"notes": (), "quality": figures, "flags": raised}
+
+    def _registered(self) -> "Registered":
+        """Gather what earlier steps recorded of the registration."""
+        from bagau_bids.measures.quality import Registered
+
+        registration = read_record(self.inputs.registration_record)
+        regions = read_record(self.inputs.regions_record)
+        return Registered(
+            overlap=registration["overlap"],
+            mutual_information=registration["mutual_information"],
+            coverage=regions["fov_coverage"],
+            csf=regions["csf"],
+        )
 
 
 class TemplateCopiesInputSpec(StepInputSpec):

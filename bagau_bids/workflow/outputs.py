@@ -40,13 +40,18 @@ NATIVE_IMAGES: dict[str, tuple[str, type]] = {
     "wmh_mask": ("wmh_mask", np.uint8),
     "probability": ("wmh_probseg", np.float32),
     "lesions": ("lesions_dseg", np.int32),
+    "wmh_regions": ("regions_dseg", np.uint8),
+    "ventricles": ("ventricle_mask", np.uint8),
     "brain_mask": ("brain_mask", np.uint8),
     "corrected": ("preproc_flair", np.float32),
     "wm_probseg": ("wm_atlas", np.float32),
 }
 FINAL_FILES = (
     "lesions_table",
+    "regions_table",
     "volumes_table",
+    "fazekas_table",
+    "quality_table",
     "template_to_flair_xfm",
     "flair_to_template_xfm",
 )
@@ -68,11 +73,16 @@ class PrepareInputSpec(StepInputSpec):
     wmh_mask = File(exists=True, mandatory=True)
     probability = File(exists=True, mandatory=True)
     lesions = File(exists=True, mandatory=True)
+    wmh_regions = File(exists=True, mandatory=True)
+    ventricles = File(exists=True, mandatory=True)
     brain_mask = File(exists=True, mandatory=True)
     corrected = File(exists=True, mandatory=True)
     wm_probseg = File(exists=True, mandatory=True)
     lesions_table = File(exists=True, mandatory=True)
     volumes_table = File(exists=True, mandatory=True)
+    regions_table = File(exists=True, mandatory=True)
+    fazekas_table = File(exists=True, mandatory=True)
+    quality_table = File(exists=True, mandatory=True)
     template_to_flair_xfm = File(exists=True, mandatory=True)
     flair_to_template_xfm = File(exists=True, mandatory=True)
     template_wmh_mask = File(exists=True)
@@ -83,6 +93,7 @@ class PrepareInputSpec(StepInputSpec):
     brain_mask_record = File(exists=True, mandatory=True)
     bias_field_record = File(exists=True, mandatory=True)
     registration_record = File(exists=True, mandatory=True)
+    regions_record = File(exists=True, mandatory=True)
     segmentation_record = File(exists=True, mandatory=True)
     measure_record = File(exists=True, mandatory=True)
     t1w_record = File(exists=True)
@@ -134,6 +145,7 @@ class Prepare(Step):
             "brain_mask": inputs.brain_mask_record,
             "bias_field": inputs.bias_field_record,
             "registration": inputs.registration_record,
+            "regions": inputs.regions_record,
             "segmentation": inputs.segmentation_record,
             "measure": inputs.measure_record,
         }
@@ -172,6 +184,11 @@ class Prepare(Step):
         del columns["index"]  # defined by BIDS for every lookup table
         sidecars["lesions_dseg"] |= columns
         sidecars["volumes_table"] = column_descriptions("volumes")
+        sidecars["fazekas_table"] = column_descriptions("fazekas")
+        sidecars["quality_table"] = {
+            **column_descriptions("quality_table"),
+            "Figures": column_descriptions("quality"),
+        }
         for name, content in sidecars.items():
             write_json(sidecar_path(self._path(tree, name)), content)
 

@@ -1,0 +1,260 @@
+"""Where in the brain a voxel lies: ventricles of the FLAIR itself, and regions about them.
+
+Periventricular and deep white matter are told apart by the distance to the lateral ventricles,
+by one of two published rules (see `RULES` and ``docs/regions.md``). Juxtacortical and
+infratentorial follow the registered template. All images lie on one grid, in RAS order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bagau_bids.spaces import voxel_sizes
+
+# Numbers of the groups of the template map (`preprocessing.template_regions`).
+LATERAL_VENTRICLE, OTHER_CSF, INFRATENTORIAL, CORTEX = 1, 2, 3, 4
+
+REGIONS = ("juxtaventricular", "periventricular", "deep", "juxtacortical", "infratentorial")
+SIDES = ("left", "right")
+ABBREVIATIONS = dict(zip(REGIONS, ("JV", "PV", "D", "JC", "IT"), strict=True))
+# The left side darker than the right.
+COLOURS = {
+    "juxtaventricular": ("#6a51a3", "#9e9ac8"),
+    "periventricular": ("#2171b5", "#6baed6"),
+    "deep": ("#cb181d", "#fb6a4a"),
+    "juxtacortical": ("#238b45", "#74c476"),
+    "infratentorial": ("#d94801", "#fdae6b"),
+}
+# Distances to the lateral ventricles, mm, up to which a voxel is of the region.
+RULES: dict[str, dict[str, float]] = {
+    "10mm": {"periventricular": 10.0},
+    "3mm": {"juxtaventricular": 3.0, "periventricular": 13.0},
+}
+JUXTACORTICAL_MM = 4.0  # to the cortex (Kim 2008)
+
+# CSF may be this far from the template's ventricles and still belong to them: in old age
+# they are wider than the registration can follow.
+REACH_MM = 20.0
+SURE_WHITE_MATTER = 0.9
+CSF_PERCENTILE = 20.0  # of the FLAIR within the template's ventricles
+DARKEST_TISSUE = 0.75  # CSF brighter than this share of white matter is not told from tissue
+FEWEST_VOXELS = 30
+CLOSING_MM = 2.0  # choroid plexus narrower than twice this is ventricle
+
+
+@dataclass(frozen=True)
+class Ventricles:
+    """Lateral ventricles of one FLAIR.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+    source : str
+        ``flair``, or ``template`` where CSF could not be told from tissue on the FLAIR.
+    csf : float or None
+        Brightness of CSF in the template's ventricles on the bias-corrected FLAIR; None where
+        they lie outside the scan.
+    csf_threshold : float or None
+        Darker voxels were taken as CSF.
+    notes : tuple of str
+        What a user should know.
+    """
+
+    mask: NDArray[np.bool_]
+    source: str
+    csf: float | None
+    csf_threshold: float | None
+    notes: tuple[str, ...]
+
+
+def find_ventricles(
+    flair: NDArray, affine: NDArray, brain_mask: NDArray, wm_probseg: NDArray, groups: NDArray
+) -> Ventricles:
+    """Outline the lateral ventricles: dark CSF of the FLAIR that touches those of the template.
+
+    A voxel counts as dark below the middle between white matter and the CSF within the
+    template's ventricles. Dark voxels nearer to the template's lateral ventricles than to its
+    other CSF are taken where they touch those ventricles, so that wide ventricles are followed
+    beyond the template's outline and sulci, cisterns and the third ventricle are left out.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) array
+        Bias-corrected FLAIR.
+    affine : (4, 4) array
+        Voxel to world, mm.
+    brain_mask : (X, Y, Z) array
+        Non-zero is inside.
+    wm_probseg : (X, Y, Z) array
+        Probability of white matter from the registered template.
+    groups : (X, Y, Z) int array
+        Groups of the registered template map.
+
+    Returns
+    -------
+    Ventricles
+    """
+    brain = np.asarray(brain_mask) != 0
+    prior = (groups == LATERAL_VENTRICLE) & brain
+    csf = _csf_level(flair, prior)
+    threshold = _csf_threshold(csf, flair, brain & (np.asarray(wm_probseg) >= SURE_WHITE_MATTER))
+    if threshold is None:
+        why = (
+            "they lie outside the scan"
+            if csf is None
+            else "CSF is not darker than white matter there"
+        )
+        note = f"Ventricles are those of the registered template: {why}."
+        return Ventricles(prior, "template", csf, None, (note,))
+    mask = np.zeros(brain.shape, bool)
+    box = _box(brain, affine, CLOSING_MM)
+    mask[box] = _grow(
+        flair[box] < threshold, affine, brain[box], prior[box], (groups[box] == OTHER_CSF)
+    )
+    if np.count_nonzero(mask) < FEWEST_VOXELS:
+        note = (
+            "Ventricles are those of the registered template: no dark CSF was found where it "
+            "has them."
+        )
+        return Ventricles(prior, "template", csf, threshold, (note,))
+    return Ventricles(mask, "flair", csf, threshold, ())
+
+
+def _csf_level(flair: NDArray, prior: NDArray) -> float | None:
+    """Brightness of CSF within the template's ventricles, which may hold tissue too."""
+    if np.count_nonzero(prior) < FEWEST_VOXELS:
+        return None
+    return float(np.percentile(flair[prior], CSF_PERCENTILE))
+
+
+def _csf_threshold(csf: float | None, flair: NDArray, white: NDArray) -> float | None:
+    """Middle between CSF and white matter; None where the two cannot be told apart."""
+    if csf is None or np.count_nonzero(white) < FEWEST_VOXELS:
+        return None
+    tissue = float(np.median(flair[white]))
+    return (csf + tissue) / 2 if csf < DARKEST_TISSUE * tissue else None
+
+
+def _grow(
+    dark: NDArray, affine: NDArray, brain: NDArray, prior: NDArray, other_csf: NDArray
+) -> NDArray[np.bool_]:
+    """Dark components that touch the template's ventricles, their small holes closed."""
+    to_prior = distance_mm(prior, affine)
+    allowed = brain & (to_prior <= REACH_MM) & (to_prior < distance_mm(other_csf, affine))
+    labels, _ = ndimage.label(dark & allowed)
+    touching = np.unique(labels[prior])
+    found = np.isin(labels, touching[touching > 0])
+    grown = distance_mm(found, affine) <= CLOSING_MM
+    closed = found | (distance_mm(~grown, affine) > CLOSING_MM)
+    return closed & brain
+
+
+def distance_mm(mask: NDArray, affine: NDArray) -> NDArray[np.float32]:
+    """Distance of each voxel's centre to that of the nearest voxel of a mask, mm.
+
+    Zero within; infinite where the mask is empty. Axes are taken as at right angles.
+    """
+    if not mask.any():
+        return np.full(mask.shape, np.inf, np.float32)
+    spacing = voxel_sizes(affine)
+    return ndimage.distance_transform_edt(~mask, sampling=spacing).astype(np.float32)
+
+
+def region_number(region: str, side: str) -> int:
+    """Value of a region of one side in a labelled image."""
+    return 1 + 2 * REGIONS.index(region) + SIDES.index(side)
+
+
+def regions_of_rule(rule: str) -> tuple[str, ...]:
+    """Names of the regions that a rule tells apart."""
+    return tuple(name for name in REGIONS if name != "juxtaventricular" or name in RULES[rule])
+
+
+def lookup_table(rule: str) -> pd.DataFrame:
+    """Table of what the values of a labelled image of regions mean, as BIDS wants it.
+
+    ``mapping`` is 7, the number BIDS reserves for lesions: only voxels of the WMH mask carry a
+    region's number there.
+    """
+    rows = [
+        (
+            region_number(region, side),
+            f"{side}-{region}",
+            f"{side[0].upper()}-{ABBREVIATIONS[region]}",
+            COLOURS[region][SIDES.index(side)],
+            7,
+        )
+        for region in regions_of_rule(rule)
+        for side in SIDES
+    ]
+    return pd.DataFrame(rows, columns=["index", "name", "abbreviation", "color", "mapping"])
+
+
+def partition(
+    groups: NDArray,
+    right: NDArray,
+    brain_mask: NDArray,
+    ventricle_distance_mm: NDArray,
+    affine: NDArray,
+    rule: str,
+) -> NDArray[np.uint8]:
+    """Give every voxel of the brain a region and a side.
+
+    Infratentorial comes first: nearest to the template's brain stem or cerebellum. Then the
+    distance to the ventricles decides, then that to the template's cortex; the rest is deep.
+
+    Parameters
+    ----------
+    groups : (X, Y, Z) int array
+        Groups of the registered template map.
+    right : (X, Y, Z) bool array
+        Right of the template's midplane.
+    brain_mask : (X, Y, Z) array
+        Non-zero is inside.
+    ventricle_distance_mm : (X, Y, Z) array
+        Distance to the lateral ventricles.
+    affine : (4, 4) array
+        Voxel to world, mm.
+    rule : str
+        One of `RULES`.
+
+    Returns
+    -------
+    (X, Y, Z) uint8 array
+        `region_number` within the brain, 0 outside.
+    """
+    brain = np.asarray(brain_mask) != 0
+    numbers = np.zeros(brain.shape, np.uint8)
+    if not brain.any():
+        return numbers
+    box = _box(brain, affine, 0.0)
+    near, inside = groups[box], brain[box]
+    to_ventricle = ventricle_distance_mm[box]
+    index = np.full(near.shape, REGIONS.index("deep"), np.uint8)
+    index[distance_mm(near == CORTEX, affine) <= JUXTACORTICAL_MM] = REGIONS.index("juxtacortical")
+    for name in ("periventricular", "juxtaventricular"):
+        if name in RULES[rule]:
+            index[to_ventricle <= RULES[rule][name]] = REGIONS.index(name)
+    index[_infratentorial(near, affine)] = REGIONS.index("infratentorial")
+    numbers[box] = np.where(inside, 1 + 2 * index + right[box], 0)
+    return numbers
+
+
+def _infratentorial(groups: NDArray, affine: NDArray) -> NDArray[np.bool_]:
+    """Voxels nearer to the template's brain stem and cerebellum than to any tissue above."""
+    below, above = groups == INFRATENTORIAL, groups >= CORTEX
+    return distance_mm(below, affine) < distance_mm(above, affine)
+
+
+def _box(mask: NDArray, affine: NDArray, margin_mm: float) -> tuple[slice, ...]:
+    """Slices around a mask that is not empty; distances cost time on every voxel."""
+    (found,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(
+        slice(max(0, axis.start - margin), axis.stop + margin)
+        for axis, margin in zip(
+            found, np.ceil(margin_mm / voxel_sizes(affine)).astype(int) + 1, strict=True
+        )
+    )

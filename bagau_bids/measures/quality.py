@@ -19,10 +19,14 @@ _FEWEST_VOXELS = 30
 _SD_PER_MAD = 1.4826
 # White matter darker than this share of its median is no white matter.
 _DARK = 0.5
-# Layer outside the brain mask in which skull is expected, and the distance beyond skull and
-# scalp where there is air, both only above the middle of the brain: below it lies the face.
-_SHELL_MM = (1.5, 5.0)
+# Layer outside the brain mask where no tissue is expected, and what counts as tissue, in units of
+# white matter. Only between these shares of the brain's height: below lies the face, above the
+# skull is cut at a slant. The distance beyond skull and scalp where there is air.
+_SHELL_MM = (0.5, 2.5)
+_TISSUE = (0.7, 1.4)
+_SHELL_HEIGHT = (0.45, 0.8)
 _AIR_MM = 24.0
+_AIR_HEIGHT = (0.5, np.inf)
 _FEWEST_AIR_VOXELS = 500
 # A voxel of at least this probability is part of what the network hesitates about.
 _POSSIBLE = 0.1
@@ -86,13 +90,14 @@ def scan_quality(
     brain = np.asarray(brain_mask) != 0
     white_matter = normal_white_matter(brain, wm_probseg, wmh_mask)
     level = white_matter_level(flair, white_matter)
-    upper = _upper_half(brain)
     outside = ndimage.distance_transform_edt(~brain, sampling=spacing)
     return {
         "slice_thickness_mm": float(spacing.max()),
         "in_plane_mm": float(np.median(spacing)),
         "brain_volume_ml": np.count_nonzero(brain) * voxel_ml,
-        "tissue_outside_mask": tissue_outside(flair, level, outside, upper),
+        "tissue_outside_mask": tissue_outside(
+            flair, level, outside, _slices_at(brain, _SHELL_HEIGHT)
+        ),
         "fov_coverage": registered.coverage if registered else None,
         "registration_overlap": registered.overlap if registered else None,
         "registration_information": registered.mutual_information if registered else None,
@@ -100,7 +105,9 @@ def scan_quality(
         "wm_snr": signal_to_noise(flair, white_matter),
         **noise_figures(flair, spacing, white_matter, level),
         "slice_jump": slice_jump(flair, spacing, white_matter, level),
-        "ghost_to_wm": ghost_level(flair, level, (outside > _AIR_MM) & upper),
+        "ghost_to_wm": ghost_level(
+            flair, level, (outside > _AIR_MM) & _slices_at(brain, _AIR_HEIGHT)
+        ),
         "csf_to_wm": _ratio(registered.csf if registered else None, level),
         "wmh_wm_contrast": median_ratio(flair, np.asarray(wmh_mask) != 0, white_matter),
         **uncertainty(probability, wmh_mask, voxel_ml),
@@ -112,25 +119,28 @@ def _ratio(value: float | None, level: float | None) -> float | None:
     return None if value is None or level is None else value / level
 
 
-def _upper_half(brain_mask: np.ndarray) -> np.ndarray:
-    """Slices above the middle of the brain mask, (1, 1, Z) bool; RAS order."""
+def _slices_at(brain_mask: np.ndarray, heights: tuple[float, float]) -> np.ndarray:
+    """Slices between two shares of the brain mask's height, (1, 1, Z) bool; RAS order."""
     found = np.flatnonzero(brain_mask.any(axis=(0, 1)))
-    middle = (found[0] + found[-1]) / 2 if found.size else np.inf
-    return (np.arange(brain_mask.shape[2]) > middle)[None, None]
+    if not found.size:
+        return np.zeros((1, 1, brain_mask.shape[2]), bool)
+    height = (np.arange(brain_mask.shape[2]) - found[0]) / max(found[-1] - found[0], 1)
+    return ((height > heights[0]) & (height < heights[1]))[None, None]
 
 
 def tissue_outside(
-    flair: np.ndarray, level: float | None, outside_mm: np.ndarray, upper: np.ndarray
+    flair: np.ndarray, level: float | None, outside_mm: np.ndarray, slices: np.ndarray
 ) -> float | None:
     """Share of the layer just outside the brain mask that is as bright as tissue.
 
-    That layer is skull, and dark, where the mask follows the brain. `outside_mm` is the distance
-    to the mask, `level` the brightness of white matter.
+    That layer is CSF or skull, and dark, where the mask follows the brain. `outside_mm` is the
+    distance to the mask, `level` the brightness of white matter, `slices` where to look.
     """
-    shell = (outside_mm > _SHELL_MM[0]) & (outside_mm <= _SHELL_MM[1]) & upper
+    shell = (outside_mm > _SHELL_MM[0]) & (outside_mm <= _SHELL_MM[1]) & slices
     if level is None or np.count_nonzero(shell) < _FEWEST_VOXELS:
         return None
-    return float((np.asarray(flair)[shell] > (1 + _DARK) / 2 * level).mean())
+    brightness = np.asarray(flair)[shell] / level
+    return float(((brightness > _TISSUE[0]) & (brightness < _TISSUE[1])).mean())
 
 
 def white_matter_misfit(

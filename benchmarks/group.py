@@ -29,7 +29,7 @@ from bagau_bids.preprocessing.transforms import TemplateTransform, write_itk_for
 
 TEMPLATE = "MNI152NLin2009cSym"
 SHAPE, SPACING = (256, 256, 24), (0.9, 0.9, 6.0)
-VARIANTS = 20  # different scans; each is used by many participants
+VARIANTS = 6  # different scans; each is used by many participants
 HEAVY = ("preproc_flair", "wmh_probseg", "wm_atlas", "brain_mask")  # one file for all
 
 

@@ -15,8 +15,7 @@ NEW, GONE, GROWING, SHRINKING, STABLE, SMALL = (
     "small",
 )
 STATES = (NEW, GROWING, STABLE, SHRINKING, GONE, SMALL)
-# A sphere of 3 mm: what is smaller in both sessions is not judged. Lesions from 3 mm on count in
-# the criteria for multiple sclerosis (Thompson 2018, doi:10.1016/S1474-4422(17)30470-2).
+# A sphere of 3 mm, some five voxels of a usual scan: whether smaller ones are found is chance.
 SMALLEST_MM3 = np.pi / 6 * 3.0**3
 # Growth of the diameter that readers see in lesions of any size is 15 % (PMID 12490477), so the
 # volume must grow, or shrink, by this factor.

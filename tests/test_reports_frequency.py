@@ -71,7 +71,7 @@ def test_scans_without_a_usable_transform_or_mask_are_named(cohort):
         "sub-2_FLAIR is not in the lesion frequency map",
     ]
     assert "cannot be read as an ITK transform" in group.notes[0]
-    assert "cannot be read as an image" in group.notes[1]
+    assert "expected a NIfTI image of this pipeline" in group.notes[1]
     text = group.page.read_text()
     assert "2 scans are not in the map" in text
     assert f'href="{NAME}"' in text

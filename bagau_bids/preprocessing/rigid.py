@@ -64,7 +64,7 @@ def align_sessions(
     moving, _ = brain_image(after[0].data, after[0].affine, after[1])
     stages = [rigid_parameters()]
     maps = run_elastix(fixed, moving, fixed_mask, stages, start, threads=threads)
-    matrix = from_elastix(start, maps).affine
+    matrix = np.asarray(from_elastix(start, maps).affine, dtype=np.float64)
     overlap = brain_overlap(
         (before[1], before[0].affine), (after[1], np.linalg.inv(matrix) @ after[0].affine)
     )

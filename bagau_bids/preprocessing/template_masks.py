@@ -22,7 +22,7 @@ class Grid:
     """Voxels in the space of the template: shape, and affine (4, 4) to world, mm, RAS+."""
 
     shape: tuple[int, int, int]
-    affine: Array
+    affine: npt.NDArray[np.float64]
 
 
 # 2 mm over the whole brain, from -90, -126, -72 to 90, 90, 108: what SPM and FSL use for MNI152.

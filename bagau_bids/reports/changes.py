@@ -35,10 +35,10 @@ from bagau_bids.preprocessing.rigid import align_sessions, half_way, movement
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare
 from bagau_bids.reports.figures import figure_image
-from bagau_bids.reports.frequency import read_image, read_transform
+from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
-from bagau_bids.reports.results import ScanResults, read_table
-from bagau_bids.spaces import isotropic_grid, reorient, resample
+from bagau_bids.reports.results import ScanResults, load_image, load_image_on, read_table
+from bagau_bids.spaces import isotropic_grid, resample
 
 COMPARED, FAILED = "compared", "failed"
 SPACING_MM = 1.0  # of the grid on which sessions are compared
@@ -208,17 +208,11 @@ class Session:
 
 
 def _load(scan: ScanResults) -> Session:
-    arrays = []
-    for name in ("preproc_flair", "brain_mask", "wmh_mask"):
-        data, affine = reorient(*read_image(scan.path(name)))
-        if arrays and data.shape != arrays[0].shape:
-            raise ProcessingError(
-                f"{scan.path(name)}: found a grid of {data.shape}; expected {arrays[0].shape}, "
-                "that of its FLAIR: process the scan again"
-            )
-        arrays.append(np.asarray(data))
-    flair = Volume(arrays[0].astype(np.float32), affine)
-    return Session(flair, arrays[1] != 0, arrays[2] != 0, read_transform(scan))
+    flair, affine = load_image(scan.path("preproc_flair"))
+    brain, lesions = (
+        load_image_on(scan.path(name), flair, affine) != 0 for name in ("brain_mask", "wmh_mask")
+    )
+    return Session(Volume(flair, affine), brain, lesions, read_transform(scan))
 
 
 def compare_sessions(

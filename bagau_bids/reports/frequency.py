@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from bagau_bids.bids.derivatives import (
     bids_uri,
@@ -22,7 +21,7 @@ from bagau_bids.preprocessing.template_masks import MNI_2MM, Grid, LesionFrequen
 from bagau_bids.preprocessing.transforms import TemplateTransform, read_itk_forward
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed
-from bagau_bids.reports.results import ScanResults
+from bagau_bids.reports.results import ScanResults, load_image, load_image_on
 
 SLICES = 15
 BACKGROUND_SCANS = 8  # FLAIRs whose mean is shown below the map
@@ -71,7 +70,7 @@ def _write_map(output_dir: Path, template: str, scans: Sequence[ScanResults]) ->
     gathered, used, problems = LesionFrequency(), [], []
     for scan in scans:
         try:
-            mask, affine = read_image(scan.path("wmh_mask"))
+            mask, affine = load_image(scan.path("wmh_mask"))
             gathered.add(mask, affine, read_transform(scan))
             used.append(scan)
         except ProcessingError as error:
@@ -117,23 +116,6 @@ def read_transform(scan: ScanResults) -> TemplateTransform:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def read_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image: its voxels (X, Y, Z) as stored, and its affine (4, 4).
-
-    Raises
-    ------
-    ProcessingError
-        If the file is missing or cannot be read.
-    """
-    try:
-        image = nib.load(path)
-        return np.asanyarray(image.dataobj), image.affine
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
-        raise ProcessingError(
-            f"{path}: cannot be read as an image ({error}); process the scan again"
-        ) from error
 
 
 def _image_bytes(data: np.ndarray, grid: Grid) -> bytes:
@@ -191,12 +173,12 @@ def _mean_flair(scans: Sequence[ScanResults]) -> np.ndarray:
     weight = np.zeros(grid.shape, dtype=np.float32)
     for scan in scans[:BACKGROUND_SCANS]:
         try:
-            flair, affine = read_image(scan.path("preproc_flair"))
-            brain, _ = read_image(scan.path("brain_mask"))
+            flair, affine = load_image(scan.path("preproc_flair"))
+            brain = load_image_on(scan.path("brain_mask"), flair, affine)
             transform = read_transform(scan)
         except ProcessingError:
             continue
-        if flair.shape != brain.shape or not brain.any():
+        if not brain.any():
             continue
         shown = np.where(brain != 0, flair, 0) / max(float(np.median(flair[brain != 0])), 1e-6)
         for data, sums in ((shown, total), (brain != 0, weight)):

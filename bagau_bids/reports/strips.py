@@ -106,7 +106,8 @@ def _ticks(
         decades = 10.0 ** np.arange(np.floor(np.log10(high)) - 3, np.ceil(np.log10(high)) + 1)
         candidates = np.concatenate([[0.0], np.outer(decades, [1, 2, 5]).ravel()])
     else:
-        candidates = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        locator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+        candidates = np.asarray(locator.tick_values(low, high))
     inside = candidates[(candidates >= low) & (candidates <= high)]
     ticks: list[tuple[float, str]] = []
     for number, place in zip(inside, pixels(straightened(inside, unit)).tolist(), strict=True):

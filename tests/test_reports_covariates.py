@@ -62,4 +62,4 @@ def test_charts_bear_zeros_and_few_values():
     covariates, _ = find_covariates(table, volumes)
     assert np.asarray(draw_covariates(covariates)).std() > 0
     covariates, _ = find_covariates(participants(sex=["F", "M"]), VOLUMES)
-    assert draw_covariates(covariates).width > 700
+    assert draw_covariates(covariates).width > 600

@@ -269,13 +269,13 @@ def _picture(
 ) -> Picture:
     """Volumes by session, and what became of the lesions of each pair."""
     shown = sorted(rows, key=lambda row: -(row["gained_mm3"] + row["lost_mm3"]))[:MOST_BARS]
-    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.26 * len(shown))), dpi=160, layout="constrained")
+    figure = Figure(figsize=(8, max(3.2, 1.2 + 0.26 * len(shown))), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     _draw_volumes(left, scans)
     _draw_states(right, shown)
     which = "" if len(shown) == len(rows) else f" ({MOST_BARS} pairs with the largest changes)"
     caption = (
-        f"{len(rows)} pairs of sessions. Left: WMH volume in each session, a line a participant. "
+        f"{len(rows)} pair{'s' if len(rows) > 1 else ''} of sessions. Left: WMH volume in each session, a line a participant. "
         f"Right: lesions of each pair of sessions{which}; those below a sphere of 3 mm are not "
         "judged. Sessions are aligned rigidly and compared half-way between them. Segmentations "
         "differ from scan to scan, more so between scanners: look at both pages before you "

@@ -113,7 +113,7 @@ def draw_covariates(covariates: Sequence[Covariate]) -> Image.Image:
     """
     columns = min(3, len(covariates))
     rows = -(-len(covariates) // columns)
-    figure = Figure(figsize=(max(3.6 * columns, 5), 3.3 * rows), dpi=160, layout="constrained")
+    figure = Figure(figsize=(max(2.7 * columns, 4), 2.8 * rows), dpi=160, layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, covariate in zip(places, covariates, strict=False):
         if covariate.levels:

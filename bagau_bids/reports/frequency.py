@@ -136,7 +136,8 @@ def _picture(
     region = background > 0
     if not region.any():
         region = frequency > 0
-    slices = figures.spread_slices(region, 2, SLICES + 4)[2:-2]
+    slices = figures.busiest_slices(frequency > 0, 2, SLICES)
+    slices = slices or figures.spread_slices(region, 2, SLICES)
     layout = figures.mosaic([(2, slices)], region, grid.affine, columns=5)
     window = figures.display_window(background, region)
     highest = max(float(frequency.max()), 1 / len(scans))
@@ -147,11 +148,12 @@ def _picture(
         highest=highest,
         title="share of participants",
     )
+    n, shown = len(scans), min(len(scans), BACKGROUND_SCANS)
     caption = (
-        f"Share of {len(scans)} participants, each with the first complete scan, whose mask of "
-        f"WMH covers a place of {template} (2 mm voxels), of those whose scan reaches there. At "
-        f"most {100 * float(frequency.max()):.0f} % share a place. Behind it the mean FLAIR of "
-        f"{min(len(scans), BACKGROUND_SCANS)} of them."
+        f"Share of {n} participant{'s' if n > 1 else ''}, with the first complete scan of each, "
+        f"whose mask of WMH covers a place of {template} (2 mm voxels), of those whose scan "
+        f"reaches there. At most {100 * float(frequency.max()):.0f} % share a place. Behind it "
+        f"{f'the mean FLAIR of {shown} of them' if shown > 1 else 'the FLAIR of one of them'}."
     )
     return embed(
         (f"frequency-{template}", "Lesion frequency", caption),

@@ -275,9 +275,9 @@ def _picture(
     _draw_states(right, shown)
     which = "" if len(shown) == len(rows) else f" ({MOST_BARS} pairs with the largest changes)"
     caption = (
-        f"{len(rows)} pair{'s' if len(rows) > 1 else ''} of sessions. Left: WMH volume in each session, a line a participant. "
-        f"Right: lesions of each pair of sessions{which}; those below a sphere of 3 mm are not "
-        "judged. Sessions are aligned rigidly and compared half-way between them. Segmentations "
+        f"{len(rows)} pair{'s' if len(rows) > 1 else ''} of sessions. Left: WMH volume in each "
+        f"session, a line a participant. Right: lesions of each pair of sessions{which}; those "
+        "below a sphere of 3 mm are not judged. Sessions are aligned rigidly and compared half-way between them. Segmentations "
         "differ from scan to scan, more so between scanners: look at both pages before you "
         "believe a change."
     )

@@ -277,9 +277,9 @@ def _picture(
     caption = (
         f"{len(rows)} pair{'s' if len(rows) > 1 else ''} of sessions. Left: WMH volume in each "
         f"session, a line a participant. Right: lesions of each pair of sessions{which}; those "
-        "below a sphere of 3 mm are not judged. Sessions are aligned rigidly and compared half-way between them. Segmentations "
-        "differ from scan to scan, more so between scanners: look at both pages before you "
-        "believe a change."
+        "below a sphere of 3 mm are not judged. Sessions are aligned rigidly and compared "
+        "half-way between them. Segmentations differ from scan to scan, more so between scanners: "
+        "look at both pages before you believe a change."
     )
     names = ("changes", "Changes between sessions", caption)
     return embed(names, figure_image(figure), saved=(path.name,))

@@ -28,6 +28,11 @@ def test_scales_groups_and_order():
     assert left_out == []
 
 
+def test_few_ages_are_a_scale_and_few_codes_are_not():
+    covariates, _ = find_covariates(participants(Age=[50, 60], scanner=[1, 2]), VOLUMES)
+    assert [c.levels for c in covariates] == [(), ("1", "2")]
+
+
 def test_values_meet_the_volume_of_their_participant():
     table = participants(sex=[None, "F", None, "M"])
     ((covariate,), _) = find_covariates(table, {"sub-03": 30.0, "sub-01": 10.0, "sub-00": 5.0})

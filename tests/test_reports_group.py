@@ -60,7 +60,8 @@ def test_problems_are_returned_logged_and_in_the_table(cohort, caplog):
         "sub-3_FLAIR: truncated file",
         "sub-4: no result of any scan; see sub-4/log for the reason",
     )
-    assert [record.getMessage() for record in caplog.records] == list(group.problems)
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [*group.problems, *group.notes]
     table = read(group.path)
     assert table.problem[2] == "truncated file"
     assert pd.isna(table.problem[0])

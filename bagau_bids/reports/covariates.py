@@ -17,7 +17,8 @@ from bagau_bids.reports.figures import figure_image
 FIRST = ("age", "sex", "group")  # shown before other columns
 MOST_COLUMNS = 6
 MOST_LEVELS = 8  # groups of a column of words
-FEWEST_NUMBERS = 6  # different numbers from which on a column is a scale and not a code
+# Different numbers from which on a column is a scale and not a code, unless it is age or has a unit.
+FEWEST_NUMBERS = 6
 FEWEST_FOR_CORRELATION = 10
 
 
@@ -67,12 +68,13 @@ def find_covariates(
         values = participants.values[column]
         known = [name for name in volumes_ml if name in values]
         texts = tuple(values[name] for name in known)
-        levels = () if _is_scale(texts) else tuple(sorted(set(texts)))
+        unit = participants.descriptions.get(column, {}).get("Units")
+        fewest = 2 if unit or column.lower() == "age" else FEWEST_NUMBERS
+        levels = () if _is_scale(texts, fewest) else tuple(sorted(set(texts)))
         reason = _reason(texts, levels, len(covariates))
         if reason:
             left_out.append(f"{column} ({reason})")
             continue
-        unit = participants.descriptions.get(column, {}).get("Units")
         label = f"{column} ({unit})" if unit else column
         volumes = tuple(volumes_ml[name] for name in known)
         covariates.append(Covariate(label, texts, volumes, levels))
@@ -83,13 +85,13 @@ def _rank(column: str) -> int:
     return FIRST.index(column.lower()) if column.lower() in FIRST else len(FIRST)
 
 
-def _is_scale(texts: Sequence[str]) -> bool:
-    """Whether values are numbers, and not a few codes."""
+def _is_scale(texts: Sequence[str], fewest: int) -> bool:
+    """Whether values are numbers, and not fewer different ones than codes would be."""
     try:
         numbers = {float(text) for text in texts}
     except ValueError:
         return False
-    return all(map(math.isfinite, numbers)) and len(numbers) >= FEWEST_NUMBERS
+    return all(map(math.isfinite, numbers)) and len(numbers) >= fewest
 
 
 def _reason(texts: Sequence[str], levels: Sequence[str], shown: int) -> str:

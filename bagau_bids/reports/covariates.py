@@ -17,7 +17,7 @@ from bagau_bids.reports.figures import figure_image
 FIRST = ("age", "sex", "group")  # shown before other columns
 MOST_COLUMNS = 6
 MOST_LEVELS = 8  # groups of a column of words
-# Different numbers from which on a column is a scale and not a code, unless it is age or has a unit.
+# Different numbers from which on a column is a scale and no code, unless it is known to be one.
 FEWEST_NUMBERS = 6
 FEWEST_FOR_CORRELATION = 10
 

@@ -16,15 +16,20 @@ from bagau_bids.bids.derivatives import (
     write_json,
 )
 from bagau_bids.errors import ProcessingError
-from bagau_bids.preprocessing.registration import warp_to_template
 from bagau_bids.preprocessing.template_masks import MNI_2MM, Grid, LesionFrequency
-from bagau_bids.preprocessing.transforms import TemplateTransform, read_itk_forward
+from bagau_bids.preprocessing.transforms import (
+    TemplateTransform,
+    inverse_field,
+    read_itk_forward,
+    sample,
+)
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
 
 SLICES = 15
-BACKGROUND_SCANS = 8  # FLAIRs whose mean is shown below the map
+BACKGROUND_SCANS = 6  # FLAIRs whose mean is shown below the map
+FIELD_STEP_MM = 8.0  # between points of them that are mapped: fine enough for a picture
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ def _mean_flair(scans: Sequence[ScanResults]) -> np.ndarray:
         if not brain.any():
             continue
         shown = np.where(brain != 0, flair, 0) / max(float(np.median(flair[brain != 0])), 1e-6)
-        for data, sums in ((shown, total), (brain != 0, weight)):
-            sums += warp_to_template(data, affine, transform, grid.shape, grid.affine)
+        points = inverse_field(transform, grid.shape, grid.affine, FIELD_STEP_MM)
+        total += sample(shown, affine, points)
+        weight += sample(brain != 0, affine, points)
     return np.where(weight >= 0.5 * max(float(weight.max()), 1), total / np.maximum(weight, 1), 0)

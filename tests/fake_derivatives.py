@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
 from bagau_bids.measures import lesions, quality
+from bagau_bids.preprocessing.transforms import write_itk_forward
 
 TEMPLATE = "MNI152NLin2009cSym"
 
@@ -74,6 +75,13 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
         content = {**example_record(flair, affine, figures), **(record or {})}
         write_json(derivative_path(output_dir, entities, "record"), content)
     return head
+
+
+def write_transform(output_dir, entities, transform):
+    """Write the transform from the template to a FLAIR."""
+    path = derivative_path(output_dir, entities, "template_to_flair_xfm", template=TEMPLATE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_itk_forward(transform, path)
 
 
 def write_failure(output_dir, entities, message, crash_file=None):

@@ -59,6 +59,8 @@ def test_stem_takes_the_long_names_of_pybids_too():
         ("template_wmh_probseg", "S_space-T_res-1_label-WMH_probseg.nii.gz"),
         ("template_flair", "S_space-T_res-1_desc-preproc_FLAIR.nii.gz"),
         ("record", "S_desc-processing_record.json"),
+        ("changes_table", "S_label-WMH_desc-changes_morph.tsv"),
+        ("changes_record", "S_desc-changes_record.json"),
     ],
 )
 def test_names(name, expected, tmp_path):

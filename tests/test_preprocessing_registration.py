@@ -171,7 +171,7 @@ def test_another_storage_of_the_head_gives_the_same_alignment(result, template):
 
 def test_a_rotation_beyond_elastix_is_found_by_the_search(template):
     flair, affine, brain, _ = make_scan(rotation(0, 0))
-    fixed, _ = registration._fixed_image(flair, affine, brain)
+    fixed, _ = registration.brain_image(flair, affine, brain)
     image, mask = nib.load(template.t1w), nib.load(template.brain_mask)
     moving = elastix.Volume(
         image.get_fdata(dtype=np.float32) * mask.get_fdata(dtype=np.float32), image.affine

@@ -125,6 +125,25 @@ def test_elastix_parameters_are_read_in_its_own_world():
     np.testing.assert_allclose(mapped, expected)
 
 
+def test_a_rigid_stage_of_elastix_is_what_itk_makes_of_it():
+    import itk
+
+    angles, shift, centre = (0.3, -0.2, 0.5), (4.0, -6.0, 2.5), (10.0, 20.0, -5.0)
+    theirs = itk.Euler3DTransform[itk.D].New()
+    theirs.SetCenter(centre)
+    theirs.SetRotation(*angles)
+    theirs.SetTranslation(shift)
+    stage = {
+        "Transform": ("EulerTransform",),
+        "CenterOfRotationPoint": tuple(map(str, centre)),
+        "TransformParameters": tuple(map(str, (*angles, *shift))),
+    }
+    ours = from_elastix(np.eye(4), [stage])
+    point = np.array([12.0, -31.0, 44.0])
+    expected = np.array(theirs.TransformPoint((point * LPS).tolist())) * LPS
+    np.testing.assert_allclose(ours.map_points(point[:, None])[:, 0], expected)
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.9, 0.9, 6.5)])
 def test_fields_agree_with_mapping_every_voxel(transform, spacing):
     affine = np.eye(4)

@@ -60,7 +60,8 @@ def test_problems_are_returned_logged_and_in_the_table(cohort, caplog):
         "sub-3_FLAIR: truncated file",
         "sub-4: no result of any scan; see sub-4/log for the reason",
     )
-    assert [record.getMessage() for record in caplog.records] == list(group.problems)
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [*group.problems, *group.notes]
     table = read(group.path)
     assert table.problem[2] == "truncated file"
     assert pd.isna(table.problem[0])
@@ -101,3 +102,14 @@ def test_counts_are_whole_numbers(cohort):
 def test_nothing_to_gather_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds no results .* participant level first"):
         write_group(tmp_path)
+
+
+def test_a_figure_that_is_no_number_makes_a_scan_incomplete(tmp_path):
+    write_scan(tmp_path, {"sub": "1"})
+    path = derivative_path(tmp_path, {"sub": "1"}, "record")
+    record = json.loads(path.read_text())
+    record["steps"]["measure"]["quality"]["wm_snr"] = "high"
+    path.write_text(json.dumps(record))
+    group = write_group(tmp_path)
+    assert group.problems == ("sub-1_FLAIR: wm_snr is not a number: 'high'",)
+    assert pd.isna(read(group.path).wm_snr[0])

@@ -32,7 +32,8 @@ _DESCRIPTION = """\
 Segment white matter hyperintensities of presumed vascular origin from FLAIR alone.
 
 BIDS_DIR is read, never written to. OUTPUT_DIR receives BIDS derivatives: for each FLAIR a
-mask, a probability map, volumes, lesions and a page; at the group level one table.
+mask, a probability map, volumes, lesions and a page; at the group level tables and one page
+over all of them.
 """
 
 _EPILOG = """\
@@ -119,8 +120,8 @@ def _add_positionals(parser: argparse.ArgumentParser) -> None:
         metavar="{participant,group}",
         nargs="+",
         choices=ANALYSIS_LEVELS,
-        help="participant: segment scans; group: one table over all results in OUTPUT_DIR. "
-        "Both may be given",
+        help="participant: segment scans; group: tables and a page over all results in "
+        "OUTPUT_DIR. Both may be given",
     )
 
 

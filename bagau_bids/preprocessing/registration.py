@@ -174,7 +174,7 @@ def register_template(
     if not brain_mask.any():
         raise ProcessingError("the brain mask is empty; registration needs a brain to align")
     images = _load_template(template)
-    fixed, mask = _fixed_image(flair, affine, brain_mask)
+    fixed, mask = brain_image(flair, affine, brain_mask)
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
@@ -292,7 +292,7 @@ def _load_template(template: Template) -> _TemplateImages:
     return _TemplateImages(*(_crop(volume, crop) for volume in (t1w, mask, wm)))
 
 
-def _fixed_image(
+def brain_image(
     flair: npt.NDArray[np.floating[Any]], affine: Array, brain_mask: npt.NDArray[np.bool_]
 ) -> tuple[Volume, npt.NDArray[np.bool_]]:
     """Return the FLAIR on an isotropic grid around its brain, and the brain mask there.

@@ -188,7 +188,7 @@ def register_rigidly(
     for name, start in _starts(ours, theirs, brain):
         try:
             stages = run_elastix(
-                ours, theirs, rim, [_parameters()], start, seed=seed, threads=threads
+                ours, theirs, rim, [rigid_parameters()], start, seed=seed, threads=threads
             )
         except ProcessingError as error:
             failures.append(f"{name}: {error}")
@@ -208,7 +208,8 @@ def register_rigidly(
     return found, name, information
 
 
-def _parameters() -> ParameterMap:
+def rigid_parameters() -> ParameterMap:
+    """Read the rigid stage of elastix from the package's data."""
     folder = resources.files("bagau_bids.data") / "registration"
     return read_parameter_file(Path(str(folder / "rigid.txt")))
 

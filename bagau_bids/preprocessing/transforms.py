@@ -355,6 +355,20 @@ def _write_itk(parts: Sequence[Any], path: Path) -> None:
     writer.Update()
 
 
+def _read_itk(path: Path) -> Any:
+    """Read the composite transform that a file holds, without loading all of ITK."""
+    from itk.itkCompositeTransformPython import itkCompositeTransformD3
+    from itk.itkHDF5TransformIOPython import itkHDF5TransformIOTemplateD
+    from itk.itkTransformFileReaderPython import itkTransformFileReaderTemplateD
+
+    reader = itkTransformFileReaderTemplateD.New()
+    reader.SetTransformIO(itkHDF5TransformIOTemplateD.New())
+    reader.SetFileName(str(path))
+    reader.Update()
+    # The cast holds the transform; what the list holds ends with the reader.
+    return itkCompositeTransformD3.cast(reader.GetTransformList()[0])
+
+
 def read_itk_forward(path: Path) -> TemplateTransform:
     """Read a transform that `write_itk_forward` wrote.
 
@@ -363,10 +377,8 @@ def read_itk_forward(path: Path) -> TemplateTransform:
     ProcessingError
         When the file holds something else.
     """
-    import itk
-
     affine, coefficients, grid = np.eye(4), None, None
-    (composite,) = itk.transformread(str(path))
+    composite = _read_itk(path)
     for number in range(composite.GetNumberOfTransforms()):
         part = composite.GetNthTransform(number)
         kind = part.GetNameOfClass()

@@ -49,7 +49,7 @@ def draw_dice(cases: Sequence[str], dice: Sequence[float], mean: float) -> Image
     axes.set_xlabel("Dice")
     axes.grid(axis="x", color="#dee2e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    _bare(axes)
+    bare(axes)
     return figure_image(figure)
 
 
@@ -89,7 +89,7 @@ def _draw_scatter(
     axes.set_xlim(-0.02 * top, top)
     axes.set_ylim(-0.02 * top, top)
     axes.set_aspect("equal")
-    _bare(axes)
+    bare(axes)
 
 
 def _draw_bland_altman(axes: Axes, reference: NDArray, result: NDArray) -> None:
@@ -121,8 +121,9 @@ def _draw_bland_altman(axes: Axes, reference: NDArray, result: NDArray) -> None:
     axes.set_xlabel("mean of reference and result (ml)")
     axes.set_ylabel("result − reference (ml)")
     axes.margins(x=0.08, y=0.15)
-    _bare(axes)
+    bare(axes)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Take away the upper and the right edge of a chart."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -217,32 +217,41 @@ def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0
 
 
 def draw_heat(
-    layout: Mosaic, probability: np.ndarray, colour_map: str = "plasma", lowest: float = 0.1
+    layout: Mosaic,
+    probability: np.ndarray,
+    colour_map: str = "plasma",
+    lowest: float = 0.1,
+    highest: float = 1.0,
+    title: str = "probability",
 ) -> Image.Image:
     """Probability in colours on a transparent picture with its colour bar.
 
-    Values below `lowest` stay invisible; opacity grows with the probability.
+    Values below `lowest` stay invisible; opacity grows with the probability up to `highest`.
     """
     figure, axes = _empty_figure(layout, transparent=True)
-    values = np.clip(layout.assemble(probability), 0, 1)
+    values = np.clip(layout.assemble(probability), 0, highest)
     shown = axes.imshow(
         values,
         cmap=colour_map,
         vmin=0,
-        vmax=1,
+        vmax=highest,
         interpolation="nearest",
-        alpha=np.where(values < lowest, 0, 0.35 + 0.5 * values),
+        alpha=np.where(values < lowest, 0, 0.35 + 0.5 * values / highest),
     )
     bar_axes = figure.add_axes(
         (1 - 260 / layout.width, 20 / layout.height, 240 / layout.width, 8 / layout.height)
     )
     bar_axes.imshow(
-        np.linspace(lowest, 1, 256)[None], cmap=shown.cmap, vmin=0, vmax=1, aspect="auto"
+        np.linspace(lowest, highest, 256)[None],
+        cmap=shown.cmap,
+        vmin=0,
+        vmax=highest,
+        aspect="auto",
     )
     bar_axes.set_yticks([])
-    bar_axes.set_xticks([0, 255], labels=[f"{lowest:g}", "1"])
+    bar_axes.set_xticks([0, 255], labels=[f"{lowest:.2g}", f"{highest:.2g}"])
     bar_axes.tick_params(colors="white", labelsize=8, length=0, pad=2)
-    bar_axes.set_title("probability", color="white", fontsize=8, loc="center", y=-2.6)
+    bar_axes.set_title(title, color="white", fontsize=8, loc="center", y=-2.6)
     return figure_image(figure)
 
 

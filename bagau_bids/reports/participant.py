@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
 from bagau_bids.bids.derivatives import write_bytes, write_text
@@ -25,9 +23,10 @@ from bagau_bids.reports.results import (
     FAILED,
     ScanResults,
     find_results,
+    load_image,
+    load_image_on,
     read_table,
 )
-from bagau_bids.spaces import reorient
 
 BRAIN_COLOUR = "#2fb8ff"
 ATLAS_COLOUR = "#ff9f1c"
@@ -275,8 +274,8 @@ def _slice_pictures(scan: ScanResults) -> tuple[Picture, ...]:
     """Draw the mosaics of what images are there; lesions first, they are what one came for."""
     if not scan.path("preproc_flair").is_file() or not scan.path("brain_mask").is_file():
         return ()
-    flair, affine = _load(scan.path("preproc_flair"))
-    brain = _load_on(scan.path("brain_mask"), flair, affine) > 0
+    flair, affine = load_image(scan.path("preproc_flair"))
+    brain = load_image_on(scan.path("brain_mask"), flair, affine) > 0
     shown = _Shown(scan, flair, affine, brain, figures.display_window(flair, brain))
     makers = {"wmh_mask": _wmh_picture, "brain_mask": _brain_picture, "wm_atlas": _atlas_picture}
     return tuple(make(shown) for name, make in makers.items() if scan.path(name).is_file())
@@ -293,7 +292,7 @@ class _Shown:
     window: tuple[float, float]
 
     def load(self, name: str) -> np.ndarray:
-        return _load_on(self.scan.path(name), self.flair, self.affine)
+        return load_image_on(self.scan.path(name), self.flair, self.affine)
 
     def layout(
         self, planes: Iterator[tuple[int, list[int]]], region: np.ndarray, columns: int
@@ -389,29 +388,6 @@ def _picture(
         saved.append(path.relative_to(scan.output_dir).as_posix())
     names = f"{scan.stem}_{name}", title, caption
     return embed(names, base, layers, without="FLAIR only", saved=saved)
-
-
-def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Load an image in RAS order: data (X, Y, Z) float32 and affine (4, 4)."""
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-        return reorient(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
-        raise ProcessingError(
-            f"{path}: cannot be read ({error}); expected a NIfTI image of this pipeline: process "
-            "the scan again"
-        ) from error
-
-
-def _load_on(path: Path, flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Load an image that must lie on the grid of the FLAIR."""
-    data, found = _load(path)
-    if data.shape != flair.shape or not np.allclose(found, affine, atol=1e-3):
-        raise ProcessingError(
-            f"{path}: lies on another grid ({data.shape} voxels in RAS order) than the FLAIR "
-            f"({flair.shape}); expected images of one run: process the scan again"
-        )
-    return data
 
 
 def _methods(output_dir: Path) -> Methods | None:

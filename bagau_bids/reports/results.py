@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
 from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
+from bagau_bids.spaces import reorient
 
 # Files without which a scan counts as incomplete.
 EXPECTED = (
@@ -169,6 +174,41 @@ def read_table(path: Path) -> list[dict[str, float | str | None]]:
             f"{path}: cannot be read as a table ({error}); expected tab-separated columns under "
             "one header: process the scan again"
         ) from error
+
+
+def load_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Load an image in RAS order: data (X, Y, Z) float32 and affine (4, 4).
+
+    Raises
+    ------
+    ProcessingError
+        If it cannot be read.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        return reorient(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+    except (OSError, EOFError, ValueError, ImageFileError) as error:
+        raise ProcessingError(
+            f"{path}: cannot be read ({error}); expected a NIfTI image of this pipeline: process "
+            "the scan again"
+        ) from error
+
+
+def load_image_on(path: Path, flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Load an image that must lie on the grid of the FLAIR, both in RAS order.
+
+    Raises
+    ------
+    ProcessingError
+        If it cannot be read, or lies on another grid.
+    """
+    data, found = load_image(path)
+    if data.shape != flair.shape or not np.allclose(found, affine, atol=1e-3):
+        raise ProcessingError(
+            f"{path}: lies on another grid ({data.shape} voxels in RAS order) than the FLAIR "
+            f"({flair.shape}); expected images of one run: process the scan again"
+        )
+    return data
 
 
 def quality_warnings(quality: dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,326 @@
+"""What changed between the sessions of a participant: aligned, compared, and kept."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import (
+    catalogue_of,
+    sidecar_path,
+    write_json,
+    write_table,
+)
+from bagau_bids.bids.tables import column_descriptions, described_table
+from bagau_bids.errors import ProcessingError
+from bagau_bids.measures.changes import (
+    GONE,
+    GROWING,
+    NEW,
+    SHRINKING,
+    STABLE,
+    count_changes,
+    lesion_changes,
+)
+from bagau_bids.preprocessing.elastix import Volume
+from bagau_bids.preprocessing.rigid import align_sessions, half_way, movement
+from bagau_bids.preprocessing.transforms import TemplateTransform
+from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare
+from bagau_bids.reports.figures import figure_image
+from bagau_bids.reports.frequency import read_transform
+from bagau_bids.reports.pages import Picture, embed
+from bagau_bids.reports.results import ScanResults, load_image, load_image_on, read_table
+from bagau_bids.spaces import isotropic_grid, resample
+
+COMPARED, FAILED = "compared", "failed"
+SPACING_MM = 1.0  # of the grid on which sessions are compared
+INPUTS = ("preproc_flair", "brain_mask", "wmh_mask", "template_to_flair_xfm")
+MOST_BARS = 30
+# Colours that people with red-green blindness tell apart (Wong 2011, doi:10.1038/nmeth.1618).
+STATE_COLOURS = {
+    NEW: "#d55e00",
+    GROWING: "#e69f00",
+    STABLE: "#adb5bd",
+    SHRINKING: "#56b4e9",
+    GONE: "#0072b2",
+}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The table of changes that was written.
+
+    Parameters
+    ----------
+    rows : tuple of dict
+        One a pair of sessions, as described in ``data/tables/session_changes.json``.
+    picture : Picture or None
+        Volumes by session and changes of lesions; None where no pair was compared.
+    """
+
+    rows: tuple[dict[str, Any], ...] = ()
+    picture: Picture | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each pair that could not be compared."""
+        return tuple(
+            f"{row['after']} was not compared with {row['before']}: {row['problem']}"
+            for row in self.rows
+            if row["status"] == FAILED
+        )
+
+
+def write_changes(output_dir: Path, scans: Sequence[ScanResults]) -> Changes:
+    """Compare each session with the one before it and write ``group_changes.tsv`` and ``.json``.
+
+    The lesions of each pair go into a table beside the later session. A pair whose images are
+    those of the last run is not aligned again.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives.
+    scans : sequence of ScanResults
+        Complete scans in order. Of each session the first counts.
+
+    Returns
+    -------
+    Changes
+        Without rows, and nothing written, where no participant has two sessions.
+    """
+    rows = tuple(_row(before, after) for before, after in session_pairs(scans))
+    if not rows:
+        return Changes()
+    described = column_descriptions("session_changes")
+    path = output_dir / catalogue_of("group")["changes"]["name"]
+    write_table(path, described_table(rows, described))
+    write_json(sidecar_path(path), described)
+    compared = [row for row in rows if row["status"] == COMPARED]
+    return Changes(rows, _picture(path, compared, scans) if compared else None)
+
+
+def session_pairs(scans: Sequence[ScanResults]) -> list[tuple[ScanResults, ScanResults]]:
+    """Pair the first scan of each session with that of the participant's next session."""
+    first: dict[tuple[str, str], ScanResults] = {}
+    for scan in scans:
+        if "ses" in scan.entities:
+            first.setdefault((scan.entities["sub"], scan.entities["ses"]), scan)
+    chosen = list(first.values())
+    return [(a, b) for a, b in pairwise(chosen) if a.entities["sub"] == b.entities["sub"]]
+
+
+def _row(before: ScanResults, after: ScanResults) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(column_descriptions("session_changes"))
+    row |= {
+        "participant_id": f"sub-{after.entities['sub']}",
+        "before": f"{before.stem}_FLAIR",
+        "after": f"{after.stem}_FLAIR",
+        "status": COMPARED,
+    }
+    try:
+        return row | _compared(before, after)
+    except ProcessingError as error:
+        return row | {"status": FAILED, "problem": " ".join(str(error).split())}
+
+
+def _compared(before: ScanResults, after: ScanResults) -> dict[str, Any]:
+    """Figures of one pair: those of the last run where its inputs are the same, else new ones."""
+    fingerprint = {
+        "version": __version__,
+        "inputs": {path.name: _stamp(path) for path in _input_paths(before, after)},
+    }
+    record_path, table_path = after.path("changes_record"), after.path("changes_table")
+    record = _read_record(record_path)
+    if record.get("made_from") == fingerprint and table_path.is_file():
+        return dict(record["figures"])
+    table, figures, matrix = compare_sessions(_load(before), _load(after))
+    write_table(table_path, table)
+    write_json(sidecar_path(table_path), column_descriptions("lesion_changes"))
+    # Written last: what it describes is there.
+    write_json(
+        record_path,
+        {
+            "before": f"{before.stem}_FLAIR",
+            "after": f"{after.stem}_FLAIR",
+            "transform": {
+                "Description": "Rigid transform from points of the earlier FLAIR to points of the "
+                "later one, mm, RAS+.",
+                "Matrix": matrix,
+            },
+            "figures": figures,
+            "made_from": fingerprint,
+        },
+    )
+    return figures
+
+
+def _input_paths(*scans: ScanResults) -> Iterator[Path]:
+    for scan in scans:
+        yield from (scan.path(name) for name in INPUTS)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of the last change: results that are made again unchanged keep theirs."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ProcessingError(
+            f"{path}: cannot be read ({error.strerror}); expected a result of the participant "
+            "level: process the scan again"
+        ) from error
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(found, dict) and isinstance(found.get("figures"), dict)
+    return found if whole else {}
+
+
+@dataclass(frozen=True)
+class Session:
+    """Images of one session on their common grid, RAS order.
+
+    Parameters
+    ----------
+    flair : Volume
+    brain, lesions : (X, Y, Z) bool arrays
+    transform : TemplateTransform
+        FLAIR to template points.
+    """
+
+    flair: Volume
+    brain: np.ndarray
+    lesions: np.ndarray
+    transform: TemplateTransform
+
+
+def _load(scan: ScanResults) -> Session:
+    flair, affine = load_image(scan.path("preproc_flair"))
+    brain, lesions = (
+        load_image_on(scan.path(name), flair, affine) != 0 for name in ("brain_mask", "wmh_mask")
+    )
+    return Session(Volume(flair, affine), brain, lesions, read_transform(scan))
+
+
+def compare_sessions(
+    before: Session, after: Session
+) -> tuple[pd.DataFrame, dict[str, Any], np.ndarray]:
+    """Align two sessions and compare their lesions.
+
+    Returns
+    -------
+    table : DataFrame
+        One row a lesion, see `bagau_bids.measures.changes.lesion_changes`; centroids in the world
+        of the earlier session.
+    figures : dict
+        Counts, volumes, and how the sessions lie to each other.
+    matrix : (4, 4) array
+        Points of the earlier FLAIR to points of the later one, mm, RAS+.
+    """
+    matrix, overlap = align_sessions(
+        (before.flair, before.brain, before.transform),
+        (after.flair, after.brain, after.transform),
+    )
+    table = changes_between(before, after, matrix)
+    centre = np.mean(np.nonzero(before.brain), axis=1)
+    affine = before.flair.affine
+    angle, shift = movement(matrix, affine[:3, :3] @ centre + affine[:3, 3])
+    figures = {
+        **count_changes(table),
+        "brain_overlap": overlap,
+        "rotation_deg": angle,
+        "shift_mm": shift,
+    }
+    return table, figures, matrix
+
+
+def changes_between(before: Session, after: Session, matrix: np.ndarray) -> pd.DataFrame:
+    """Compare the lesions of two sessions that a rigid transform aligns, see `compare_sessions`.
+
+    Both masks are resampled linearly, and cut at a half, onto 1 mm voxels of the space half-way
+    between the sessions.
+    """
+    half = half_way(matrix)
+    first_affine = half @ before.flair.affine
+    second_affine = np.linalg.inv(half) @ after.flair.affine
+    shape, grid = isotropic_grid(before.flair.data.shape, first_affine, SPACING_MM)
+    masks, seen = [], np.ones(shape, dtype=bool)
+    for session, affine in ((before, first_affine), (after, second_affine)):
+        masks.append(resample(session.lesions, affine, shape, grid) >= 0.5)
+        seen &= resample(np.ones(session.lesions.shape), affine, shape, grid) > 0.5
+    return lesion_changes(masks[0] & seen, masks[1] & seen, np.linalg.inv(half) @ grid)
+
+
+def _picture(
+    path: Path, rows: Sequence[Mapping[str, Any]], scans: Sequence[ScanResults]
+) -> Picture:
+    """Volumes by session, and what became of the lesions of each pair."""
+    shown = sorted(rows, key=lambda row: -(row["gained_mm3"] + row["lost_mm3"]))[:MOST_BARS]
+    figure = Figure(figsize=(8, max(3.2, 1.2 + 0.26 * len(shown))), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    _draw_volumes(left, scans)
+    _draw_states(right, shown)
+    which = "" if len(shown) == len(rows) else f" ({MOST_BARS} pairs with the largest changes)"
+    caption = (
+        f"{len(rows)} pair{'s' if len(rows) > 1 else ''} of sessions. Left: WMH volume in each "
+        f"session, a line a participant. Right: lesions of each pair of sessions{which}; those "
+        "below a sphere of 3 mm are not judged. Sessions are aligned rigidly and compared "
+        "half-way between them. Segmentations differ from scan to scan, more so between scanners: "
+        "look at both pages before you believe a change."
+    )
+    names = ("changes", "Changes between sessions", caption)
+    return embed(names, figure_image(figure), saved=(path.name,))
+
+
+def _draw_volumes(axes: Axes, scans: Sequence[ScanResults]) -> None:
+    lines: dict[str, dict[str, float]] = {}
+    for before, after in session_pairs(scans):
+        for scan in (before, after):
+            if (volume := _volume_ml(scan)) is not None:
+                lines.setdefault(scan.entities["sub"], {})[scan.entities["ses"]] = volume
+    for own in lines.values():
+        axes.plot(range(1, len(own) + 1), list(own.values()), "o-", color=COLOUR, alpha=0.6)
+    longest = max(map(len, lines.values()), default=2)
+    axes.set_xticks(range(1, longest + 1))
+    axes.set_xlim(0.7, longest + 0.3)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("session, in order")
+    axes.set_ylabel("WMH volume (ml)")
+    bare(axes)
+
+
+def _volume_ml(scan: ScanResults) -> float | None:
+    try:
+        rows = read_table(scan.path("volumes_table"))
+    except ProcessingError:
+        return None
+    volume = next((row.get("volume_mm3") for row in rows if row.get("region") == "all"), None)
+    return volume / 1000 if isinstance(volume, float) else None
+
+
+def _draw_states(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    places = np.arange(len(rows))[::-1]
+    ends = np.zeros(len(rows))
+    for state, colour in STATE_COLOURS.items():
+        counts = np.array([row[f"n_{state}"] for row in rows])
+        axes.barh(places, counts, left=ends, color=colour, height=0.7, label=state)
+        ends += counts
+    labels = [row["after"].removesuffix("_FLAIR") for row in rows]
+    axes.set_yticks(places, labels=labels, fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("lesions, since the session before", color=NOTE_COLOUR)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=8)
+    bare(axes)

@@ -1,0 +1,295 @@
+"""The page over all participants: what is usual, what is not, and links to each one's page."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bagau_bids.bids.derivatives import write_text
+from bagau_bids.bids.participants import Participants
+from bagau_bids.bids.tables import natural_key
+from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
+from bagau_bids.reports import strips
+from bagau_bids.reports.changes import Changes
+from bagau_bids.reports.covariates import draw_covariates, find_covariates
+from bagau_bids.reports.pages import Picture, embed, render
+from bagau_bids.reports.results import COMPLETE
+
+UNIT_TEXTS = {"1": "", "mm^3": "mm³", "cm^2": "cm²", "mm^2": "mm²", "voxels": "", "lesions": ""}
+LONGEST_LIST = 200  # rows of a table of the page; the file has all
+# Columns that identify a scan or are about its state, and not figures of it.
+NAMES = ("bids_name", "participant_id", "session_id", "status", "problem", "outliers")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Everything the page is made from.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives, for links.
+    rows : sequence of mapping
+        Rows of the group table, value by column.
+    descriptions : mapping
+        What its columns mean.
+    problems : sequence of str
+        What is not complete.
+    participants : Participants
+    """
+
+    output_dir: Path
+    rows: Sequence[Mapping[str, Any]]
+    descriptions: Mapping[str, Any]
+    problems: Sequence[str] = ()
+    participants: Participants = field(default_factory=Participants)
+
+    @property
+    def complete(self) -> list[Mapping[str, Any]]:
+        """Rows of scans that are complete: only these count."""
+        return [row for row in self.rows if row["status"] == COMPLETE]
+
+    @property
+    def one_each(self) -> list[Mapping[str, Any]]:
+        """Return the row of the first complete scan of each participant."""
+        first: dict[str, Mapping[str, Any]] = {}
+        for row in self.complete:
+            first.setdefault(row["participant_id"], row)
+        return list(first.values())
+
+    def link(self, row: Mapping[str, Any]) -> str:
+        """Return the link to a scan on its participant's page, empty where there is none."""
+        page = f"{row['participant_id']}.html"
+        if not (self.output_dir / page).is_file():
+            return ""
+        return f"{page}#{row['bids_name'].removesuffix('_FLAIR')}"
+
+    def head(self, column: str) -> str:
+        """Return the name of a column for a person."""
+        return str(self.descriptions[column].get("LongName", column))
+
+    def unit(self, column: str) -> str:
+        """Return the unit of a column for a person."""
+        unit = str(self.descriptions[column].get("Units", ""))
+        return UNIT_TEXTS.get(unit, unit)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of all scans, as a row of the page."""
+
+    column: str
+    name: str
+    unit: str
+    description: str
+    n: int
+    median: str
+    quartiles: str
+    outliers: int
+    strip: strips.Strip
+
+
+def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
+    """Draw WMH volume against the columns of the table of participants.
+
+    Returns
+    -------
+    picture : Picture or None
+        None where there is nothing to show.
+    note : str
+        What is not shown and why; empty where nothing is missing.
+    """
+    participants = cohort.participants
+    if participants.source is None:
+        return None, participants.note
+    volumes = {
+        row["participant_id"]: row["volume_mm3"] / 1000
+        for row in cohort.one_each
+        if row["volume_mm3"] is not None
+    }
+    covariates, left_out = find_covariates(participants, volumes)
+    without = [name for name in volumes if name not in participants.listed]
+    notes = []
+    if left_out:
+        notes.append(f"Not shown of participants.tsv: {'; '.join(left_out)}.")
+    if without:
+        notes.append(f"Not in participants.tsv: {_names(without)}.")
+    if absent := sorted(
+        set(participants.listed) - {row["participant_id"] for row in cohort.rows}, key=natural_key
+    ):
+        notes.append(f"In participants.tsv, without any result here: {_names(absent)}.")
+    if not covariates:
+        return None, " ".join(notes)
+    caption = (
+        f"One point a participant, with its first complete scan. From {participants.source}. "
+        "Volumes are stretched by the cube root; n is the number of participants whose value is "
+        "known."
+    )
+    names = ("covariates", "WMH volume and participants.tsv", caption)
+    return embed(names, draw_covariates(covariates)), " ".join(notes)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
+
+
+def write_group_page(
+    path: Path,
+    cohort: Cohort,
+    *,
+    pictures: Sequence[Picture] = (),
+    notes: Sequence[str] = (),
+    changes: Changes | None = None,
+) -> None:
+    """Write the page, one file that holds all its pictures.
+
+    Parameters
+    ----------
+    path : Path
+        The page, at the root of the derivatives: links to participants are relative.
+    cohort : Cohort
+    pictures : sequence of Picture
+        Lesion frequency maps.
+    notes : sequence of str
+        What is missing in them.
+    changes : Changes or None
+        Between sessions.
+    """
+    figures, settings = _figures(cohort)
+    covariates, covariates_note = covariate_picture(cohort)
+    apart = [row for row in cohort.complete if row["outliers"]]
+    apart.sort(key=lambda row: -len(row["outliers"].split(",")))
+    text = render(
+        "group.html",
+        summary=tuple(_summary(cohort)),
+        figures=figures,
+        settings=settings,
+        kinds=_kinds(cohort),
+        outliers=[_outlier(cohort, row) for row in apart[:LONGEST_LIST]],
+        outliers_left_out=max(len(apart) - LONGEST_LIST, 0),
+        judged=len(cohort.complete) >= FEWEST_VALUES,
+        fence=FENCE,
+        fewest=FEWEST_VALUES,
+        problems=cohort.problems,
+        scans=[_scan(cohort, row) for row in cohort.rows],
+        covariates=covariates,
+        covariates_note=covariates_note,
+        pictures=pictures,
+        notes=notes,
+        changes=changes.picture if changes else None,
+        pairs=[_pair(cohort, row) for row in changes.rows] if changes else (),
+        strip_size=(strips.WIDTH, strips.HEIGHT),
+    )
+    write_text(path, text)
+
+
+def figure_columns(descriptions: Mapping[str, Any]) -> list[str]:
+    """Columns that hold numbers of a scan: all that have a unit."""
+    return [name for name, entry in descriptions.items() if "Units" in entry]
+
+
+def _summary(cohort: Cohort) -> Iterator[tuple[str, str]]:
+    rows = cohort.rows
+    states = Counter(row["status"] for row in rows)
+    participants = {row["participant_id"] for row in rows}
+    repeated = Counter(
+        participant for participant, _ in {(r["participant_id"], r["session_id"]) for r in rows}
+    )
+    several = sum(count > 1 for count in repeated.values())
+    yield (
+        "Participants",
+        str(len(participants)) + (f", {several} with several sessions" if several else ""),
+    )
+    yield "Scans", f"{len(rows)}: " + ", ".join(f"{n} {state}" for state, n in states.items())
+    volumes = [r["volume_mm3"] / 1000 for r in cohort.complete if r["volume_mm3"] is not None]
+    if volumes:
+        low, median, high = np.percentile(volumes, [25, 50, 75])
+        yield (
+            "WMH volume",
+            f"median {median:.2f} ml, quartiles {low:.2f} to {high:.2f} ml, range "
+            f"{min(volumes):.2f} to {max(volumes):.2f} ml",
+        )
+        yield "Without a lesion", str(sum(volume == 0 for volume in volumes))
+
+
+def _figures(cohort: Cohort) -> tuple[list[Figure], list[tuple[str, str]]]:
+    """Figures that differ between scans, and those that are the same for all with their value."""
+    figures, settings = [], []
+    for column in figure_columns(cohort.descriptions):
+        known = [row for row in cohort.complete if row[column] is not None]
+        if not known:
+            continue
+        numbers = [float(row[column]) for row in known]
+        if len(known) > 1 and min(numbers) == max(numbers):
+            value = f"{strips.short(numbers[0])} {cohort.unit(column)}".strip()
+            settings.append((cohort.head(column), value))
+            continue
+        figures.append(_figure(cohort, column, known))
+    return figures, settings
+
+
+def _figure(cohort: Cohort, column: str, known: Sequence[Mapping[str, Any]]) -> Figure:
+    unit = str(cohort.descriptions[column]["Units"])
+    values = [
+        strips.Value(float(row[column]), row["bids_name"].removesuffix("_FLAIR"), cohort.link(row))
+        for row in known
+    ]
+    drawn = strips.strip(values, unit)
+    low, median, high = np.percentile([value.number for value in values], [25, 50, 75])
+    return Figure(
+        column=column,
+        name=cohort.head(column),
+        unit=cohort.unit(column),
+        description=str(cohort.descriptions[column].get("Description", "")),
+        n=len(values),
+        median=strips.short(float(median)),
+        quartiles=f"{strips.short(float(low))} to {strips.short(float(high))}",
+        outliers=sum(point.outlying for point in drawn.points),
+        strip=drawn,
+    )
+
+
+def _kinds(cohort: Cohort) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Columns of words: how often each was found, the most frequent first."""
+    kinds = []
+    for column, entry in cohort.descriptions.items():
+        if "Units" in entry or column in NAMES:
+            continue
+        counts = Counter(str(row[column]) for row in cohort.complete if row[column] is not None)
+        if counts:
+            kinds.append((cohort.head(column), counts.most_common(8)))
+    return kinds
+
+
+def _pair(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay out one pair of sessions; both names link to the scans."""
+    ends = [{**row, "bids_name": row[end]} for end in ("before", "after")]
+    return {
+        **row,
+        "names": [(end["bids_name"].removesuffix("_FLAIR"), cohort.link(end)) for end in ends],
+    }
+
+
+def _outlier(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
+    figures = [
+        f"{cohort.head(column)} {strips.short(float(row[column]))} {cohort.unit(column)}".strip()
+        for column in row["outliers"].split(",")
+    ]
+    return {**_scan(cohort, row), "figures": figures}
+
+
+def _scan(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
+    volume, lesions = row["volume_mm3"], row["n_lesions"]
+    return {
+        "name": row["bids_name"].removesuffix("_FLAIR"),
+        "link": cohort.link(row),
+        "status": row["status"],
+        "problem": row["problem"],
+        "volume": "–" if volume is None else f"{volume / 1000:.2f}",
+        "lesions": "–" if lesions is None else f"{lesions:.0f}",
+        "outliers": len(row["outliers"].split(",")) if row["outliers"] else 0,
+    }

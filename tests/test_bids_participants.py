@@ -1,0 +1,68 @@
+"""participants.tsv: where it is looked for, how it is read, and what is said without it."""
+
+import json
+
+import pytest
+
+from bagau_bids.bids.participants import find_participants
+
+TABLE = "participant_id\tage\tsex\nsub-01\t70\tF\n02\tn/a\tM\n"
+
+
+def describe(output_dir, raw):
+    output_dir.mkdir(parents=True, exist_ok=True)
+    content = {"Name": "x", "DatasetLinks": {"raw": raw}}
+    (output_dir / "dataset_description.json").write_text(json.dumps(content))
+
+
+def test_the_own_table_comes_first(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    describe(out, raw.as_uri())
+    (raw / "participants.tsv").write_text("participant_id\tage\nsub-01\t11\n")
+    assert find_participants(out).values == {"age": {"sub-01": "11"}}
+    (out / "participants.tsv").write_text(TABLE)
+    found = find_participants(out)
+    assert found.source == out / "participants.tsv"
+    assert found.values == {"age": {"sub-01": "70"}, "sex": {"sub-01": "F", "sub-02": "M"}}
+    assert found.listed == ("sub-01", "sub-02")
+    assert found.note == ""
+
+
+@pytest.mark.parametrize("kind", ["relative", "uri"])
+def test_links_to_the_raw_data_are_followed(tmp_path, kind):
+    raw = tmp_path / "raw data"
+    out = raw / "derivatives" / "out"
+    describe(out, "../.." if kind == "relative" else raw.as_uri())
+    (raw / "participants.tsv").write_text(TABLE)
+    (raw / "participants.json").write_text('{"age": {"Units": "years"}, "sex": "broken"}')
+    found = find_participants(out)
+    assert found.values["age"] == {"sub-01": "70"}
+    assert found.descriptions == {"age": {"Units": "years"}}
+
+
+@pytest.mark.parametrize(
+    "description", [None, "{", "[]", '{"DatasetLinks": {"raw": "https://example.org/ds"}}']
+)
+def test_without_a_table_the_places_are_named(tmp_path, description):
+    if description is not None:
+        (tmp_path / "dataset_description.json").write_text(description)
+    found = find_participants(tmp_path)
+    assert found.source is None
+    assert found.values == {}
+    assert found.note == f"No participants.tsv was found in {tmp_path}."
+
+
+def test_a_table_that_is_none_is_named(tmp_path):
+    (tmp_path / "participants.tsv").write_text("age,sex\n1,2\n")
+    note = find_participants(tmp_path).note
+    assert str(tmp_path / "participants.tsv") in note
+    assert "age,sex" in note
+    assert "participant_id" in note
+
+
+def test_damaged_descriptions_are_passed_over(tmp_path):
+    (tmp_path / "participants.tsv").write_text(TABLE)
+    for text in ("{", "[1]"):
+        (tmp_path / "participants.json").write_text(text)
+        assert find_participants(tmp_path).descriptions == {}

@@ -139,7 +139,7 @@ def test_only_what_was_asked_for_is_told(app_run, calls, capsys):
 def test_progress_goes_to_stderr_and_the_summary_to_stdout(app_run, calls, capsys):
     app_run("--participant-label", "01")
     captured = capsys.readouterr()
-    assert "[0/1] sub-01: conform done in 1.0 s (step 1/8)" in captured.err
+    assert "[0/1] sub-01: conform done in 1.0 s (step 1/9)" in captured.err
     assert "conform" not in captured.out
 
 

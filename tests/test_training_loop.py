@@ -275,7 +275,7 @@ def test_synthetic_slices_have_their_own_weight_of_missed_lesions():
         synthetic_false_negative_weight=0.75,
     )
     for step in range(10):
-        synthetic = draw_batch(data, settings, step)[0][:, 0, 0] >= 100
+        synthetic = draw_batch(data, settings, step).flair[:, 0, 0] >= 100
         np.testing.assert_allclose(
             draw_weights(settings, step), np.where(synthetic, 0.75, 0.25), atol=1e-6
         )

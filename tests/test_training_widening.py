@@ -23,7 +23,7 @@ def trained(network, seed=0):
 def pair(kind):
     """A narrow and a wide network."""
     if kind == "unet":
-        return [UNet(UNetConfig(2, widths)) for widths in (NARROW, TWICE)]
+        return [UNet(UNetConfig(("flair", "atlas"), widths)) for widths in (NARROW, TWICE)]
     ablation = {"bagau_net": {}, "without mam": {"mam": False}, "without afm": {"afm": False}}
     return [BagauNet(BagauNetConfig(widths, **ablation[kind])) for widths in (NARROW, TWICE)]
 
@@ -63,4 +63,4 @@ def test_other_networks_are_refused():
     with pytest.raises(ValueError, match="is no multiple of"):
         widen(narrow, BagauNet(BagauNetConfig((6, 9, 12, 15, 18))))
     with pytest.raises(ValueError, match="more than their widths"):
-        widen(UNet(UNetConfig(1, NARROW)), wide)
+        widen(UNet(UNetConfig(("flair",), NARROW)), wide)

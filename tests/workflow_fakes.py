@@ -154,8 +154,10 @@ def _fake_steps(calls):
     def segment_input(models, inputs, brain_mask, *, device, batch_size, tta):
         from bagau_bids.network.inference import Segmentation
 
-        opposite = -inputs.flair.clip(-2, 2)  # lesions are clipped at other z-scores
-        np.testing.assert_allclose(inputs.t1.clip(-2, 2), opposite, atol=0.3)
+        # The stand-in's T1w is the FLAIR negated. Z-scores end at -6 and 10, so that beside air and
+        # lesions the interpolated sizes differ, but not the sign.
+        clear = (np.abs(inputs.flair) > 0.1) & (np.abs(inputs.t1) > 0.1)
+        assert (np.sign(inputs.t1) == -np.sign(inputs.flair))[clear].mean() > 0.99
         calls.note("segmentation with t1")
         return Segmentation(brain_mask * np.float32(0), device, batch_size, "float32", ())
 

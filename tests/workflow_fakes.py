@@ -154,8 +154,8 @@ def _fake_steps(calls):
     def segment_input(models, inputs, brain_mask, *, device, batch_size, tta):
         from bagau_bids.network.inference import Segmentation
 
-        # The stand-in's T1w is the FLAIR negated. Z-scores end at -6 and 10, so that beside air and
-        # lesions the interpolated sizes differ, but not the sign.
+        # The stand-in's T1w is the FLAIR negated. Z-scores end at -6 and 10, so that beside air
+        # and lesions the interpolated sizes differ, but not the sign.
         clear = (np.abs(inputs.flair) > 0.1) & (np.abs(inputs.t1) > 0.1)
         assert (np.sign(inputs.t1) == -np.sign(inputs.flair))[clear].mean() > 0.99
         calls.note("segmentation with t1")

@@ -310,6 +310,7 @@ def test_validation_is_at_native_resolution():
     assert score.dice == 1
     assert score.lesion_f1 == 1
     assert score.volume_difference_percent == 0
+    assert score.hausdorff95_mm == 0
     ignored = replace(scan, reference=np.where(scan.reference == 1, 2, 0).astype(np.uint8))
     (score,) = validate(Bright(), [ignored], torch.device("cpu"))
     assert score.dice == 1  # nothing left to find, nothing found

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,12 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bagau_bids.errors import ProcessingError, UsageError
-from bagau_bids.measures.metrics import (
-    comparable_masks,
-    dice,
-    lesion_detection,
-    volume_difference_percent,
-)
+from bagau_bids.measures.metrics import case_scores
 from bagau_bids.network.inference import choose_device, segment_input, working_precision
 from bagau_bids.network.weights import (
     architecture_of,
@@ -82,11 +77,17 @@ class ScanScore:
 
     scan: str
     dice: float
+    hausdorff95_mm: float
     volume_difference_percent: float
     lesion_recall: float
     lesion_f1: float
     reference_ml: float
     result_ml: float
+
+    @classmethod
+    def measures(cls) -> list[str]:
+        """Names of what is measured: all fields but the scan's name."""
+        return [field.name for field in fields(cls) if field.name != "scan"]
 
 
 def network_of(settings: TrainingSettings) -> nn.Module:
@@ -201,22 +202,10 @@ def validate(
         result = segment_input(
             [model], scan.inputs, scan.brain_mask, device=device, batch_size=batch_size
         )
-        truth, found = comparable_masks(
-            scan.reference, (result.probability >= THRESHOLD).astype(np.uint8)
-        )
-        recall, _, f1 = lesion_detection(truth, found)
-        voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
-        scores.append(
-            ScanScore(
-                scan=scan.name,
-                dice=dice(truth, found),
-                volume_difference_percent=volume_difference_percent(truth, found),
-                lesion_recall=recall,
-                lesion_f1=f1,
-                reference_ml=float(truth.sum()) * voxel_ml,
-                result_ml=float(found.sum()) * voxel_ml,
-            )
-        )
+        found = (result.probability >= THRESHOLD).astype(np.uint8)
+        measured = case_scores(scan.reference, found, scan.affine)
+        kept = {name: getattr(measured, name) for name in ScanScore.measures()}
+        scores.append(ScanScore(scan=scan.name, **kept))
     return scores
 
 

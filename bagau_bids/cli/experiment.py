@@ -138,8 +138,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = _chosen(args, plan)
     if args.prepare_only or args.only:
         return _run_here(args, jobs, around, plan)
-    _prepare(args, experiment, plan.scans)
-    failed = _run_apart(args, jobs, around)
+    failed = _run_apart(args, jobs, around, plan)
     code = _write_table(args.output_dir)
     return EXIT_SUBJECT_FAILED if failed else code
 
@@ -259,7 +258,7 @@ def _threads(args: argparse.Namespace) -> int:
 
 
 def _run_apart(
-    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Surroundings"
+    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Surroundings", plan: "Plan"
 ) -> dict[str, str]:
     """Run the jobs that are not done in processes of their own; return why some failed."""
     from bagau_bids.bids.derivatives import write_json
@@ -268,6 +267,8 @@ def _run_apart(
 
     todo = [job.name for job in jobs if not is_complete(job, around)]
     log.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))
+    if todo:
+        _prepare(args, around.experiment, plan.scans)
     command = [sys.executable, "-m", "bagau_bids.cli.toolbox", *_command(args)]
     command += ["--threads", str(_threads(args))]
 

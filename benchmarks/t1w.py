@@ -5,8 +5,8 @@
 Prints, for each FLAIR with a T1w, the start that was taken and the mutual information in the
 brain: as registered, by the headers alone, and with the T1w shifted by 14 mm. With ``--moved``
 (for data sets whose T1w lie on the FLAIR's grid) the T1w is moved by a known rotation and shift
-first, a small and a large one, and the distance between what was found and the truth in the brain
-is printed too.
+first, a small and a large one. The last figures are the distance, in the brain, between what was
+found and the placement given: the truth where the T1w was moved, else the headers.
 """
 
 import argparse
@@ -59,7 +59,8 @@ def report(name: str, flair: Volume, t1w: Volume, mask: np.ndarray, truth: np.nd
     )
     print(
         f"{name}: start {start}, information {information:.3f}, headers {headers:.3f}, shifted "
-        f"{shifted:.3f}, from truth {error.mean():.2f} mm, at most {error.max():.2f} mm",
+        f"{shifted:.3f}, off the placement given {error.mean():.2f} mm, at most "
+        f"{error.max():.2f} mm",
         flush=True,
     )
 

@@ -158,16 +158,11 @@ def spoil_atlas(
 
 def _shifted(image: Tensor, rows: int, columns: int) -> Tensor:
     """Image moved by whole pixels, zero where nothing came from."""
-    height, width = image.shape[-2:]
-    moved = torch.zeros_like(image)
-    target, source = (
-        tuple(slice(max(0, s * n), size + min(0, s * n)) for n, size in edges)
-        for s, edges in (
-            (1, ((rows, height), (columns, width))),
-            (-1, ((rows, height), (columns, width))),
-        )
-    )
-    moved[..., target[0], target[1]] = image[..., source[0], source[1]]
+    moved = image.roll((rows, columns), dims=(-2, -1))
+    for axis, steps in ((-2, rows), (-1, columns)):
+        size = moved.shape[axis]
+        emptied = min(abs(steps), size)
+        moved.narrow(axis, 0 if steps > 0 else size - emptied, emptied).zero_()
     return moved
 
 

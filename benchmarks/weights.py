@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bagau_bids.bids.scans import find_scans
 from bagau_bids.config import Selection
+from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import comparable_masks, dice
 from bagau_bids.network.inference import segment, segment_input
 from bagau_bids.network.weights import load_weights
@@ -74,7 +75,7 @@ def report_empty_heads(models: Sequence[torch.nn.Module], folder: Path, *, tta: 
         assert scan.wm_atlas is not None
         mask = brain_mask(scan.flair, scan.affine).mask
         found = segment(models, scan.flair, scan.affine, mask, scan.wm_atlas, tta=tta)
-        voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+        voxel_ml = voxel_volume_mm3(scan.affine) / 1000
         volumes.append(float((found.probability >= 0.5).sum()) * voxel_ml)
         shape = " x ".join(f"{size}" for size in scan.flair.shape)
         print(f"head without lesions {number:2d} ({shape}): {volumes[-1]:.2f} ml")

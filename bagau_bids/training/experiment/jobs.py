@@ -27,6 +27,7 @@ from bagau_bids.bids.derivatives import derivative_path, write_json
 from bagau_bids.bids.scans import find_t1w
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import challenge_scores
 from bagau_bids.network.inference import choose_device, segment_input
 from bagau_bids.network.weights import load_weights
@@ -315,7 +316,7 @@ def _row(
     job: Job, member: str, one: LabelledScan, scan: TrainingScan, mask: np.ndarray
 ) -> dict[str, Any]:
     scores = asdict(challenge_scores(scan.reference, mask, scan.affine))
-    voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+    voxel_ml = voxel_volume_mm3(scan.affine) / 1000
     return {
         "system": job.system.name,
         "fold": job.fold.number,

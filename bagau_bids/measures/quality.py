@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.spaces import voxel_sizes
 
 # White matter that counts as surely white matter in the registered, probabilistic map.
@@ -86,7 +87,7 @@ def scan_quality(
         In the order of ``data/tables/quality.json``.
     """
     spacing = voxel_sizes(affine)
-    voxel_ml = float(abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3]))) / 1000
+    voxel_ml = voxel_volume_mm3(affine) / 1000
     brain = np.asarray(brain_mask) != 0
     white_matter = normal_white_matter(brain, wm_probseg, wmh_mask)
     level = white_matter_level(flair, white_matter)

@@ -47,6 +47,9 @@ architecture = "rater"
 """
 
 
+THICK_SLICES = np.diag([1.0, 1.0, 5.0, 1.0])
+
+
 def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
     """Stand-in for preprocessing; participant 5 cannot be preprocessed."""
     if labelled.scan.subject == "5":
@@ -57,11 +60,11 @@ def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
     reference = np.zeros(brain.shape, np.uint8)
     reference[10:15, 10:15, 1] = 1
     flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 4 * reference
-    inputs = network_input(flair, np.eye(4), brain, np.ones_like(flair))
+    inputs = network_input(flair, THICK_SLICES, brain, np.ones_like(flair))
     if with_t1:
-        inputs = dataset.add_t1(inputs, -flair, brain)
+        inputs = dataset.add_t1(inputs, -flair, THICK_SLICES, brain)
     return TrainingScan(
-        labelled.scan.stem, labelled.scan.subject, 0, inputs, brain, reference, np.eye(4)
+        labelled.scan.stem, labelled.scan.subject, 0, inputs, brain, reference, THICK_SLICES
     )
 
 

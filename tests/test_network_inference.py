@@ -160,7 +160,7 @@ def test_cpu_takes_over_when_one_slice_is_too_much():
 
 def test_mirrored_scan_has_its_t1_mirrored_too():
     flair, affine, brain, atlas = make_scan()
-    inputs = add_t1(network_input(flair, affine, brain, atlas), -flair, brain)
+    inputs = add_t1(network_input(flair, affine, brain, atlas), -flair, affine, brain)
     mirrored = inference.mirror(inputs)
     np.testing.assert_array_equal(mirrored.t1, inputs.t1[:, ::-1])
     np.testing.assert_array_equal(mirrored.flair, inputs.flair[:, ::-1])

@@ -9,6 +9,7 @@ from bagau_bids.errors import ProcessingError
 from bagau_bids.network.slices import (
     PLANE_SIZE,
     SlicePlane,
+    average_thin_slices,
     from_slices,
     network_input,
     normalise_flair,
@@ -127,6 +128,40 @@ def test_network_input_does_not_depend_on_gain_and_offset():
     first = network_input(flair, affine, brain, brain * 0.5)
     second = network_input(7 * flair - 90, affine, brain, brain * 0.5)
     np.testing.assert_allclose(first.flair, second.flair, atol=1e-3)
+
+
+@pytest.mark.parametrize("thickness_mm", [0.6, 0.8, 1.0, 1.2, 2.0, 2.9])
+def test_thin_slices_are_averaged_to_three_mm(thickness_mm):
+    """Oracle: the image as a staircase of 0.01 mm steps, averaged over 3 mm about each middle."""
+    image = np.random.default_rng(0).random((12, 2, 3)).astype(np.float32)
+    steps = round(thickness_mm / 0.01)
+    staircase = np.repeat(image, steps, axis=0)
+    expected = []
+    for number in range(len(image)):
+        middle = number * steps + steps / 2
+        first, last = max(0, round(middle - 150)), min(len(staircase), round(middle + 150))
+        expected.append(staircase[first:last].mean(axis=0))
+    result = average_thin_slices(image, thickness_mm)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("thickness_mm", [3.0, 6.5])
+def test_thick_slices_stay_as_they_are(thickness_mm):
+    image = np.random.default_rng(0).random((5, 2, 3)).astype(np.float32)
+    assert np.array_equal(average_thin_slices(image, thickness_mm), image)
+
+
+def test_thin_scan_looks_to_the_network_like_a_thick_one():
+    """Noise from slice to slice falls to what slices of three times the thickness have."""
+    noise = np.random.default_rng(0).normal(0, 1, (60, 60, 30)).astype(np.float32)
+    brain = np.ones(noise.shape, bool)
+    thin, thick = (
+        network_input(noise, np.diag([1.0, 1.0, mm, 1.0]), brain, np.zeros_like(noise))
+        for mm in (1.0, 3.0)
+    )
+    inner = (slice(5, -5), slice(80, 120), slice(80, 120))
+    assert thin.flair[inner].std() == pytest.approx(thick.flair[inner].std() / 3**0.5, rel=0.03)
 
 
 def test_brain_is_centred():

@@ -261,7 +261,8 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
     corrected = correct_bias_field(flair.data, flair.affine, mask)
     t1 = t1w_on_flair(t1w, flair.data, flair.affine, mask)  # what the step of bagau-bids calls
     spy = SpyWithT1()
-    inputs = add_t1(network_input(corrected, flair.affine, mask, mask * 0.5), t1.data, mask)
+    inputs = network_input(corrected, flair.affine, mask, mask * 0.5)
+    inputs = add_t1(inputs, t1.data, flair.affine, mask)
     segment_input([spy], inputs, mask, batch_size=4)
     for _ in range(2):  # as computed, and as read from the cache
         prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)

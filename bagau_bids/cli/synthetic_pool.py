@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bagau_bids.preprocessing.template import find_template
+    from bagau_bids.training.code import ENGINE_CODE, code_digest
     from bagau_bids.training.heads import draw_pool, prepare_heads
     from bagau_bids.training.pool import claim_pool, open_pool
 
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         "lesion_masks": [path.name for path in masks],
         "template": args.template,
         "seed": args.seed,
+        "engine": code_digest(ENGINE_CODE),
     }
     claim_pool(args.output_dir, origin)
     heads = prepare_heads(

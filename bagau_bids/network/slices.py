@@ -3,7 +3,8 @@
 The plane of a scan has :data:`PLANE_SIZE` x :data:`PLANE_SIZE` pixels of 1 mm centred on the
 brain. Its rows run along the first voxel axis of the RAS-ordered volume (left to right), its
 columns along the second (posterior to anterior), and its slices are those of the volume's
-third axis, neither resampled nor reordered. Training and inference both get their tensors
+third axis, not reordered; slices thinner than :data:`SLAB_MM` are averaged with their neighbours
+to that thickness. Training and inference both get their tensors
 from :func:`network_input` and from nowhere else.
 """
 
@@ -18,6 +19,7 @@ from bagau_bids.spaces import voxel_sizes
 
 PLANE_SIZE = 200  # pixels of 1 mm
 LARGEST_PLANE_SIZE = 256  # a brain mask beyond this is not one of a human brain
+SLAB_MM = 3.0  # thickness that thinner slices are averaged to; thicker ones stay as they are
 BRAIN_MARGIN_MM = 5.0  # FLAIR kept around the brain mask; everything farther out is 0
 Z_SCORE_PERCENTILES = (5.0, 95.0)
 Z_SCORE_LIMITS = (-6.0, 10.0)
@@ -131,16 +133,19 @@ def network_input(
     mask = np.asarray(brain_mask, dtype=bool)
     plane, notes = place_plane(mask, affine)
     brain = to_slices(mask, plane) >= 0.5
+    thickness_mm = float(voxel_sizes(affine)[2])
     return NetworkInput(
-        flair=_z_scored_slices(normalise_flair(flair, mask), brain, plane),
-        atlas=np.clip(to_slices(wm_probseg, plane), 0.0, 1.0),
+        flair=_z_scored_slices(normalise_flair(flair, mask), brain, plane, thickness_mm),
+        atlas=np.clip(average_thin_slices(to_slices(wm_probseg, plane), thickness_mm), 0.0, 1.0),
         brain=brain,
         plane=plane,
         notes=notes,
     )
 
 
-def add_t1(inputs: NetworkInput, t1: FloatArray, brain_mask: BoolArray) -> NetworkInput:
+def add_t1(
+    inputs: NetworkInput, t1: FloatArray, affine: ArrayLike, brain_mask: BoolArray
+) -> NetworkInput:
     """Give a scan its T1w as a further input, treated as the FLAIR is.
 
     Parameters
@@ -148,6 +153,8 @@ def add_t1(inputs: NetworkInput, t1: FloatArray, brain_mask: BoolArray) -> Netwo
     inputs : NetworkInput
     t1 : (X, Y, Z) float array
         T1w on the FLAIR's grid, corrected for the bias field.
+    affine : (4, 4) array-like
+        Voxel coordinates to world millimetres (RAS+).
     brain_mask : (X, Y, Z) bool array
         The mask that `inputs` was made with.
 
@@ -162,13 +169,46 @@ def add_t1(inputs: NetworkInput, t1: FloatArray, brain_mask: BoolArray) -> Netwo
     """
     mask = np.asarray(brain_mask, dtype=bool)
     z_scored = _z_score(t1, mask, "T1w")
-    return replace(inputs, t1=_z_scored_slices(z_scored, inputs.brain, inputs.plane))
+    thickness_mm = float(voxel_sizes(affine)[2])
+    slices = _z_scored_slices(z_scored, inputs.brain, inputs.plane, thickness_mm)
+    return replace(inputs, t1=slices)
 
 
-def _z_scored_slices(z_scored: FloatArray, brain: BoolArray, plane: SlicePlane) -> FloatArray:
+def _z_scored_slices(
+    z_scored: FloatArray, brain: BoolArray, plane: SlicePlane, thickness_mm: float
+) -> FloatArray:
     """Slices of a z-scored image, 0 away from the brain."""
     near = _dilate_in_plane(brain, BRAIN_MARGIN_MM)
-    return np.where(near, to_slices(z_scored, plane), np.float32(0.0))
+    slices = average_thin_slices(to_slices(z_scored, plane), thickness_mm)
+    return np.where(near, slices, np.float32(0.0))
+
+
+def average_thin_slices(slices: FloatArray, thickness_mm: float) -> FloatArray:
+    """Average each slice with its neighbours to a slab of :data:`SLAB_MM`.
+
+    The networks see one slice at a time and have learned mostly from thick ones; the average
+    has a thick slice's noise and sharpness. A neighbour counts by the part of it that lies
+    within the slab; slabs at both ends consist of what there is.
+
+    Parameters
+    ----------
+    slices : (Z, H, W) float array
+    thickness_mm : float
+        Distance from one slice to the next.
+
+    Returns
+    -------
+    averaged : (Z, H, W) float32 array
+        `slices` itself where they are not thinner than a slab.
+    """
+    if thickness_mm >= SLAB_MM:
+        return slices
+    numbers = np.arange(len(slices))
+    distance_mm = np.abs(numbers[:, None] - numbers) * thickness_mm
+    within_mm = np.clip((SLAB_MM + thickness_mm) / 2 - distance_mm, 0.0, thickness_mm)
+    weights = (within_mm / within_mm.sum(axis=1, keepdims=True)).astype(np.float32)
+    averaged: FloatArray = np.tensordot(weights, slices, axes=1)
+    return averaged
 
 
 def place_plane(brain_mask: BoolArray, affine: ArrayLike) -> tuple[SlicePlane, tuple[str, ...]]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids import __version__
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
 from bagau_bids.network.slices import NetworkInput, SlicePlane, add_t1, network_input
 from bagau_bids.network.weights import find_weights, read_card
+from bagau_bids.training.code import INPUT_CODE, code_digest
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
@@ -210,7 +210,7 @@ def prepare_scan(
     """
     name = labelled.scan.path.name.split(".")[0]
     outliner = read_card(find_weights("brain"))["sha256"]
-    ingredients = [__version__, template.name, registration, outliner]
+    ingredients = [code_digest(INPUT_CODE), template.name, registration, outliner]
     for path in (labelled.scan.path, labelled.mask_path):
         ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
     digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()
@@ -267,7 +267,7 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
     if not of_t1.is_file():
         flair = conform(labelled.scan.path)
         t1 = t1w_on_flair(t1w, flair.data, flair.affine, scan.brain_mask)
-        inputs = add_t1(scan.inputs, t1.data, scan.brain_mask)
+        inputs = add_t1(scan.inputs, t1.data, scan.affine, scan.brain_mask)
         _save_arrays(of_t1, {"t1": inputs.t1, "notes": np.array(t1.notes, dtype=np.str_)})
     with np.load(of_t1, allow_pickle=False) as stored:
         notes = (*scan.inputs.notes, *stored["notes"].tolist())

@@ -368,7 +368,8 @@ class Segmentation(Step):
         }
         if isdefined(self.inputs.t1w):
             t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
-            inputs = add_t1(network_input(flair, affine, mask, wm_probseg), t1, mask)
+            inputs = network_input(flair, affine, mask, wm_probseg)
+            inputs = add_t1(inputs, t1, affine, mask)
             result = segment_input(models, inputs, mask, **running)
         else:
             result = segment(models, flair, affine, mask, wm_probseg, **running)

@@ -1,0 +1,36 @@
+"""What the tool's own code contributes to what is kept between trainings."""
+
+import hashlib
+from pathlib import Path
+
+import bagau_bids
+
+INPUT_CODE = ("preprocessing", "network/slices.py", "spaces.py")  # from a FLAIR to tensors
+ENGINE_CODE = ("training/synthesis", "training/heads.py", *INPUT_CODE)
+
+
+def code_digest(rooms: tuple[str, ...]) -> str:
+    """SHA-256 of the source of rooms and modules of this package.
+
+    Preprocessed scans and synthetic slices that an older version of the code has left on disk
+    are told by it from those that this one would make.
+
+    Parameters
+    ----------
+    rooms : tuple of str
+        Folders or files below the package, as ``"preprocessing"`` or ``"spaces.py"``.
+
+    Returns
+    -------
+    digest : str
+        In hexadecimal; the same on every machine with the same code.
+    """
+    package = Path(bagau_bids.__file__).parent
+    digest = hashlib.sha256()
+    for room in rooms:
+        path = package / room
+        sources = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        for source in sources:
+            digest.update(source.relative_to(package).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(source.read_bytes()).digest())
+    return digest.hexdigest()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bagau_bids.cli import values
-from bagau_bids.config import TEMPLATES, available_cpus
+from bagau_bids.cli.labelled import add_registration_option, add_template_options, template_of
+from bagau_bids.config import available_cpus
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
 
 if TYPE_CHECKING:
-    from bagau_bids.preprocessing.template import Template
     from bagau_bids.training.dataset import LabelledScan, TrainingScan
     from bagau_bids.training.experiment.definition import Experiment
     from bagau_bids.training.experiment.jobs import Job, Surroundings
@@ -72,12 +72,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             option, metavar=metavar, type=_named_path, action="append", default=[], help=text
         )
-    group.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
-    group.add_argument("--templateflow-home", metavar="PATH", type=values.any_path)
-    group.add_argument(
-        "--offline", action="store_true", help="never use the network, not even for the template"
-    )
-    group.add_argument("--registration", choices=("robust", "paper"), default="robust")
+    add_template_options(group, values.any_path)
+    add_registration_option(group)
     group.add_argument(
         "--cache",
         metavar="DIR",
@@ -196,21 +192,17 @@ def _cache(args: argparse.Namespace) -> Path:
     return args.cache or args.output_dir / "cache"
 
 
-def _template(args: argparse.Namespace) -> "Template":
-    from bagau_bids.preprocessing.template import find_template
-
-    return find_template(
-        args.template, args.templateflow_home, offline=args.offline, cache_dir=_cache(args)
-    )
-
-
 def _prepare(
     args: argparse.Namespace, experiment: "Experiment", scans: "Sequence[LabelledScan]"
 ) -> "dict[LabelledScan, TrainingScan]":
     from bagau_bids.training.dataset import prepare_scans
 
     prepared, _ = prepare_scans(
-        scans, _template(args), args.registration, _cache(args), with_t1=experiment.with_t1
+        scans,
+        template_of(args, _cache(args)),
+        args.registration,
+        _cache(args),
+        with_t1=experiment.with_t1,
     )
     return prepared
 

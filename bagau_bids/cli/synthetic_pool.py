@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bagau_bids.cli import values
-from bagau_bids.config import TEMPLATES
+from bagau_bids.cli.labelled import add_template_options, template_of
 from bagau_bids.errors import EXIT_OK, UsageError
 
 
@@ -50,11 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument("--seed", metavar="SEED", type=values.whole_number(0), default=0)
-    parser.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
-    parser.add_argument("--templateflow-home", metavar="PATH", type=Path)
-    parser.add_argument(
-        "--offline", action="store_true", help="never use the network, not even for the template"
-    )
+    add_template_options(parser)
     parser.add_argument(
         "--threads",
         metavar="N",
@@ -72,18 +68,12 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from bagau_bids.preprocessing.template import find_template
     from bagau_bids.training.code import ENGINE_CODE, code_digest
     from bagau_bids.training.heads import draw_pool, prepare_heads
     from bagau_bids.training.pool import claim_pool, open_pool
 
     torch.set_num_threads(args.threads)
-    template = find_template(
-        args.template,
-        args.templateflow_home,
-        offline=args.offline,
-        cache_dir=args.output_dir / "cache",
-    )
+    template = template_of(args, args.output_dir / "cache")
     origin = {
         "label_maps": [path.name for path in label_maps],
         "lesion_masks": [path.name for path in masks],

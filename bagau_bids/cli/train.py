@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bagau_bids.cli import values
-from bagau_bids.config import TEMPLATES, Selection
+from bagau_bids.cli.labelled import (
+    add_mask_options,
+    add_registration_option,
+    add_template_options,
+    datasets,
+    labelled_scans,
+    template_of,
+)
 from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
 from bagau_bids.training import settings as choices
 from bagau_bids.training.settings import LoopSettings, TrainingSettings
 
 if TYPE_CHECKING:
-    from bagau_bids.preprocessing.template import Template
     from bagau_bids.training.dataset import LabelledScan, Split, TrainingScan
 
 RECIPE = TrainingSettings()
@@ -31,23 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of the training: cache, logs, checkpoint, best and last weights",
     )
-    parser.add_argument(
-        "--masks",
-        metavar="DERIVATIVE",
-        type=Path,
-        required=True,
-        help="derivative data set with a label-WMH_mask for each FLAIR: 0 background, 1 WMH, "
-        "2 other pathology (not judged)",
-    )
-    parser.add_argument(
-        "--extra",
-        metavar=("BIDS_DIR", "DERIVATIVE"),
-        type=Path,
-        nargs=2,
-        action="append",
-        default=[],
-        help="a further data set and its masks; may be repeated",
-    )
+    add_mask_options(parser)
     _add_data_options(parser.add_argument_group("data"))
     _add_recipe_options(parser.add_argument_group("recipe, by default the paper's"))
     _add_loop_options(parser.add_argument_group("running"))
@@ -82,12 +72,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         type=float,
         help="share of synthetic slices in each batch (default: 0.5 with a pool, else 0)",
     )
-    group.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
-    group.add_argument("--templateflow-home", metavar="PATH", type=Path)
-    group.add_argument(
-        "--offline", action="store_true", help="never use the network, not even for the template"
-    )
-    group.add_argument("--registration", choices=("robust", "paper"), default="robust")
+    add_template_options(group)
+    add_registration_option(group)
     group.add_argument(
         "--licence",
         metavar="TEXT",
@@ -200,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     settings, loop = settings_of(args)
     _check_output(args)
-    labelled = _labelled_scans(args)
+    labelled = labelled_scans(datasets(args), args.exclude)
     split = _split_of(args, labelled)
     scans = _prepare(args, (*split.training, *split.validation))
     if args.prepare_only:
@@ -269,26 +255,6 @@ def _check_output(args: argparse.Namespace) -> None:
         )
 
 
-def _labelled_scans(args: argparse.Namespace) -> "list[LabelledScan]":
-    from bagau_bids.bids.scans import find_scans
-    from bagau_bids.training.dataset import pair_masks
-
-    labelled = []
-    for number, (bids_dir, derivative) in enumerate(_datasets(args)):
-        if not bids_dir.is_dir():
-            raise UsageError(f"{bids_dir}: no such folder; expected a BIDS data set")
-        scans = [s for s in find_scans(bids_dir, Selection()) if s.subject not in args.exclude]
-        found, notes = pair_masks(scans, derivative, number)
-        labelled += found
-        for note in notes:
-            log.info("%s", note)
-    return labelled
-
-
-def _datasets(args: argparse.Namespace) -> list[tuple[Path, Path]]:
-    return [(args.bids_dir, args.masks), *((bids, masks) for bids, masks in args.extra)]
-
-
 def _split_of(args: argparse.Namespace, labelled: "Sequence[LabelledScan]") -> "Split":
     from bagau_bids.training.dataset import split_by_subject
 
@@ -306,26 +272,16 @@ def _prepare(
     """Preprocess every scan; those that cannot be are named and left out."""
     from bagau_bids.training.dataset import prepare_scans
 
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    cache_dir = args.output_dir / "cache"
+    cache_dir.mkdir(parents=True, exist_ok=True)
     prepared, _ = prepare_scans(
         labelled,
-        _template(args),
+        template_of(args, cache_dir),
         args.registration,
-        args.output_dir / "cache",
+        cache_dir,
         with_t1="t1" in args.inputs,
     )
     return prepared
-
-
-def _template(args: argparse.Namespace) -> "Template":
-    from bagau_bids.preprocessing.template import find_template
-
-    return find_template(
-        args.template,
-        args.templateflow_home,
-        offline=args.offline,
-        cache_dir=args.output_dir / "cache",
-    )
 
 
 def _train(
@@ -358,7 +314,7 @@ def _train(
     card = training_card(
         settings,
         split,
-        [bids_dir for bids_dir, _ in _datasets(args)],
+        [bids_dir for bids_dir, _ in datasets(args)],
         template=args.template,
         registration=args.registration,
         licence=args.licence,

@@ -1,0 +1,141 @@
+"""``bagau calibrate``: move a network's threshold to where it agrees best with given masks."""
+
+import argparse
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bagau_bids.cli import values
+from bagau_bids.cli.labelled import (
+    add_mask_options,
+    add_registration_option,
+    add_template_options,
+    datasets,
+    labelled_scans,
+    template_of,
+)
+from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
+
+if TYPE_CHECKING:
+    from bagau_bids.training.dataset import TrainingScan
+    from bagau_bids.training.loop import ScanScore
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", type=Path, help="weights to start from; not changed"
+    )
+    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=Path, help="BIDS data set of FLAIRs")
+    parser.add_argument(
+        "output",
+        metavar="OUT.safetensors",
+        type=Path,
+        help="calibrated weights, whose card (.json) is written beside them",
+    )
+    add_mask_options(parser)
+    parser.add_argument(
+        "--participant-label",
+        metavar="LABEL",
+        nargs="+",
+        type=values.label("sub"),
+        help="subjects to calibrate on (default: all with a mask)",
+    )
+    parser.add_argument(
+        "--cache", metavar="DIR", type=Path, help="preprocessed scans (default: OUT's folder)"
+    )
+    add_template_options(parser)
+    add_registration_option(parser)
+    parser.add_argument("--device", type=values.device, default="auto")
+    parser.add_argument("--threads", metavar="N", type=values.whole_number(1), help="on the CPU")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the subcommand out; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if args.output.suffix != ".safetensors":
+        raise UsageError(f"{args.output}: expected a name ending in .safetensors")
+
+    import torch
+
+    from bagau_bids.network.inference import choose_device
+    from bagau_bids.network.weights import load_weights, save_weights
+    from bagau_bids.training.calibration import best_threshold, dice_by_threshold, move_threshold
+    from bagau_bids.training.loop import validate
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, card = load_weights(args.weights)
+    if card["architecture"] == "brain_unet":
+        raise UsageError(
+            f"{args.weights}: a network of the brain mask; expected one that finds lesions, "
+            "BAGAU-Net or the U-Net"
+        )
+    device = choose_device(args.device)
+    scans = _scans(args)
+    mean_dice = dice_by_threshold(model, scans, device)
+    for level, mean in mean_dice.items():
+        log.info("threshold %.2f: mean Dice %.3f", level, mean)
+    threshold = best_threshold(mean_dice)
+    move_threshold(model, threshold)
+    scores = validate(model, scans, device)
+    save_weights(args.output, model, _card(card, threshold, mean_dice, scores))
+    for score in scores:
+        log.info(
+            "%s: Dice %.3f, volume %.1f of %.1f ml",
+            score.scan,
+            score.dice,
+            score.result_ml,
+            score.reference_ml,
+        )
+    log.info("%s: 0.5 is where %.2f was", args.output, threshold)
+    return EXIT_OK
+
+
+def _scans(args: argparse.Namespace) -> "list[TrainingScan]":
+    from bagau_bids.network.weights import inputs_of_card, read_card
+    from bagau_bids.training.dataset import prepare_scans
+
+    labelled = labelled_scans(datasets(args))
+    if args.participant_label:
+        labelled = [one for one in labelled if one.scan.subject in args.participant_label]
+    if not labelled:
+        wanted = ", ".join(args.participant_label or ["any subject"])
+        raise UsageError(
+            f"{args.bids_dir}: no FLAIR with a mask found for {wanted}; expected at least one, "
+            "check --participant-label and --masks"
+        )
+    cache_dir = args.cache or args.output.parent / "cache"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    prepared, _ = prepare_scans(
+        labelled,
+        template_of(args, cache_dir),
+        args.registration,
+        cache_dir,
+        with_t1="t1" in inputs_of_card(read_card(args.weights)),
+    )
+    if not prepared:
+        raise ProcessingError(
+            "no scan could be preprocessed, expected at least one; see the reasons above"
+        )
+    return list(prepared.values())
+
+
+def _card(
+    card: dict[str, Any],
+    threshold: float,
+    mean_dice: dict[float, float],
+    scores: "list[ScanScore]",
+) -> dict[str, Any]:
+    """Card of the calibrated weights: the old one, and what was moved by which scans."""
+    calibration = {
+        "threshold_moved_to_one_half": threshold,
+        "mean_dice_by_threshold": {f"{k:.2f}": round(v, 4) for k, v in mean_dice.items()},
+        "scans": [score.scan for score in scores],
+        "weights_before": card["sha256"],
+    }
+    return {**card, "calibration": calibration, "validation": [asdict(score) for score in scores]}

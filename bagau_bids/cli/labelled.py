@@ -1,0 +1,114 @@
+"""Options and steps of the subcommands that read data sets with lesion masks."""
+
+import argparse
+import logging
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bagau_bids.config import TEMPLATES, Selection
+from bagau_bids.errors import UsageError
+
+if TYPE_CHECKING:
+    from bagau_bids.preprocessing.template import Template
+    from bagau_bids.training.dataset import LabelledScan
+
+log = logging.getLogger(__name__)
+
+
+def add_mask_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--masks`` and ``--extra``: where the masks of the data sets lie."""
+    parser.add_argument(
+        "--masks",
+        metavar="DERIVATIVE",
+        type=Path,
+        required=True,
+        help="derivative data set with a label-WMH_mask for each FLAIR: 0 background, 1 WMH, "
+        "2 other pathology (not judged)",
+    )
+    parser.add_argument(
+        "--extra",
+        metavar=("BIDS_DIR", "DERIVATIVE"),
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        help="a further data set and its masks; may be repeated",
+    )
+
+
+def add_template_options(
+    group: argparse._ActionsContainer, path: Callable[[str], Path] = Path
+) -> None:
+    """Add the options that decide where the template comes from.
+
+    Parameters
+    ----------
+    group : parser or group of a parser
+    path : callable
+        Type of a path on the command line.
+    """
+    group.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
+    group.add_argument("--templateflow-home", metavar="PATH", type=path)
+    group.add_argument(
+        "--offline", action="store_true", help="never use the network, not even for the template"
+    )
+
+
+def add_registration_option(group: argparse._ActionsContainer) -> None:
+    """Add ``--registration``: how the template is brought to each FLAIR."""
+    group.add_argument("--registration", choices=("robust", "paper"), default="robust")
+
+
+def datasets(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Pair the data sets with their masks, the first one first."""
+    return [(args.bids_dir, args.masks), *((bids, masks) for bids, masks in args.extra)]
+
+
+def labelled_scans(
+    pairs: Sequence[tuple[Path, Path]], exclude: Collection[str] = ()
+) -> "list[LabelledScan]":
+    """FLAIRs of the data sets that have a mask; what has none is said in the log.
+
+    Parameters
+    ----------
+    pairs : sequence of (Path, Path)
+        Data set and derivative with its masks.
+    exclude : collection of str
+        Labels of subjects that are not read, without ``sub-``.
+
+    Raises
+    ------
+    UsageError
+        If a data set is not there.
+    """
+    from bagau_bids.bids.scans import find_scans
+    from bagau_bids.training.dataset import pair_masks
+
+    labelled = []
+    for number, (bids_dir, derivative) in enumerate(pairs):
+        if not bids_dir.is_dir():
+            raise UsageError(f"{bids_dir}: no such folder; expected a BIDS data set")
+        scans = [s for s in find_scans(bids_dir, Selection()) if s.subject not in exclude]
+        found, notes = pair_masks(scans, derivative, number)
+        labelled += found
+        for note in notes:
+            log.info("%s", note)
+    return labelled
+
+
+def template_of(args: argparse.Namespace, cache_dir: Path) -> "Template":
+    """Find the template that the options name.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        With the options of :func:`add_template_options`.
+    cache_dir : Path
+        For files made from it.
+    """
+    from bagau_bids.preprocessing.template import find_template
+
+    return find_template(
+        args.template, args.templateflow_home, offline=args.offline, cache_dir=cache_dir
+    )

@@ -1,0 +1,97 @@
+"""``bagau calibrate`` from masks to moved weights; preprocessing has a stand-in."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bagau_bids.cli import toolbox
+from bagau_bids.errors import InputImageError
+from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
+from bagau_bids.network.slices import network_input
+from bagau_bids.network.weights import find_weights, load_weights, save_weights
+from bagau_bids.training import dataset
+from bagau_bids.training.dataset import TrainingScan
+
+AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
+
+
+@pytest.fixture
+def labelled_data(tmp_path, monkeypatch):
+    """Three subjects of whom the last cannot be preprocessed, and untrained weights."""
+    for subject in ("01", "02", "03"):
+        for folder, name in (
+            ("bids", f"sub-{subject}_FLAIR.nii.gz"),
+            ("masks", f"sub-{subject}_label-WMH_mask.nii.gz"),
+        ):
+            path = tmp_path / folder / f"sub-{subject}" / "anat" / name
+            path.parent.mkdir(parents=True)
+            nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_filename(path)
+
+    def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
+        if labelled.scan.subject == "03":
+            raise InputImageError("no brain")
+        rng = np.random.default_rng(int(labelled.scan.subject))
+        brain = np.zeros((40, 40, 3), bool)
+        brain[5:35, 5:35] = True
+        reference = np.zeros(brain.shape, np.uint8)
+        reference[10:20, 10:20, 1] = 1
+        flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 3 * reference
+        inputs = network_input(flair, AFFINE, brain, np.ones_like(flair))
+        name = labelled.scan.stem
+        return TrainingScan(name, labelled.scan.subject, 0, inputs, brain, reference, AFFINE)
+
+    monkeypatch.setattr(dataset, "prepare_scan", prepared)
+    monkeypatch.setattr(
+        "bagau_bids.preprocessing.template.find_template", lambda *args, **options: None
+    )
+    torch.manual_seed(0)
+    model = BagauNet(BagauNetConfig(widths=(4, 4, 6, 6, 8))).eval()
+    save_weights(tmp_path / "raw.safetensors", model, {"licence": "CC0"})
+    return tmp_path
+
+
+def calibrate(folder, *options, weights=None, output="moved.safetensors"):
+    return toolbox.main(
+        ["calibrate", f"{weights or folder / 'raw.safetensors'}", f"{folder / 'bids'}"]
+        + [f"{folder / output}", "--masks", f"{folder / 'masks'}", "--device", "cpu", *options]
+    )
+
+
+def test_only_the_last_bias_moves_and_the_card_says_how(labelled_data, caplog):
+    caplog.set_level("INFO")
+    assert calibrate(labelled_data) == 0
+    before, old = load_weights(labelled_data / "raw.safetensors")
+    after, card = load_weights(labelled_data / "moved.safetensors")
+    ours, theirs = before.state_dict(), after.state_dict()
+    changed = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    threshold = card["calibration"]["threshold_moved_to_one_half"]
+    assert changed == ([] if threshold == 0.5 else ["head.bias"])
+    assert torch.sigmoid(ours["head.bias"] - theirs["head.bias"]).item() == pytest.approx(
+        threshold, abs=1e-6
+    )
+    means = card["calibration"]["mean_dice_by_threshold"]
+    assert means[f"{threshold:.2f}"] == max(means.values())
+    assert card["calibration"]["weights_before"] == old["sha256"]
+    assert card["calibration"]["scans"] == ["sub-01", "sub-02"]
+    assert [score["scan"] for score in card["validation"]] == card["calibration"]["scans"]
+    assert card["licence"] == "CC0"
+    assert "sub-03 is left out: no brain" in caplog.text
+
+
+def test_subjects_may_be_chosen(labelled_data):
+    assert calibrate(labelled_data, "--participant-label", "sub-02") == 0
+    _, card = load_weights(labelled_data / "moved.safetensors")
+    assert card["calibration"]["scans"] == ["sub-02"]
+
+
+def test_mistakes_are_named(labelled_data, capsys):
+    assert calibrate(labelled_data, "--participant-label", "9") == 2
+    assert "no FLAIR with a mask found for 9; expected at least one" in capsys.readouterr().err
+    assert calibrate(labelled_data, output="moved.pt") == 2
+    assert "expected a name ending in .safetensors" in capsys.readouterr().err
+    assert calibrate(labelled_data, weights=find_weights("brain")) == 2
+    assert "a network of the brain mask; expected one that finds" in capsys.readouterr().err
+    assert calibrate(labelled_data, "--participant-label", "03") == 1
+    assert "no scan could be preprocessed, expected at least one" in capsys.readouterr().err
+    assert not (labelled_data / "moved.safetensors").exists()

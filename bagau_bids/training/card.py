@@ -47,6 +47,7 @@ def training_card(
             "registration": registration,
             "plane": "axial slices of the RAS volume, in-plane 1 mm",
             "plane_size": slices.PLANE_SIZE,
+            "slab_mm": slices.SLAB_MM,
             "brain_margin_mm": slices.BRAIN_MARGIN_MM,
             "z_score_percentiles": slices.Z_SCORE_PERCENTILES,
             "z_score_limits": slices.Z_SCORE_LIMITS,

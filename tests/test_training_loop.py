@@ -159,6 +159,17 @@ def test_divergence_is_told(data, tmp_path, monkeypatch):
         made.run()
 
 
+def test_weights_of_every_validation_are_kept_where_wanted(data, tmp_path):
+    trainer(replace(QUICK, steps=5), data, tmp_path / "o", keep_validated=True).run()
+    kept = sorted(path.stem for path in (tmp_path / "o").glob("step-*.safetensors"))
+    assert kept == ["step-000002", "step-000004", "step-000005"]
+    last, card = load_weights(tmp_path / "o" / "step-000005.safetensors")
+    exported, _ = load_weights(tmp_path / "o" / "last.safetensors")
+    for name, value in exported.state_dict().items():
+        assert torch.equal(last.state_dict()[name], value), name
+    assert card["validation"]
+
+
 def test_fine_tuning_starts_from_given_weights(data, tmp_path):
     torch.manual_seed(9)
     other = network_of(replace(QUICK, seed=5))

@@ -11,6 +11,7 @@ from bagau_bids import __version__
 from bagau_bids.cli.failure import exit_code_of
 
 SUBCOMMANDS = {
+    "average": "take the mean of several checkpoints of one training",
     "calibrate": "move a network's threshold to where it agrees best with given masks",
     "evaluate": "score masks against reference masks: Dice, H95, lesions, volumes",
     "experiment": "train and judge all systems of a table of the paper, and write the table",

@@ -169,6 +169,11 @@ def _add_loop_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in OUT, if there is one"
     )
+    group.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the weights of every validation, as step-N.safetensors, for 'bagau average'",
+    )
     group.add_argument("--prepare-only", action="store_true", help="fill the cache and stop")
     group.add_argument("--device", type=values.device, default=LOOP.device)
     group.add_argument("--threads", metavar="N", type=values.whole_number(1), help="on the CPU")
@@ -244,7 +249,10 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
         seed=args.random_seed,
         precision=args.precision,
     )
-    return settings, LoopSettings(device=args.device, validate_every=args.validate_every)
+    loop = LoopSettings(
+        device=args.device, validate_every=args.validate_every, keep_validated=args.keep
+    )
+    return settings, loop
 
 
 def _check_output(args: argparse.Namespace) -> None:

@@ -219,7 +219,8 @@ class Trainer:
     data : TrainingData
     output_dir : Path
         Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, ``curves.png``, and
-        ``best`` and ``last`` weights with their cards.
+        ``best`` and ``last`` weights with their cards, and ``step-N`` where validated weights
+        are kept.
     card : dict
         What the cards say besides what the trainer knows (data, licence).
     """
@@ -449,6 +450,8 @@ class Trainer:
             mean,
             ", ".join(f"{score.scan} {score.dice:.3f}" for score in scores),
         )
+        if self.loop.keep_validated:
+            self._export(f"step-{self.step:06d}", scores)
         if mean > self.best_dice:
             self.best_dice = mean
             self._export("best", scores)

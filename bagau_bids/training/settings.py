@@ -46,3 +46,4 @@ class LoopSettings:
     validate_every: int = 500
     log_every: int = 20
     checkpoint_seconds: float = 120.0
+    keep_validated: bool = False  # weights of every validation, beside best and last

@@ -78,16 +78,20 @@ class TemplateTransform:
     def unmap_points(self, points: Array, iterations: int = 15) -> Array:
         """Take template points to FLAIR points: the inverse of `map_points`.
 
-        The B-spline is inverted by fixed-point iteration, z <- y - d(z), until no point moves by
-        0.01 mm. It converges where the displacement's gradient is below one, so not in folds.
+        The B-spline is inverted by fixed-point iteration, z <- y - d(z), for each point until it
+        moves by less than 0.01 mm. It converges where the displacement's gradient is below one,
+        so not in folds.
         """
-        mapped = np.array(points, dtype=np.float64)
+        wanted = np.reshape(np.asarray(points, dtype=np.float64), (3, -1))
+        mapped, moving = wanted.copy(), np.arange(wanted.shape[1])
         for _ in range(iterations if self.coefficients is not None else 0):
-            before = mapped
-            mapped = points - self.displacement(before)
-            if np.abs(mapped - before).max() < 0.01:
+            before = mapped[:, moving]
+            after = wanted[:, moving] - self.displacement(before)
+            mapped[:, moving] = after
+            moving = moving[np.abs(after - before).max(axis=0) >= 0.01]
+            if not moving.size:
                 break
-        return _apply(np.linalg.inv(self.affine), mapped)
+        return _apply(np.linalg.inv(self.affine), mapped).reshape(np.shape(points))
 
 
 def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> TemplateTransform:
@@ -369,6 +373,13 @@ def _read_itk(path: Path) -> Any:
     return itkCompositeTransformD3.cast(reader.GetTransformList()[0])
 
 
+def _from_itk(parameters: Any) -> npt.NDArray[np.float64]:
+    """Copy ITK's numbers as one block: asking for each takes a hundred times as long."""
+    from itk.itkPyBufferPython import itkPyVnlD
+
+    return itkPyVnlD.GetArrayFromVnlVector(parameters)
+
+
 def read_itk_forward(path: Path) -> TemplateTransform:
     """Read a transform that `write_itk_forward` wrote.
 
@@ -382,8 +393,8 @@ def read_itk_forward(path: Path) -> TemplateTransform:
     for number in range(composite.GetNumberOfTransforms()):
         part = composite.GetNthTransform(number)
         kind = part.GetNameOfClass()
-        fixed = np.array(part.GetFixedParameters())
-        values = np.array(part.GetParameters())
+        fixed = _from_itk(part.GetFixedParameters())
+        values = _from_itk(part.GetParameters())
         if kind == "AffineTransform":
             lps = np.eye(4)
             lps[:3, :3] = values[:9].reshape(3, 3)

@@ -1,18 +1,24 @@
-"""How often each quality flag is right: real FLAIRs, as they are and damaged on purpose.
+r"""How often each quality flag is right: FLAIRs as they are, and damaged on purpose.
 
 Each FLAIR is prepared once (brain mask, bias field, registration); then the corrected image, the
-mask or the registration is damaged, the network is run again, and the figures are measured. For
-each damage a flag is named that should be raised. The last table counts, for each flag, the
-damaged scans that it found, and the undamaged ones that it named all the same. The registration
-is not run again on damaged images, so that figures it records of itself are those of the
-undamaged scan. ::
+mask or the registration is damaged, in full and by half, the network is run again, and the
+figures are measured. For each damage a flag is named that should be raised. The tables count, for
+each flag, the damaged scans that it found, and the undamaged ones that it named all the same:
+for the scans that the limits were chosen with, and for the others, which are the ones to believe.
+The registration is not run again on damaged images, so that figures it records of itself are
+those of the undamaged scan. A label map (``seg_*.nii.gz``) is painted as a synthetic FLAIR.
 
-    python benchmarks/quality_flags.py FLAIR [FLAIR ...] --templateflow-home STORE
+Everything is kept in a folder, scan by scan and damage by damage: a run that was ended goes on
+where it was, and a second run counts anew with the limits of the day. ::
+
+    python benchmarks/quality_flags.py --work DIR --templateflow-home STORE \
+        --chosen-with FLAIR [FLAIR ...] --others FLAIR [FLAIR ...]
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bagau_bids.bids.derivatives import write_json
 from bagau_bids.measures.flags import limits, raised_flags
 from bagau_bids.measures.quality import Registered, scan_quality
 from bagau_bids.measures.regions import find_ventricles
@@ -38,6 +45,8 @@ from bagau_bids.preprocessing.template_regions import (
 )
 from bagau_bids.preprocessing.transforms import TemplateTransform, lattice_field
 from bagau_bids.spaces import voxel_sizes
+from bagau_bids.training.synthesis.engine import SynthesisSettings, synthesise
+from bagau_bids.training.synthesis.labels import load_head
 
 
 @dataclass(frozen=True)
@@ -56,69 +65,81 @@ class Case:
         return float(np.median(self.flair[self.brain]))
 
 
-def noise(case: Case, rng: np.random.Generator) -> Case:
+Damage = Callable[[Case, float], Case]
+
+
+def untouched(case: Case, strength: float) -> Case:
+    """Leave the scan as it is."""
+    return case
+
+
+def noise(case: Case, strength: float) -> Case:
     """Add Rician noise of a seventh of the brightness of tissue."""
-    real, imaginary = rng.normal(0, case.white / 7, (2, *case.flair.shape))
+    rng = np.random.default_rng(0)
+    real, imaginary = rng.normal(0, strength * case.white / 7, (2, *case.flair.shape))
     return replace(case, flair=np.hypot(case.flair + real, imaginary).astype(np.float32))
 
 
-def ghosts(case: Case, rng: np.random.Generator) -> Case:
+def ghosts(case: Case, strength: float) -> Case:
     """Add copies of the head, shifted to the front and back, as from movement."""
     shift = case.flair.shape[1] // 4
     copies = np.roll(case.flair, shift, 1) + np.roll(case.flair, -shift, 1)
-    return replace(case, flair=(0.8 * case.flair + 0.1 * copies).astype(np.float32))
+    share = 0.1 * strength
+    return replace(case, flair=((1 - 2 * share) * case.flair + share * copies).astype(np.float32))
 
 
-def stripes(case: Case, rng: np.random.Generator) -> Case:
+def stripes(case: Case, strength: float) -> Case:
     """Add ripples along one axis, as from one disturbed line of the spectrum."""
     wave = np.sin(np.arange(case.flair.shape[1]) * 2.1)[None, :, None]
-    return replace(case, flair=(case.flair + 0.12 * case.white * wave).astype(np.float32))
+    height = 0.12 * strength * case.white
+    return replace(case, flair=(case.flair + height * wave).astype(np.float32))
 
 
-def jumps(case: Case, rng: np.random.Generator) -> Case:
+def jumps(case: Case, strength: float) -> Case:
     """Darken every fourth slice to three quarters of its brightness."""
-    gains = np.where(np.arange(case.flair.shape[2]) % 4 == 0, 0.75, 1.0)
+    gains = np.where(np.arange(case.flair.shape[2]) % 4 == 0, 1 - 0.25 * strength, 1.0)
     return replace(case, flair=(case.flair * gains).astype(np.float32))
 
 
-def cut_top(case: Case, rng: np.random.Generator) -> Case:
+def cut_top(case: Case, strength: float) -> Case:
     """Leave out the upper third of the brain's slices."""
     found = np.flatnonzero(case.brain.any(axis=(0, 1)))
-    stop = int(found[-1] - len(found) // 3)
+    stop = int(found[-1] - strength * len(found) / 3)
     return replace(case, flair=case.flair[:, :, :stop], brain=case.brain[:, :, :stop])
 
 
-def cut_side(case: Case, rng: np.random.Generator) -> Case:
+def cut_side(case: Case, strength: float) -> Case:
     """Leave out a quarter of the brain on the left."""
     found = np.flatnonzero(case.brain.any(axis=(1, 2)))
-    start = int(found[0] + len(found) // 4)
+    start = int(found[0] + strength * len(found) / 4)
     affine = case.affine.copy()
     affine[:3, 3] += affine[:3, 0] * start
     return replace(case, flair=case.flair[start:], brain=case.brain[start:], affine=affine)
 
 
-def shifted(case: Case, rng: np.random.Generator) -> Case:
+def shifted(case: Case, strength: float) -> Case:
     """Put the registration 12 mm off to the right and 12 mm to the front."""
     move = np.eye(4)
-    move[:3, 3] = 12, 12, 0
+    move[:2, 3] = 12 * strength
     return replace(case, transform=replace(case.transform, affine=case.transform.affine @ move))
 
 
-def shrunken(case: Case, rng: np.random.Generator) -> Case:
+def shrunken(case: Case, strength: float) -> Case:
     """Make the brain mask 7 mm smaller all around."""
     depth = ndimage.distance_transform_edt(case.brain, sampling=voxel_sizes(case.affine))
-    return replace(case, brain=depth > 7)
+    return replace(case, brain=depth > 7 * strength)
 
 
-def bright_csf(case: Case, rng: np.random.Generator) -> Case:
-    """Make CSF as bright as on a T2-weighted image."""
+def bright_csf(case: Case, strength: float) -> Case:
+    """Make CSF as bright as on a T2-weighted image; by half, as bright as tissue."""
     dark = case.brain & (case.flair < 0.6 * case.white)
-    return replace(case, flair=np.where(dark, 2 * case.white - case.flair, case.flair))
+    bright = case.flair + strength * 2 * (case.white - case.flair)
+    return replace(case, flair=np.where(dark, bright, case.flair).astype(np.float32))
 
 
 # Each damage with the flag that should be raised; None: no flag should.
-DAMAGES: dict[str, tuple[Callable[[Case, np.random.Generator], Case], str | None]] = {
-    "none": (lambda case, rng: case, None),
+DAMAGES: dict[str, tuple[Damage, str | None]] = {
+    "none": (untouched, None),
     "noise": (noise, "noise"),
     "ghosts": (ghosts, "movement"),
     "stripes": (stripes, "movement"),
@@ -131,50 +152,91 @@ DAMAGES: dict[str, tuple[Callable[[Case, np.random.Generator], Case], str | None
 }
 
 
+@dataclass(frozen=True)
+class Row:
+    """Figures of one scan with one damage; `chosen` where the limits were chosen with it."""
+
+    scan: str
+    chosen: bool
+    damage: str
+    strength: float
+    figures: dict[str, float | None]
+
+    @property
+    def flags(self) -> set[str]:
+        """Names of the flags that are raised."""
+        return {flag.name for flag in raised_flags(self.figures)}
+
+
 def main() -> None:
     """Measure, print each line, and count."""
     args = _parse()
-    if args.figures and args.figures.is_file():
-        rows = json.loads(args.figures.read_text())
-    else:
-        rows = measure_all(args.flairs, args.templateflow_home)
-        if args.figures:
-            args.figures.write_text(json.dumps(rows, indent=1))
+    rows = list(measure_all(args))
     for row in rows:
-        names = ", ".join(
-            f"{flag.figure} {flag.value:.3g}" for flag in raised_flags(row["figures"])
-        )
-        print(f"{row['scan']:16s} {row['damage']:11s} {names or 'nothing'}")
-    count(rows)
+        names = ", ".join(f"{flag.figure} {flag.value:.3g}" for flag in raised_flags(row.figures))
+        print(f"{row.scan:18s} {row.damage:10s} {row.strength:3.1f} {names or 'nothing'}")
+    halves = {
+        "chosen with": [row for row in rows if row.chosen],
+        "others": [row for row in rows if not row.chosen],
+    }
+    count_found(halves)
+    count_named(halves)
 
 
-def measure_all(paths: list[Path], templateflow_home: Path | None) -> list[dict[str, Any]]:
-    """Figures of every scan with every damage."""
-    template = find_template("MNI152NLin2009cSym", templateflow_home, offline=True)
+def measure_all(args: argparse.Namespace) -> Iterator[Row]:
+    """Figures of every scan with every damage, from the folder where they are there."""
+    template = find_template("MNI152NLin2009cSym", args.templateflow_home, offline=True)
     model, _ = load_weights(find_weights("small"))
-    rows = []
-    for path in paths:
-        case = prepare(path, template)
-        for name, (damage, _) in DAMAGES.items():
-            damaged = damage(case, np.random.default_rng(0))
-            rows.append(
-                {
-                    "scan": path.name.removesuffix("_FLAIR.nii.gz"),
-                    "damage": name,
-                    "figures": figures(damaged, template, model),
-                }
-            )
-            print(rows[-1]["scan"], name, flush=True)
-    return rows
+    args.work.mkdir(parents=True, exist_ok=True)
+    wanted = [("none", 1.0), *((n, s) for n in DAMAGES if n != "none" for s in args.strengths)]
+    for path in (*args.chosen_with, *args.others):
+        scan = path.name.removesuffix(".nii.gz").removesuffix("_FLAIR")
+        for name, strength in wanted:
+            kept = args.work / f"{scan}_{name}_{strength}.json"
+            if not kept.is_file():
+                case = DAMAGES[name][0](
+                    prepared(path, args.work / f"{scan}.pkl", template), strength
+                )
+                write_json(kept, figures(case, template, model))
+                print(kept.name, flush=True)
+            found = json.loads(kept.read_text())
+            yield Row(scan, path in args.chosen_with, name, strength, found)
+
+
+def prepared(path: Path, kept: Path, template: Template) -> Case:
+    """Prepare a scan, or read it where that was done."""
+    if not kept.is_file():
+        kept.write_bytes(pickle.dumps(prepare(path, template)))
+    return pickle.loads(kept.read_bytes())
 
 
 def prepare(path: Path, template: Template) -> Case:
     """Run a scan up to its registration."""
-    scan = conform(path)
-    brain = brain_mask(scan.data, scan.affine).mask
-    flair = correct_bias_field(scan.data, scan.affine, brain)
-    result = register_template(flair, scan.affine, brain, template)
-    return Case(flair, scan.affine, brain, result.transform, result.used.mutual_information)
+    scan = conform(path) if "FLAIR" in path.name else None
+    data, affine = (scan.data, scan.affine) if scan else paint(path)
+    brain = brain_mask(data, affine).mask
+    flair = correct_bias_field(data, affine, brain)
+    result = register_template(flair, affine, brain, template)
+    return Case(flair, affine, brain, result.transform, result.used.mutual_information)
+
+
+def paint(path: Path) -> tuple[NDArray, NDArray]:
+    """Synthesise a whole head without any damage, its seed the number in the name."""
+    base = SynthesisSettings()
+    settings = replace(
+        base,
+        view=replace(base.view, about="head", cut_probability=0.0),
+        acquisition=replace(
+            base.acquisition,
+            ringing_probability=0.0,
+            motion_probability=0.0,
+            slice_gain_probability=0.0,
+            stripped_probability=0.0,
+        ),
+    )
+    number = int(path.name.removesuffix(".nii.gz").split("_")[1])
+    scan = synthesise(load_head(path), number, settings)
+    return scan.flair, scan.affine
 
 
 def figures(case: Case, template: Template, model: Any) -> dict[str, float | None]:
@@ -199,32 +261,42 @@ def figures(case: Case, template: Template, model: Any) -> dict[str, float | Non
     return scan_quality(case.flair, affine, brain, wm, probability >= 0.5, probability, registered)
 
 
-def count(rows: list[dict[str, Any]]) -> None:
-    """Print how often each flag was right."""
-    print(f"\n{'flag':14s} damaged scans found   undamaged scans named")
+def count_found(halves: dict[str, list[Row]]) -> None:
+    """Print how many damaged scans were found: by the flag that is for the damage, by any."""
+    print("\ndamage     strength flag           " + "".join(f"{half:>22s}" for half in halves))
+    kinds = dict.fromkeys((row.damage, row.strength) for rows in halves.values() for row in rows)
+    for damage, strength in kinds:
+        flag = DAMAGES[damage][1]
+        if flag is None:
+            continue
+        cells = []
+        for rows in halves.values():
+            own = [row for row in rows if (row.damage, row.strength) == (damage, strength)]
+            found = sum(flag in row.flags for row in own)
+            cells.append(f"{found} of {len(own)} ({sum(bool(row.flags) for row in own)} any)")
+        line = "".join(f"{cell:>22s}" for cell in cells)
+        print(f"{damage:10s} {strength:8.1f} {flag:15s}{line}")
+
+
+def count_named(halves: dict[str, list[Row]]) -> None:
+    """Print how many undamaged scans each flag named all the same."""
+    clean = {half: [r for r in rows if r.damage == "none"] for half, rows in halves.items()}
+    print("\nundamaged, flag      " + "".join(f"{half:>22s}" for half in halves))
     for flag in dict.fromkeys(limit["flag"] for limit in limits().values()):
-        wanted, clean = [], []
-        for row in rows:
-            raised = flag in {item.name for item in raised_flags(row["figures"])}
-            if DAMAGES[row["damage"]][1] == flag:
-                wanted.append(raised)
-            elif row["damage"] == "none":
-                clean.append(raised)
-        found = f"{sum(wanted)} of {len(wanted)}" if wanted else "not tried"
-        print(f"{flag:14s} {found:21s} {sum(clean)} of {len(clean)}")
-    for kind in DAMAGES:
-        asked = [bool(raised_flags(row["figures"])) for row in rows if row["damage"] == kind]
-        print(f"{kind:14s} any flag: {sum(asked)} of {len(asked)}")
+        cells = [f"{sum(flag in r.flags for r in own)} of {len(own)}" for own in clean.values()]
+        print(f"{flag:21s}" + "".join(f"{cell:>22s}" for cell in cells))
+    cells = [f"{sum(bool(r.flags) for r in own)} of {len(own)}" for own in clean.values()]
+    print(f"{'any':21s}" + "".join(f"{cell:>22s}" for cell in cells))
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("flairs", type=Path, nargs="+")
+    parser.add_argument("--work", type=Path, required=True, help="folder where results are kept")
+    parser.add_argument("--chosen-with", type=Path, nargs="*", default=[])
+    parser.add_argument("--others", type=Path, nargs="*", default=[])
     parser.add_argument("--templateflow-home", type=Path)
-    parser.add_argument(
-        "--figures", type=Path, help="JSON of the figures: read where it is there, else written"
-    )
-    return parser.parse_args()
+    parser.add_argument("--strengths", type=float, nargs="*", default=[1.0, 0.5])
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-COUNTED = ("voxels", "lesions", "cases")  # units of whole numbers
+COUNTED = ("voxels", "lesions", "cases", "flags")  # units of whole numbers
 
 
 def column_descriptions(table: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.preprocessing.transforms import jacobian_determinant, sample
 from bagau_bids.spaces import resample
 
@@ -98,6 +99,6 @@ def covered_fraction(
     """
     volume = jacobian_determinant(points, points_affine)
     voxels = resample(volume, points_affine, groups.shape, affine, cval=None)[groups > 0]
-    seen = float(voxels.sum(dtype=np.float64)) * abs(np.linalg.det(affine[:3, :3]))
-    whole = np.count_nonzero(regions.labels) * abs(np.linalg.det(regions.affine[:3, :3]))
+    seen = float(voxels.sum(dtype=np.float64)) * voxel_volume_mm3(affine)
+    whole = np.count_nonzero(regions.labels) * voxel_volume_mm3(regions.affine)
     return float(min(seen / whole, 1.0))

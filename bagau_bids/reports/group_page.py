@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,25 @@ import numpy as np
 from bagau_bids.bids.derivatives import write_text
 from bagau_bids.bids.participants import Participants
 from bagau_bids.bids.tables import natural_key
+from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
 from bagau_bids.reports import strips
 from bagau_bids.reports.changes import Changes
 from bagau_bids.reports.covariates import draw_covariates, find_covariates
+from bagau_bids.reports.group_table import (
+    NAMES,
+    SCALES,
+    column_sections,
+    figure_columns,
+    group_columns,
+    listed,
+)
 from bagau_bids.reports.pages import Picture, embed, render
 from bagau_bids.reports.results import COMPLETE
 
 UNIT_TEXTS = {"1": "", "mm^3": "mm³", "cm^2": "cm²", "mm^2": "mm²", "voxels": "", "lesions": ""}
 LONGEST_LIST = 200  # rows of a table of the page; the file has all
-# Columns that identify a scan or are about its state, and not figures of it.
-NAMES = ("bids_name", "participant_id", "session_id", "status", "problem", "outliers")
+GRADES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -34,18 +43,26 @@ class Cohort:
         Root of the derivatives, for links.
     rows : sequence of mapping
         Rows of the group table, value by column.
-    descriptions : mapping
-        What its columns mean.
+    asks : mapping
+        What asks for a look, in words, by the name of the scan.
     problems : sequence of str
         What is not complete.
+    lacking : sequence of str
+        Which complete scans are without some figures.
     participants : Participants
     """
 
     output_dir: Path
     rows: Sequence[Mapping[str, Any]]
-    descriptions: Mapping[str, Any]
+    asks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    lacking: Sequence[str] = ()
     participants: Participants = field(default_factory=Participants)
+
+    @cached_property
+    def descriptions(self) -> dict[str, Any]:
+        """What the columns mean."""
+        return group_columns()
 
     @property
     def complete(self) -> list[Mapping[str, Any]]:
@@ -116,11 +133,11 @@ def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
     if left_out:
         notes.append(f"Not shown of participants.tsv: {'; '.join(left_out)}.")
     if without:
-        notes.append(f"Not in participants.tsv: {_names(without)}.")
+        notes.append(f"Not in participants.tsv: {listed(without)}.")
     if absent := sorted(
         set(participants.listed) - {row["participant_id"] for row in cohort.rows}, key=natural_key
     ):
-        notes.append(f"In participants.tsv, without any result here: {_names(absent)}.")
+        notes.append(f"In participants.tsv, without any result here: {listed(absent)}.")
     if not covariates:
         return None, " ".join(notes)
     caption = (
@@ -130,11 +147,6 @@ def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
     )
     names = ("covariates", "WMH volume and participants.tsv", caption)
     return embed(names, draw_covariates(covariates)), " ".join(notes)
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more
 
 
 def write_group_page(
@@ -167,7 +179,14 @@ def write_group_page(
         "group.html",
         summary=tuple(_summary(cohort)),
         figures=figures,
+        complete=len(cohort.complete),
         settings=settings,
+        grades=_grades(cohort),
+        flags=_flag_counts(cohort),
+        flagged=_flagged(cohort)[:LONGEST_LIST],
+        flagged_left_out=max(len(_flagged(cohort)) - LONGEST_LIST, 0),
+        recorded=sum(row["n_flags"] is not None for row in cohort.complete),
+        lacking=cohort.lacking,
         kinds=_kinds(cohort),
         outliers=[_outlier(cohort, row) for row in apart[:LONGEST_LIST]],
         outliers_left_out=max(len(apart) - LONGEST_LIST, 0),
@@ -185,11 +204,6 @@ def write_group_page(
         strip_size=(strips.WIDTH, strips.HEIGHT),
     )
     write_text(path, text)
-
-
-def figure_columns(descriptions: Mapping[str, Any]) -> list[str]:
-    """Columns that hold numbers of a scan: all that have a unit."""
-    return [name for name, entry in descriptions.items() if "Units" in entry]
 
 
 def _summary(cohort: Cohort) -> Iterator[tuple[str, str]]:
@@ -214,21 +228,29 @@ def _summary(cohort: Cohort) -> Iterator[tuple[str, str]]:
             f"{min(volumes):.2f} to {max(volumes):.2f} ml",
         )
         yield "Without a lesion", str(sum(volume == 0 for volume in volumes))
+    if judged := [row["n_flags"] for row in cohort.complete if row["n_flags"] is not None]:
+        yield "Flagged", f"{sum(count > 0 for count in judged)} of {len(judged)} scans"
+    if len(cohort.complete) >= FEWEST_VALUES:
+        yield "Outliers", f"{sum(bool(row['outliers']) for row in cohort.complete)} scans"
 
 
-def _figures(cohort: Cohort) -> tuple[list[Figure], list[tuple[str, str]]]:
-    """Figures that differ between scans, and those that are the same for all with their value."""
-    figures, settings = [], []
-    for column in figure_columns(cohort.descriptions):
-        known = [row for row in cohort.complete if row[column] is not None]
-        if not known:
-            continue
-        numbers = [float(row[column]) for row in known]
-        if len(known) > 1 and min(numbers) == max(numbers):
-            value = f"{strips.short(numbers[0])} {cohort.unit(column)}".strip()
-            settings.append((cohort.head(column), value))
-            continue
-        figures.append(_figure(cohort, column, known))
+def _figures(
+    cohort: Cohort,
+) -> tuple[dict[str, list[Figure]], list[tuple[str, str]]]:
+    """Figures that differ between scans, by heading, and those that are the same for all."""
+    figures: dict[str, list[Figure]] = {}
+    settings = []
+    for heading, section in column_sections().items():
+        for column in figure_columns(section):
+            known = [row for row in cohort.complete if row[column] is not None]
+            if not known:
+                continue
+            numbers = [float(row[column]) for row in known]
+            if len(known) > 1 and min(numbers) == max(numbers):
+                value = f"{strips.short(numbers[0])} {cohort.unit(column)}".strip()
+                settings.append((cohort.head(column), value))
+                continue
+            figures.setdefault(heading, []).append(_figure(cohort, column, known))
     return figures, settings
 
 
@@ -253,11 +275,41 @@ def _figure(cohort: Cohort, column: str, known: Sequence[Mapping[str, Any]]) -> 
     )
 
 
+def _grades(cohort: Cohort) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Of each Fazekas scale: how many scans are estimated at each grade, and their share."""
+    table = []
+    for scale in SCALES:
+        column = f"fazekas_{scale}_estimate"
+        grades = [row[column] for row in cohort.complete if row[column] is not None]
+        counts = [grades.count(grade) for grade in GRADES]
+        if grades:
+            cells = [(n, f"{100 * n / len(grades):.0f} %") for n in counts]
+            table.append((scale.capitalize(), cells))
+    return table
+
+
+def _flag_counts(cohort: Cohort) -> list[tuple[str, int]]:
+    """Name every flag that can be raised, with how many complete scans raise it."""
+    counts = Counter(name for row in cohort.complete for name in _flags(row))
+    known = dict.fromkeys(limit["flag"] for limit in limits().values())
+    return [(name, counts[name]) for name in {**known, **counts}]
+
+
+def _flagged(cohort: Cohort) -> list[dict[str, Any]]:
+    """Complete scans with a raised flag, those with the most flags first."""
+    rows = sorted((row for row in cohort.complete if _flags(row)), key=lambda r: -r["n_flags"])
+    return [{**_scan(cohort, row), "asks": cohort.asks[row["bids_name"]]} for row in rows]
+
+
+def _flags(row: Mapping[str, Any]) -> list[str]:
+    return row["flags"].split(",") if row["flags"] else []
+
+
 def _kinds(cohort: Cohort) -> list[tuple[str, list[tuple[str, int]]]]:
     """Columns of words: how often each was found, the most frequent first."""
     kinds = []
     for column, entry in cohort.descriptions.items():
-        if "Units" in entry or column in NAMES:
+        if "Units" in entry or column in NAMES or column.startswith("fazekas"):
             continue
         counts = Counter(str(row[column]) for row in cohort.complete if row[column] is not None)
         if counts:
@@ -291,5 +343,6 @@ def _scan(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
         "problem": row["problem"],
         "volume": "–" if volume is None else f"{volume / 1000:.2f}",
         "lesions": "–" if lesions is None else f"{lesions:.0f}",
+        "flags": row["flags"],
         "outliers": len(row["outliers"].split(",")) if row["outliers"] else 0,
     }

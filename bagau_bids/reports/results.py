@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +188,7 @@ def load_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = nib.Nifti1Image.from_filename(path)
         return reorient(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise ProcessingError(
             f"{path}: cannot be read ({error}); expected a NIfTI image of this pipeline: process "
             "the scan again"
@@ -262,7 +263,19 @@ def _read(output_dir: Path, entities: dict[str, str]) -> ScanResults:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
-    return ScanResults(output_dir, entities, record if isinstance(record, dict) else {})
+    return ScanResults(output_dir, entities, record if _is_record(record) else {})
+
+
+def _is_record(content: Any) -> bool:
+    """Whether a record has the shape that the participant level gives it."""
+    if not isinstance(content, dict):
+        return False
+    parts = [content.get(key, {}) for key in ("options", "versions", "steps", "failure")]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    steps = content.get("steps", {})
+    inner = (step.get("quality", {}) for step in steps.values() if isinstance(step, dict))
+    return all(isinstance(part, dict) for part in (*steps.values(), *inner))
 
 
 def _value(text: str) -> float | str | None:

@@ -1,0 +1,217 @@
+"""Rows of the group table: everything that is known of a scan, whatever became of it."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bagau_bids.bids.tables import column_descriptions
+from bagau_bids.errors import ProcessingError
+from bagau_bids.measures.outliers import outlying
+from bagau_bids.measures.regions import REGIONS, SIDES
+from bagau_bids.reports.results import COMPLETE, INCOMPLETE, ScanResults, read_table
+
+# Columns that identify a scan or are about its state, and not figures of it.
+NAMES = (
+    "bids_name",
+    "participant_id",
+    "session_id",
+    "status",
+    "problem",
+    "n_flags",
+    "flags",
+    "outliers",
+)
+FIRST = ("bids_name", "participant_id", "session_id", "status")
+# Descriptions in the order of the columns (``data/tables``), under the heading of the page.
+SECTIONS = {
+    "White matter hyperintensities": "volumes",
+    "By region": "group_regions",
+    "Fazekas grades, estimated": "group_fazekas",
+    "Quality": "quality",
+    "Processing": "group",
+}
+SCALES = ("periventricular", "deep")
+# What a scan of an older version does not have; it is complete all the same.
+LATER_FIGURES = {
+    "volumes by region": "periventricular_mm3",
+    "an estimate of the Fazekas grades": "fazekas_deep_estimate",
+    "quality flags": "n_flags",
+}
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One scan: its row, and for each raised flag what asks for a look, in words."""
+
+    values: dict[str, Any]
+    asks: tuple[str, ...] = ()
+
+
+@dataclass
+class _Known:
+    """What was found of a scan, and what of it is damaged."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+
+
+def group_columns() -> dict[str, Any]:
+    """Columns of the table in order, each with its meaning and unit."""
+    sections = column_sections().values()
+    described = {name: entry for section in sections for name, entry in section.items()}
+    return {name: described[name] for name in FIRST} | described
+
+
+def column_sections() -> dict[str, dict[str, Any]]:
+    """Columns with their descriptions, by the heading under which the page shows them.
+
+    A column that several tables describe belongs to the first of them.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    seen = {"region"}  # names the rows of the table of volumes, of which one is taken
+    for heading, table in SECTIONS.items():
+        entries = column_descriptions(table)
+        sections[heading] = {name: e for name, e in entries.items() if name not in seen}
+        seen |= set(entries)
+    return sections
+
+
+def figure_columns(descriptions: Mapping[str, Any]) -> list[str]:
+    """Columns that hold figures of a scan: all that have a unit, but for its state."""
+    return [name for name, entry in descriptions.items() if "Units" in entry and name not in NAMES]
+
+
+def scan_row(scan: ScanResults, descriptions: Mapping[str, Any]) -> ScanRow:
+    """Gather one scan; every column is there, None where nothing is known.
+
+    Parameters
+    ----------
+    scan : ScanResults
+    descriptions : mapping
+        As by `group_columns`.
+
+    Returns
+    -------
+    ScanRow
+        A complete scan whose tables or figures are damaged is incomplete, and says why.
+    """
+    found = _Known()
+    _add_volumes(found, scan)
+    _add_fazekas(found, scan)
+    found.values |= {**scan.quality, **_processing(scan)}
+    asks = _add_flags(found, scan)
+    found.values |= {
+        "bids_name": f"{scan.stem}_FLAIR",
+        "participant_id": f"sub-{scan.entities['sub']}",
+        "session_id": f"ses-{scan.entities['ses']}" if "ses" in scan.entities else None,
+    }
+    row = {column: found.values.get(column) for column in descriptions}
+    for column in figure_columns(descriptions):
+        if row[column] is not None and not _is_number(row[column]):
+            found.damaged.append(f"{column} is not a number: {row[column]!r}")
+            row[column] = None
+    status, problem = scan.status, scan.problem
+    if status == COMPLETE and found.damaged:
+        status, problem = INCOMPLETE, "; ".join(found.damaged)
+    return ScanRow(row | {"status": status, "problem": problem or None}, asks)
+
+
+def mark_outliers(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, Any]) -> None:
+    """Fill the column outliers of complete scans."""
+    complete = [row for row in rows if row["status"] == COMPLETE]
+    apart: dict[int, list[str]] = {}
+    for column in figure_columns(descriptions):
+        known = [row for row in complete if row[column] is not None]
+        values = [float(row[column]) for row in known]
+        for row, marked in zip(
+            known, outlying(values, descriptions[column]["Units"]), strict=True
+        ):
+            if marked:
+                apart.setdefault(id(row), []).append(column)
+    for row in complete:
+        row["outliers"] = ",".join(apart.get(id(row), ())) or None
+
+
+def lacking(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say which complete scans have no figures that an older version did not write."""
+    complete = [row for row in rows if row["status"] == COMPLETE]
+    for what, column in LATER_FIGURES.items():
+        names = [row["bids_name"] for row in complete if row[column] is None]
+        if names:
+            yield (
+                f"Without {what}: {listed(names)}. An older version did not write them, or their "
+                "file was removed; process these scans again to have them."
+            )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name up to twenty, and how many more there are."""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
+
+
+def _add_volumes(found: _Known, scan: ScanResults) -> None:
+    path = scan.path("volumes_table")
+    if not path.is_file():
+        return
+    try:
+        rows = {row.get("region"): row for row in read_table(path)}
+        found.values |= rows["all"]
+    except (ProcessingError, KeyError):
+        found.damaged.append(f"missing or damaged: {path.name}")
+        return
+    for name in (*REGIONS, *SIDES):
+        found.values[f"{name}_mm3"] = rows.get(name, {}).get("volume_mm3")
+    if "deep" in rows:
+        found.values["periventricular_rule"] = "3mm" if "juxtaventricular" in rows else "10mm"
+
+
+def _add_fazekas(found: _Known, scan: ScanResults) -> None:
+    path = scan.path("fazekas_table")
+    if not path.is_file():
+        return
+    try:
+        rows = {row.get("scale"): row for row in read_table(path)}
+        for scale in SCALES:
+            grade = rows[scale]["fazekas_estimate"]
+            found.values[f"fazekas_{scale}_estimate"] = None if grade is None else int(grade)
+            found.values[f"fazekas_{scale}_mm"] = rows[scale]["measured_mm"]
+    except (ProcessingError, KeyError, ValueError):
+        found.damaged.append(f"missing or damaged: {path.name}")
+
+
+def _add_flags(found: _Known, scan: ScanResults) -> tuple[str, ...]:
+    """Add the flags that were recorded; return what each is about, in words."""
+    flags = scan.step("measure").get("flags")
+    if flags is None:
+        return ()
+    try:
+        names = list(dict.fromkeys(str(flag["name"]) for flag in flags))
+        asks = tuple(f"{flag['name']}: {flag['words']}" for flag in flags)
+    except (TypeError, KeyError):
+        found.damaged.append(f"damaged: flags in {scan.path('record').name}")
+        return ()
+    found.values |= {"n_flags": len(names), "flags": ",".join(names) or None}
+    return asks
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _processing(scan: ScanResults) -> dict[str, Any]:
+    """How a scan was processed, from its record."""
+    segmentation, registration = scan.step("segmentation"), scan.step("registration")
+    models = segmentation.get("models") or ()
+    options = scan.record.get("options") or {}
+    return {
+        "registration_stage": registration.get("stage"),
+        "registration_overlap": registration.get("overlap"),
+        "model": "+".join(str(model.get("Name")) for model in models) or None,
+        "model_sha256": "+".join(str(model.get("SHA256")) for model in models) or None,
+        "threshold": options.get("threshold"),
+        "min_lesion_size_mm3": options.get("min_lesion_size_mm3"),
+        "device": segmentation.get("device"),
+        "version": (scan.record.get("versions") or {}).get("bagau-bids"),
+    }

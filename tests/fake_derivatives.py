@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
-from bagau_bids.measures import lesions, quality
+from bagau_bids.measures import fazekas, lesions, quality, regions
 from bagau_bids.preprocessing.transforms import write_itk_forward
 
 TEMPLATE = "MNI152NLin2009cSym"
@@ -131,3 +131,38 @@ def example_record(flair, affine, figures):
             }
         )
     )
+
+
+def write_later_tables(output_dir, entities, head, flags=(), rule="10mm"):
+    """Add what versions before regions and flags did not write: volumes by region, both grades."""
+    flair, affine, brain, _, probability = head
+    mask = probability >= 0.5
+    places = [
+        axis * step + start
+        for axis, step, start in zip(
+            np.ogrid[tuple(slice(n) for n in mask.shape)],
+            np.diag(affine)[:3],
+            affine[:3, 3],
+            strict=True,
+        )
+    ]
+    distance = np.maximum(np.hypot(places[0], places[1]) - 15, 0) + 0 * places[2]
+    near = regions.RULES[rule]
+    index = np.full(mask.shape, regions.REGIONS.index("deep"))
+    for name in ("periventricular", "juxtaventricular"):
+        if name in near:
+            index[distance <= near[name]] = regions.REGIONS.index(name)
+    numbers = np.where(brain, 1 + 2 * index + (places[0] > 0), 0)
+    tables = {
+        "volumes_table": lesions.volume_table(mask, affine, brain, numbers, rule),
+        "fazekas_table": fazekas.fazekas_table(mask, distance, numbers, affine),
+    }
+    for name, table in tables.items():
+        write_table(derivative_path(output_dir, entities, name), table)
+    path = derivative_path(output_dir, entities, "record")
+    record = json.loads(path.read_text())
+    record["steps"]["measure"]["flags"] = [
+        {"name": name, "figure": "noise_snr", "value": 5.0, "limit": 10.0, "words": f"{name}!"}
+        for name in flags
+    ]
+    write_json(path, record)

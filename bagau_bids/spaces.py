@@ -88,14 +88,30 @@ def resample(
         mode="nearest",
     )
     if cval is not None:
-        resampled[~_inside(data.shape, target_shape, target_to_source)] = cval
+        resampled[~field_of_view(data.shape, affine, target_shape, target_affine)] = cval
     return resampled
 
 
-def _inside(
-    shape: tuple[int, ...], target_shape: tuple[int, int, int], target_to_source: NDArray
+def field_of_view(
+    shape: tuple[int, ...],
+    affine: ArrayLike,
+    target_shape: tuple[int, int, int],
+    target_affine: ArrayLike,
 ) -> NDArray[np.bool_]:
-    """Voxels of the target grid whose centre lies in the source's field of view."""
+    """Voxels of a grid whose centre lies in the field of view of another one.
+
+    Parameters
+    ----------
+    shape, affine
+        The other grid: voxels from index -0.5 to n - 0.5; (4, 4) voxel to world, mm.
+    target_shape, target_affine
+        The grid that is asked about.
+
+    Returns
+    -------
+    bool array of `target_shape`
+    """
+    target_to_source = np.linalg.inv(np.asarray(affine, float)) @ np.asarray(target_affine, float)
     indices = np.ogrid[tuple(slice(n) for n in target_shape)]
     inside = np.ones(target_shape, dtype=bool)
     tolerance = 1e-4  # voxels; a grid must count as inside itself whatever the rounding

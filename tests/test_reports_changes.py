@@ -8,8 +8,12 @@ import pandas as pd
 import pytest
 from fake_derivatives import drawn_head, write_scan, write_transform
 from page_checks import Page
+from scipy import ndimage
 
+from bagau_bids import spaces
 from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.measures.changes import lesion_changes
+from bagau_bids.preprocessing import rigid
 from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.reports import changes
@@ -83,6 +87,50 @@ def test_what_one_scan_does_not_cover_is_not_compared():
         session(affine, whole, low, high), session(affine, cut, low), np.eye(4)
     )
     assert table.change.tolist() == ["stable"]
+
+
+def whole_grid_changes(before, after, matrix):
+    """Changes by resampling onto every voxel of the grid half-way, nothing cut away."""
+    half = rigid.half_way(matrix)
+    first = half @ before.flair.affine
+    second = np.linalg.inv(half) @ after.flair.affine
+    shape, grid = spaces.isotropic_grid(before.lesions.shape, first, 1.0)
+    seen = np.ones(shape, bool)
+    masks = []
+    for one, affine in ((before, first), (after, second)):
+        masks.append(spaces.resample(one.lesions, affine, shape, grid) >= 0.5)
+        seen &= spaces.resample(np.ones(one.lesions.shape), affine, shape, grid) > 0.5
+    masks = [mask & seen for mask in masks]
+    return lesion_changes(*masks, np.linalg.inv(half) @ grid)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_by_looking_only_where_lesions_are(oriented_image, seed):
+    """Lesions at the edge of the image too: the same table as from the whole grid."""
+    rng = np.random.default_rng(seed)
+    sizes = np.linalg.norm(oriented_image.affine[:3, :3], axis=0)
+    affine = np.eye(4)
+    affine[:3, :3] = oriented_image.affine[:3, :3] / sizes @ np.diag([1.5, 1.5, 4.0])
+    shape = (40, 44, 14)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    moved = tilted(np.eye(4), 5)
+    moved[:3, 3] = 3, -2, 4
+    sessions = []
+    for place in (affine, moved @ affine):
+        mask = ndimage.binary_dilation(rng.random(shape) > 0.9995, iterations=2)
+        mask[0, :3, 0] = seed == 0
+        flair = Volume(np.zeros(shape, np.float32), place)
+        sessions.append(Session(flair, mask, mask, TemplateTransform(np.eye(4))))
+    expected = whole_grid_changes(*sessions, moved)
+    assert len(expected) > 2
+    pd.testing.assert_frame_equal(changes_between(*sessions, moved), expected)
+
+
+def test_sessions_without_a_lesion_have_no_changes():
+    nothing = np.zeros((20, 20, 10), bool)
+    flair = Volume(nothing.astype(np.float32), np.diag([1.0, 1, 2, 1]))
+    empty = Session(flair, nothing, nothing, TemplateTransform(np.eye(4)))
+    assert changes_between(empty, empty, np.eye(4)).empty
 
 
 @pytest.fixture

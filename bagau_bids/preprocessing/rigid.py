@@ -17,7 +17,7 @@ from bagau_bids.preprocessing.elastix import Volume, run_elastix
 from bagau_bids.preprocessing.registration import brain_image
 from bagau_bids.preprocessing.t1w import rigid_parameters
 from bagau_bids.preprocessing.transforms import TemplateTransform, from_elastix
-from bagau_bids.spaces import resample
+from bagau_bids.spaces import field_of_view, resample
 
 Array = npt.NDArray[np.floating[Any]]
 FIT_SPACING_MM = 12.0  # of the points of the brain to which the start is fitted
@@ -125,7 +125,7 @@ def brain_overlap(
         Mask (X, Y, Z) and affine to a world that both share; compared on the first's grid.
     """
     mask, affine = first
-    view = resample(np.ones(second[0].shape), second[1], mask.shape, affine) > 0.5
+    view = field_of_view(second[0].shape, second[1], mask.shape, affine)
     other = resample(second[0], second[1], mask.shape, affine) > 0.5
     both = np.count_nonzero(mask & other & view)
     total = np.count_nonzero(mask & view) + np.count_nonzero(other & view)

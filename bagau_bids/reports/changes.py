@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from nibabel.affines import apply_affine
+from scipy import ndimage
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import (
@@ -38,7 +40,7 @@ from bagau_bids.reports.figures import figure_image
 from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on, read_table
-from bagau_bids.spaces import isotropic_grid, resample
+from bagau_bids.spaces import field_of_view, isotropic_grid, resample
 
 COMPARED, FAILED = "compared", "failed"
 SPACING_MM = 1.0  # of the grid on which sessions are compared
@@ -256,12 +258,37 @@ def changes_between(before: Session, after: Session, matrix: np.ndarray) -> pd.D
     half = half_way(matrix)
     first_affine = half @ before.flair.affine
     second_affine = np.linalg.inv(half) @ after.flair.affine
-    shape, grid = isotropic_grid(before.flair.data.shape, first_affine, SPACING_MM)
+    both = ((before.lesions, first_affine), (after.lesions, second_affine))
+    shape, grid = _around(both, *isotropic_grid(before.lesions.shape, first_affine, SPACING_MM))
     masks, seen = [], np.ones(shape, dtype=bool)
-    for session, affine in ((before, first_affine), (after, second_affine)):
-        masks.append(resample(session.lesions, affine, shape, grid) >= 0.5)
-        seen &= resample(np.ones(session.lesions.shape), affine, shape, grid) > 0.5
+    for mask, affine in both:
+        masks.append(resample(mask, affine, shape, grid) >= 0.5)
+        seen &= field_of_view(mask.shape, affine, shape, grid)
     return lesion_changes(masks[0] & seen, masks[1] & seen, np.linalg.inv(half) @ grid)
+
+
+def _around(
+    masks: Sequence[tuple[np.ndarray, np.ndarray]],
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Cut a grid down to where one of the masks is, (mask, affine) each; one voxel if nowhere.
+
+    A mask that is resampled linearly reaches less than a voxel beyond its own voxels.
+    """
+    corners = []
+    for mask, own in masks:
+        if mask.any():
+            (box,) = ndimage.find_objects(mask.astype(np.uint8))
+            ends = np.meshgrid(*((axis.start - 1, axis.stop) for axis in box), indexing="ij")
+            corners.append(apply_affine(np.linalg.inv(affine) @ own, np.stack(ends, -1)))
+    found = np.concatenate([corner.reshape(-1, 3) for corner in corners] or [np.zeros((1, 3))])
+    low = np.clip(np.floor(found.min(axis=0)), 0, np.array(shape) - 1).astype(int)
+    high = np.clip(np.ceil(found.max(axis=0)) + 1, low + 1, shape).astype(int)
+    start = np.eye(4)
+    start[:3, 3] = low
+    size = high - low
+    return (int(size[0]), int(size[1]), int(size[2])), affine @ start
 
 
 def _picture(

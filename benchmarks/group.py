@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -25,6 +26,9 @@ from scipy import ndimage
 
 from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
 from bagau_bids.measures import lesions
+from bagau_bids.measures.fazekas import fazekas_table
+from bagau_bids.measures.flags import raised_flags
+from bagau_bids.measures.regions import REGIONS
 from bagau_bids.preprocessing.transforms import TemplateTransform, write_itk_forward
 
 TEMPLATE = "MNI152NLin2009cSym"
@@ -111,9 +115,14 @@ def _variant(folder: Path, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     bumps = ndimage.gaussian_filter(rng.normal(0, 20, (3, 31, 36, 27)), (0, 2, 2, 2))
     write_itk_forward(TemplateTransform(linear, bumps, nodes), folder / "xfm.h5")
     labels = lesions.label_lesions(mask)
+    # Ventricles as two upright rods: regions, and distances for the Fazekas estimate.
+    distance = np.abs(np.hypot(abs(mm[0]) - 15, mm[1]) - 8) + 0 * mm[2]
+    index = np.where(distance <= 10, REGIONS.index("periventricular"), REGIONS.index("deep"))
+    regions = np.where(brain, 1 + 2 * index + (mm[0] > 0), 0)
     return {
-        "volumes_table": lesions.volume_table(mask, affine, brain),
+        "volumes_table": lesions.volume_table(mask, affine, brain, regions),
         "lesions_table": lesions.lesion_table(labels, affine, probability, flair, brain),
+        "fazekas_table": fazekas_table(mask, distance, regions, affine),
     }
 
 
@@ -143,7 +152,19 @@ def _record(rng: np.random.Generator) -> dict[str, object]:
         "slice_thickness_mm": 6.0,
         "in_plane_mm": 0.9,
         "brain_volume_ml": rng.normal(1400, 120),
+        "tissue_outside_mask": rng.uniform(0.1, 0.5),
+        "fov_coverage": 1 - rng.exponential(0.02),
+        "registration_information": rng.normal(0.3, 0.04),
+        "wm_misfit": rng.exponential(0.004),
         "wm_snr": rng.normal(14, 3),
+        "noise_snr": rng.normal(25, 6),
+        "stripe_ratio": 1 + rng.exponential(0.4),
+        "slice_jump": rng.exponential(0.04),
+        "ghost_to_wm": rng.exponential(0.04),
+        "csf_to_wm": rng.normal(0.3, 0.08),
+        "wmh_soft_ml": rng.lognormal(1.5, 0.8),
+        "wmh_soft_to_hard": rng.normal(1.05, 0.03),
+        "wmh_entropy": rng.normal(0.45, 0.05),
         "wmh_wm_contrast": rng.normal(1.5, 0.1),
         "cut_superior_cm2": 0.0,
         "cut_inferior_cm2": rng.normal(9, 2),
@@ -156,7 +177,10 @@ def _record(rng: np.random.Generator) -> dict[str, object]:
         "steps": {
             "registration": {"stage": "bspline", "overlap": rng.normal(0.94, 0.01)},
             "segmentation": {"device": "cpu", "models": [{"Name": "small", "SHA256": "0" * 64}]},
-            "measure": {"quality": quality},
+            "measure": {
+                "quality": quality,
+                "flags": [asdict(flag) for flag in raised_flags(quality)],
+            },
         },
     }
 

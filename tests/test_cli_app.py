@@ -111,6 +111,7 @@ def test_one_damaged_one_without_flair_one_fine(app_run, calls, tmp_path, capsys
     assert {path.name for path in folder.iterdir()} == {
         "bagau-bids.log",
         "bagau.toml",
+        "summary.json",
         "summary.tsv",
     }
     table = (folder / "summary.tsv").read_text()

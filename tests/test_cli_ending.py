@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 from rich.console import Console
+from table_checks import undescribed
 
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.failure import StopRequest, UnexpectedError, exit_code_of
@@ -232,6 +233,7 @@ def test_summary_counts_and_names_what_is_not_done_last():
 
 def test_summary_table(tmp_path):
     write_summary(ROWS, tmp_path / "summary.tsv")
+    assert undescribed(tmp_path) == []
     assert (tmp_path / "summary.tsv").read_text().splitlines() == [
         "scan\tstatus\treason",
         "sub-02\tfailed\tfirst line second line",

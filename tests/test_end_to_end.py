@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from table_checks import undescribed
 
 from bagau_bids.cli.app import main
 from bagau_bids.training.phantom import compare_volumes, make_phantom_dataset
@@ -29,6 +30,8 @@ def test_phantom_from_data_set_to_group_table(tmp_path):
     assert row["dice"] > 0.5  # 0.66 when this was written; an empty or shifted mask has 0
     group = pd.read_csv(out / "group_FLAIR.tsv", sep="\t")
     assert group["volume_mm3"].item() == pytest.approx(1000 * row["measured_ml"], rel=1e-3)
+    assert len(list(out.rglob("*.tsv"))) >= 7
+    assert undescribed(out) == []
     copies = list((out / "sub-01" / "anat").glob("*space-ICBM152NLin2009aSym*label-WMH_mask*"))
     assert copies
     page = (out / "sub-01.html").read_text(encoding="utf-8")

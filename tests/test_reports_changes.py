@@ -9,6 +9,7 @@ import pytest
 from fake_derivatives import drawn_head, write_scan, write_transform
 from page_checks import Page
 from scipy import ndimage
+from table_checks import undescribed
 
 from bagau_bids import spaces
 from bagau_bids.bids.derivatives import derivative_path
@@ -173,6 +174,7 @@ def test_tables_say_what_changed(cohort):
     assert row["shift_mm"] == pytest.approx(np.hypot(8, 4))
     assert found.picture is not None
     assert found.problems == ()
+    assert [t for t in undescribed(folder) if "changes" in t.split(":")[0]] == []
     own = derivative_path(folder, SECOND, "changes_table")
     assert list(read(own).columns) == list(json.loads(own.with_suffix(".json").read_text()))
     assert read(own).change.tolist().count("new") == 1

@@ -1,6 +1,7 @@
 """Rows of the group table: regions, grades and flags, old versions, and what is damaged."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from fake_derivatives import (
     write_transform,
 )
 from page_checks import Page
+from table_checks import undescribed
 
 from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.preprocessing.transforms import TemplateTransform
@@ -76,8 +78,12 @@ def test_flagged_scans_are_counted_and_linked(tmp_path, head):
     section = text.split('<section id="flags">')[1].split("</section>")[0]
     assert section.index("sub-3.html#sub-3") < section.index("sub-2.html#sub-2")
     assert "sub-1.html" not in section
-    assert '<th scope="row">noise</th><td>2</td>' in section
-    assert '<th scope="row">contrast</th><td>0</td>' in section
+    head, body = section.split("<tbody>")[0], section.split("<tbody>")[1].split("</tbody>")[0]
+    names = re.findall(r"<th>(\w[^<]*)</th>", head)[1:]
+    counts = dict(zip(names, re.findall(r"<td>([^<]*)</td>", body), strict=True))
+    assert counts["Noise"] == "2"
+    assert counts["Movement"] == "1"
+    assert counts["Contrast"] == "–"
     assert "movement!" in section
     assert '<th scope="row">Flagged</th><td>2 of 3 scans</td>' in text
 
@@ -114,6 +120,13 @@ def test_every_column_belongs_to_one_heading(tmp_path):
     names = [name for section in column_sections().values() for name in section]
     assert len(names) == len(set(names))
     assert set(names) == set(group_columns())
+
+
+def test_every_column_has_a_meaning_and_a_unit(tmp_path, head):
+    scan(tmp_path, "1", head, ("noise",))
+    scan(tmp_path, "2", head, rule="3mm")
+    write_group(tmp_path)
+    assert [t for t in undescribed(tmp_path) if t.startswith("group_")] == []
 
 
 def damage_record(folder, label, change):

@@ -47,10 +47,14 @@ def summary_text(rows: Sequence[Row], log_path: Path) -> str:
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
-    """Write the summary as a table: scan, status, reason, separated by tabs."""
+    """Write the summary as a table: scan, status, reason; its description goes beside it."""
+    from bagau_bids.bids.derivatives import sidecar_path, write_json
+    from bagau_bids.bids.tables import column_descriptions
+
     lines = ["scan\tstatus\treason"]
     lines += [f"{row.name}\t{row.status}\t{_one_line(row.reason) or 'n/a'}" for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(sidecar_path(path), column_descriptions("run_summary"))
 
 
 def _one_line(text: str) -> str:

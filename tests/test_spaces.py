@@ -81,6 +81,18 @@ def test_resample_keeps_the_outer_half_of_a_thick_slice():
     assert (column[(world < -3) | (world > 27)] == 0).all()
 
 
+def test_field_of_view_is_where_a_point_lies_between_the_voxel_corners(oriented_image):
+    """Asked voxel by voxel; the outer half of the outermost voxels belongs to it."""
+    shape, affine = oriented_image.shape, oriented_image.affine
+    other_shape, other = (9, 8, 7), np.diag([3.0, 4, 5, 1])
+    other[:3, 3] = affine[:3, 3] - 6
+    found = spaces.field_of_view(shape, affine, other_shape, other)
+    to_voxel = np.linalg.inv(affine) @ other
+    for index in itertools.product(*map(range, other_shape)):
+        place = to_voxel[:3, :3] @ index + to_voxel[:3, 3]
+        assert found[index] == all(-0.5 <= p <= n - 0.5 for p, n in zip(place, shape, strict=True))
+
+
 def test_resample_repeats_the_border_on_request():
     data = np.arange(5.0 * 5 * 5).reshape(5, 5, 5)
     shifted = np.eye(4)

@@ -66,12 +66,10 @@ def test_scans_without_a_usable_transform_or_mask_are_named(cohort):
     path.write_bytes(b"broken")
     derivative_path(cohort, {"sub": "2"}, "wmh_mask").write_bytes(b"broken")
     group = write_group(cohort)
-    assert [note.split(":")[0] for note in group.notes] == [
-        "sub-1_FLAIR is not in the lesion frequency map",
-        "sub-2_FLAIR is not in the lesion frequency map",
-    ]
-    assert "cannot be read as an ITK transform" in group.notes[0]
-    assert "expected a NIfTI image of this pipeline" in group.notes[1]
+    notes = [note for note in group.notes if "not in the lesion frequency map" in note]
+    assert [note.split("_")[0] for note in notes] == ["sub-1", "sub-2"]
+    assert "cannot be read as an ITK transform" in notes[0]
+    assert "expected a NIfTI image of this pipeline" in notes[1]
     text = group.page.read_text()
     assert "2 scans are not in the map" in text
     assert f'href="{NAME}"' in text
@@ -82,7 +80,7 @@ def test_no_transform_at_all_writes_no_map(tmp_path):
     write_scan(tmp_path, {"sub": "1"})
     group = write_group(tmp_path)
     assert not (tmp_path / NAME).exists()
-    assert "no such file" in group.notes[0]
+    assert "no such file" in group.notes[-1]
 
 
 def test_the_first_complete_scan_of_a_participant_counts(tmp_path):

@@ -40,7 +40,8 @@ def test_page_is_whole_and_stands_alone(finished):
         kind, data = picture.split(",")
         assert kind == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
-    assert len(page.pictures) == 3 + 4 + 1  # slices, layers over them, the histogram
+    # Slices, layers over them, the histogram, and the slice that the viewer opens with.
+    assert len(page.pictures) == 3 + 4 + 1 + 1
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids

@@ -27,6 +27,7 @@ from bagau_bids.reports.results import (
     load_image_on,
     read_table,
 )
+from bagau_bids.reports.viewer import scan_viewer, viewer_code
 
 BRAIN_COLOUR = "#2fb8ff"
 ATLAS_COLOUR = "#ff9f1c"
@@ -143,6 +144,8 @@ def _write_page(
         scans=scans,
         crashes=[crash for crash in crashes if not crash.scan or crash.scan in stems],
         methods=_methods(output_dir),
+        viewers={scan.anchor: scan_viewer(scan.results, len(scans)) for scan in scans},
+        viewer_code=viewer_code(),
     )
     path = output_dir / f"{name}.html"
     write_text(path, text)

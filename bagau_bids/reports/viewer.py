@@ -1,164 +1,21 @@
-"""A FLAIR to scroll through in a page: every slice a small picture, the mask as paths over it.
+"""A FLAIR to scroll through in a page, the mask switched on and off.
 
 No WebGL, no library and no network: pictures are embedded, a few lines of JavaScript swap them.
-So it also works on remote desktops and on computers that block everything else. Pictures and
-orientation are those of `bagau_bids.reports.figures`: radiological, letters on every slice.
+So it also works on remote desktops and on computers that block everything else.
 """
 
-import base64
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
-
 import numpy as np
-from contourpy import LineType, contour_generator
 from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from PIL import Image
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.reports import figures
+from bagau_bids.reports import figures, stacks
 from bagau_bids.reports.pages import render
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
-from bagau_bids.spaces import voxel_sizes
 
-LARGEST_BYTES = 3_000_000  # of one scan's slices, as text in the page
-PAGE_BYTES = 8_000_000  # of those of all scans of a page
-NOT_AIR = 0.3  # of the display window: what is darker everywhere beyond is left out
-SMALLEST_SHARE = 0.005  # of a slice that is brighter than air where the head is
-HEADROOM = 1.5  # pictures hold this much of the display window, so that bright WMH can be dimmed
-MARGIN_MM = 6.0
-LOWEST_PROBABILITY = 0.1
-PROBABILITY_LEVELS = 15  # with "nothing", what four bits a pixel can tell apart
-
-
-@dataclass(frozen=True)
-class Volumes:
-    """A scan and what was found in it: (X, Y, Z) arrays in RAS order on one grid.
-
-    Parameters
-    ----------
-    flair : array
-    affine : (4, 4) array
-        Voxel to world, mm.
-    window : tuple of float
-        Values of the FLAIR shown black and white.
-    mask : bool array or None
-        WMH.
-    probability : array or None
-        WMH, 0 to 1.
-    """
-
-    flair: NDArray
-    affine: NDArray
-    window: tuple[float, float]
-    mask: NDArray | None = None
-    probability: NDArray | None = None
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How slices are stored: with all planes or the scan's own only, how large, in what format.
-
-    `words` tell the reader of the page.
-    """
-
-    words: str
-    options: dict[str, Any]
-    all_planes: bool = True
-    scale: float = 1.0
-
-    @property
-    def media_type(self) -> str:
-        """Of the pictures, for their addresses."""
-        return f"image/{self.options['format'].lower()}"
-
-
-@dataclass(frozen=True)
-class Plane:
-    """All slices across one axis, from the lowest position to the highest.
-
-    Parameters
-    ----------
-    axis : int
-    columns, rows : int
-        Voxels of a slice, across and down.
-    width_mm, height_mm : float
-    first, total : int
-        Number of the first slice shown, counted from 1, and slices that the FLAIR has.
-    positions_mm : list of float
-        World coordinate of each slice along its axis.
-    areas_mm2 : list of float
-        Of the mask in each slice.
-    pictures, probabilities, paths : list of str
-        Data of image files in base64, and SVG path data in half voxels; empty where a slice
-        has nothing.
-    """
-
-    axis: int
-    columns: int
-    rows: int
-    width_mm: float
-    height_mm: float
-    first: int
-    total: int
-    positions_mm: list[float]
-    areas_mm2: list[float]
-    pictures: list[str]
-    probabilities: list[str]
-    paths: list[str]
-
-    @property
-    def name(self) -> str:
-        """Axial, coronal or sagittal."""
-        return figures.PLANE_NAMES[self.axis]
-
-    @property
-    def axes(self) -> tuple[int, int]:
-        """Axes across and down."""
-        return figures.PLANES[self.axis]
-
-    @property
-    def letters(self) -> tuple[str, str, str, str]:
-        """What lies on the left, on the right, at the top and at the bottom."""
-        across, down = self.axes
-        high, low = figures.HIGH_LETTER, figures.LOW_LETTER
-        return high[across], low[across], high[down], low[down]
-
-    @property
-    def opening(self) -> int:
-        """Slice shown first: that with the largest area of the mask, else the middle one."""
-        areas = np.asarray(self.areas_mm2)
-        return int(np.argmax(areas)) if areas.any() else len(areas) // 2
-
-    @property
-    def bars(self) -> str:
-        """SVG path of one bar a slice, as high as its area of the mask; 10 is the highest."""
-        highest = max(self.areas_mm2)
-        return "".join(
-            f"M{number + 0.1:.1f} 10v-{max(10 * area / highest, 1.5):.1f}h.8V10z"
-            for number, area in enumerate(self.areas_mm2)
-            if area
-        )
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all slices, as text in the page."""
-        return sum(map(len, (*self.pictures, *self.probabilities, *self.paths)))
-
-
-# From the best to the smallest; the first that fits is taken.
-_JPEG = {"format": "JPEG", "quality": 88, "optimize": True}
-_SMALL_JPEG = {**_JPEG, "quality": 80}
-CODINGS = (
-    Coding("stored without loss", {"format": "PNG"}),
-    Coding("slightly compressed (JPEG)", _JPEG),
-    Coding("slightly compressed (JPEG), in one plane to save room", _JPEG, False),
-    Coding("at half resolution (JPEG), in one plane to save room", _SMALL_JPEG, False, 0.5),
-)
+PAGE_BYTES = 4_000_000  # of the slices of all scans of a page, as text
 
 
 def scan_viewer(scan: ScanResults, sharing: int = 1) -> Markup:
@@ -183,11 +40,11 @@ def scan_viewer(scan: ScanResults, sharing: int = 1) -> Markup:
     except ProcessingError as error:
         return Markup('<p class="notice bad">The FLAIR is not shown here. {}</p>').format(error)
     return viewer_fragment(
-        f"{scan.stem}_viewer", volumes, min(LARGEST_BYTES, PAGE_BYTES // sharing)
+        f"{scan.stem}_viewer", volumes, min(stacks.LARGEST_BYTES, PAGE_BYTES // sharing)
     )
 
 
-def _load(scan: ScanResults) -> Volumes:
+def _load(scan: ScanResults) -> stacks.Volumes:
     flair, affine = load_image(scan.path("preproc_flair"))
 
     def load(name: str) -> NDArray | None:
@@ -195,7 +52,7 @@ def _load(scan: ScanResults) -> Volumes:
         return load_image_on(path, flair, affine) if path.is_file() else None
 
     brain, mask = load("brain_mask"), load("wmh_mask")
-    return Volumes(
+    return stacks.Volumes(
         flair,
         affine,
         figures.display_window(flair, brain),
@@ -206,14 +63,16 @@ def _load(scan: ScanResults) -> Volumes:
 
 def viewer_code() -> Markup:
     """Style and script that a page with viewers needs once, after the last of them."""
-    steps = np.linspace(LOWEST_PROBABILITY, 1, 6)
+    steps = np.linspace(stacks.LOWEST_PROBABILITY, 1, 6)
     colours = ", ".join(to_hex(colour) for colour in colormaps["plasma"](steps))
-    style = render("viewer.css", colours=colours, headroom=HEADROOM)
+    style = render("viewer.css", colours=colours, headroom=stacks.HEADROOM)
     script = render("viewer.js")
     return Markup(f"<style>\n{style}</style>\n<script>\n{script}</script>")
 
 
-def viewer_fragment(anchor: str, volumes: Volumes, largest_bytes: int = LARGEST_BYTES) -> Markup:
+def viewer_fragment(
+    anchor: str, volumes: stacks.Volumes, largest_bytes: int = stacks.LARGEST_BYTES
+) -> Markup:
     """Make the HTML of a scan to scroll through; see `scan_planes` for what it holds.
 
     Without JavaScript, and on paper, it shows one slice of each plane.
@@ -226,10 +85,10 @@ def viewer_fragment(anchor: str, volumes: Volumes, largest_bytes: int = LARGEST_
     largest_bytes : int
         Room for the slices, as text.
     """
-    planes, coding = scan_planes(volumes, largest_bytes)
+    planes, coding = stacks.scan_planes(volumes, largest_bytes)
     outlined, probable = volumes.mask is not None, volumes.probability is not None
     shows = ["outline", "filled"] * outlined + ["probability"] * probable
-    names = ("name", "axis", "axes", "columns", "rows", "first", "total")
+    names = ("name", "axis", "axes", "columns", "rows", "first", "step", "total")
     lists = ("positions_mm", "areas_mm2", "pictures", "probabilities", "paths")
     content = [{name: getattr(plane, name) for name in names + lists} for plane in planes]
     text = render(
@@ -240,168 +99,8 @@ def viewer_fragment(anchor: str, volumes: Volumes, largest_bytes: int = LARGEST_
         outlined=outlined,
         probable=probable,
         found=any(planes[0].areas_mm2),
-        lowest=LOWEST_PROBABILITY,
+        lowest=stacks.LOWEST_PROBABILITY,
         coding=coding,
         content={"media_type": coding.media_type, "planes": content},
     )
     return Markup(text)
-
-
-def scan_planes(
-    volumes: Volumes, largest_bytes: int = LARGEST_BYTES
-) -> tuple[tuple[Plane, ...], Coding]:
-    """Turn a scan into slices that fit into a page.
-
-    The three planes of a volume with about cubic voxels, axial first; else only the slices as
-    they were scanned. Air around the head is left out, but never a whole slice as scanned.
-
-    Parameters
-    ----------
-    volumes : Volumes
-    largest_bytes : int
-        Room for the slices, as text. The best of `CODINGS` that fits is taken, the smallest
-        whatever its size.
-
-    Returns
-    -------
-    planes : tuple of Plane
-        The scan's own first.
-    coding : Coding
-        How they are stored.
-    """
-    own = figures.scan_axis(volumes.affine)
-    sizes = voxel_sizes(volumes.affine)
-    isotropic = sizes.max() <= 1.5 * np.median(sizes)
-    box = _box(volumes, whole_axis=None if isotropic else own)
-    for coding in CODINGS:
-        axes = (own, *(axis for axis in (1, 0) if isotropic and coding.all_planes))
-        planes = tuple(_plane(volumes, axis, box, coding) for axis in axes)
-        if sum(plane.size_bytes for plane in planes) <= largest_bytes:
-            break
-    return planes, coding
-
-
-def _box(volumes: Volumes, whole_axis: int | None) -> tuple[slice, slice, slice]:
-    """Voxels to be shown: the head, the mask and a margin; all of `whole_axis`."""
-    low, high = volumes.window
-    bright = volumes.flair > low + NOT_AIR * (high - low)
-    sizes = voxel_sizes(volumes.affine)
-    pieces = []
-    for axis, length in enumerate(bright.shape):
-        others = tuple(other for other in range(3) if other != axis)
-        # Specks of noise do not make a head.
-        touched = bright.mean(axis=others) > SMALLEST_SHARE
-        if volumes.mask is not None:
-            touched |= volumes.mask.any(axis=others)
-        shown = np.flatnonzero(touched)
-        if axis == whole_axis or not shown.size:
-            pieces.append(slice(0, length))
-            continue
-        margin = int(np.ceil(MARGIN_MM / sizes[axis]))
-        first, last = int(shown[0]), int(shown[-1])
-        pieces.append(slice(max(first - margin, 0), min(last + 1 + margin, length)))
-    return pieces[0], pieces[1], pieces[2]
-
-
-def _plane(volumes: Volumes, axis: int, box: tuple[slice, slice, slice], coding: Coding) -> Plane:
-    across, down = figures.PLANES[axis]
-    sizes = voxel_sizes(volumes.affine)
-    columns, rows = (box[other].stop - box[other].start for other in (across, down))
-    middle = tuple((box[other].start + box[other].stop - 1) / 2 for other in (across, down))
-    low, high = volumes.window
-    masks = [] if volumes.mask is None else list(_pictures(volumes.mask, axis, box))
-    count = box[axis].stop - box[axis].start
-    return Plane(
-        axis=axis,
-        columns=columns,
-        rows=rows,
-        width_mm=float(columns * sizes[across]),
-        height_mm=float(rows * sizes[down]),
-        first=int(box[axis].start) + 1,
-        total=volumes.flair.shape[axis],
-        positions_mm=[
-            round(figures.slice_position_mm(volumes.affine, axis, index, middle), 1)
-            for index in range(box[axis].start, box[axis].stop)
-        ],
-        areas_mm2=[
-            round(float(np.count_nonzero(mask) * sizes[across] * sizes[down]), 1) for mask in masks
-        ]
-        or [0.0] * count,
-        pictures=[
-            _grey(np.clip((values - low) / (HEADROOM * (high - low)), 0, 1), coding)
-            for values in _pictures(volumes.flair, axis, box)
-        ],
-        probabilities=[]
-        if volumes.probability is None
-        else [_heat(values) for values in _pictures(volumes.probability, axis, box)],
-        paths=[outline_path(mask) for mask in masks],
-    )
-
-
-def _pictures(data: NDArray, axis: int, box: tuple[slice, slice, slice]) -> Iterator[NDArray[Any]]:
-    """Slices across an axis as (rows, columns), right or front on the left, up or front on top."""
-    for plane in np.moveaxis(data[box], axis, 0):
-        yield plane.T[::-1, ::-1]
-
-
-def _grey(values: NDArray[Any], coding: Coding) -> str:
-    picture = Image.fromarray(np.round(255 * values).astype(np.uint8))
-    if coding.scale < 1:
-        size = [max(round(length * coding.scale), 1) for length in picture.size]
-        picture = picture.resize((size[0], size[1]), Image.Resampling.BOX)
-    return _encoded(picture, **coding.options)
-
-
-def _heat(probability: NDArray[Any]) -> str:
-    """Picture of the probability in colours, transparent below the lowest that is shown."""
-    levels = np.ceil(np.clip(probability, 0, 1) * PROBABILITY_LEVELS).astype(np.uint8)
-    levels[probability < LOWEST_PROBABILITY] = 0
-    if not levels.any():
-        return ""
-    steps = np.arange(PROBABILITY_LEVELS + 1) / PROBABILITY_LEVELS
-    picture = Image.frombytes("P", levels.shape[::-1], levels.tobytes())
-    picture.putpalette(colormaps["plasma"](steps, bytes=True)[:, :3].tobytes())
-    opacity = np.where(steps > 0, 0.35 + 0.5 * steps, 0)
-    transparency = np.round(255 * opacity).astype(np.uint8).tobytes()
-    return _encoded(picture, format="PNG", bits=4, transparency=transparency)
-
-
-def _encoded(picture: Image.Image, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def outline_path(mask: NDArray[Any]) -> str:
-    """Outline of a mask as SVG path data, in half pixels from the upper left corner.
-
-    The outline runs along the edges of pixels and cuts their corners, as it crosses a half
-    between neighbouring pixels. Every piece is closed; holes are pieces of their own, so that
-    the path can be filled by the even-odd rule.
-
-    Parameters
-    ----------
-    mask : (rows, columns) bool array
-
-    Returns
-    -------
-    str
-        Empty where the mask is.
-    """
-    if not mask.any():
-        return ""
-    # A frame of zeros closes pieces that reach the edge. The centre of the first pixel, now at
-    # (1, 1), lies one half pixel from the corner.
-    contours = contour_generator(z=np.pad(mask, 1).astype(np.float32), line_type=LineType.Separate)
-    pieces = cast(list[NDArray[np.float64]], contours.lines(0.5))
-    return "".join(_closed_path(np.round(2 * points - 1).astype(int)) for points in pieces)
-
-
-def _closed_path(points: NDArray[np.int_]) -> str:
-    """Write a closed line, its points on a grid, without those in the middle of a straight."""
-    points = points[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    corners = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-    steps = np.diff(corners, axis=0)
-    start = f"M{corners[0, 0]} {corners[0, 1]}l"
-    return start + " ".join(f"{x} {y}" for x, y in steps) + "z"

@@ -1,4 +1,4 @@
-// Scrolls through the slices that bagau_bids.reports.viewer embedded. One root element a scan.
+// Scrolls through the slices that bagau_bids.reports.stacks made. One root element a scan.
 "use strict";
 
 // Turning the wheel to get down the page must not be caught by a picture that comes along.
@@ -85,7 +85,7 @@ class Plane {
     this.slider.value = number;
     const area = this.areas_mm2[number];
     const found = area ? `, WMH ${area < 100 ? area.toFixed(0) + " mm²" : (area / 100).toFixed(1) + " cm²"}` : "";
-    const text = `${this.name} slice ${this.first + number} of ${this.total}, ` +
+    const text = `${this.name} slice ${this.first + number * this.step} of ${this.total}, ` +
       `${"xyz"[this.axis]} = ${this.positions_mm[number].toFixed(0)} mm${found}`;
     this.place.textContent = text;
     this.slider.setAttribute("aria-valuetext", text);
@@ -99,7 +99,8 @@ class Plane {
   drawCross(planes) {
     const [across, down] = this.axes.map((axis) => planes.find((plane) => plane.axis === axis));
     if (!across || !down) return;
-    const [x, y] = [across, down].map((plane) => 2 * (plane.last - plane.shown) + 1);
+    const x = 2 * (this.columns - across.shown * across.step) - 1;
+    const y = 2 * (this.rows - down.shown * down.step) - 1;
     this.cross.setAttribute("d", `M${x} 0V${2 * this.rows}M0 ${y}H${2 * this.columns}`);
   }
 }
@@ -185,7 +186,8 @@ class Viewer {
   goTo(plane, place) {
     plane.axes.forEach((axis, side) => {
       const other = this.planes.find((candidate) => candidate.axis === axis);
-      if (other) this.go(other, Math.floor((1 - place[side]) * (other.last + 1)));
+      const voxel = (1 - place[side]) * (side ? plane.rows : plane.columns) - 0.5;
+      if (other) this.go(other, Math.round(voxel / other.step));
     });
   }
 

@@ -136,7 +136,8 @@ class Viewer:
         return self.root.get_by_role("button", name=name, exact=True)
 
     def place(self, plane=0):
-        return self.root.locator(".place").nth(plane).inner_text()
+        """The line below a slice, as it is read out."""
+        return self.root.locator(".place").nth(plane).text_content()
 
     def number(self, plane=0):
         return int(self.place(plane).split(" slice ")[1].split()[0])

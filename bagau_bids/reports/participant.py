@@ -5,7 +5,7 @@ in ``sub-<label>/figures`` and are also embedded: the page is one file that can 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class ScanSection:
     lesions: tuple[dict[str, Any], ...]
     lesions_left_out: int
     trouble: tuple[str, ...]
+    viewer: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _write_page(
 ) -> Path:
     """Write one page; of a split one, sections of scans lie on the pages of their sessions."""
     subject = name.split("_")[0]
+    sections = _with_viewers(sections, split)
     stems = {section.results.stem for section in sections}
     scans = [section for section in sections if not split or "ses" not in section.results.entities]
     links = {
@@ -144,12 +146,22 @@ def _write_page(
         scans=scans,
         crashes=[crash for crash in crashes if not crash.scan or crash.scan in stems],
         methods=_methods(output_dir),
-        viewers={scan.anchor: scan_viewer(scan.results, len(scans)) for scan in scans},
         viewer_code=viewer_code(),
     )
     path = output_dir / f"{name}.html"
     write_text(path, text)
     return path
+
+
+def _with_viewers(sections: Sequence[ScanSection], split: bool) -> list[ScanSection]:
+    """Add viewers to the sections that one page shows; of a split one, those without a session."""
+    shown = [section for section in sections if not split or "ses" not in section.results.entities]
+    return [
+        replace(section, viewer=scan_viewer(section.results, len(shown)))
+        if section in shown
+        else section
+        for section in sections
+    ]
 
 
 def _section(scan: ScanResults) -> ScanSection:

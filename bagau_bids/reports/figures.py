@@ -91,15 +91,20 @@ class Mosaic:
         return canvas
 
 
-def scan_axis(affine: np.ndarray) -> int:
-    """Axis across the slices: that of the largest voxel spacing, axis 2 if hardly larger.
+def planes_shown(affine: np.ndarray) -> tuple[int, ...]:
+    """Axes across which slices are worth showing, that of the scan's own slices first.
 
-    A volume with spacings within 1.5 of each other counts as three-dimensional and is shown
-    in axial slices.
+    A volume with spacings within 1.5 of each other counts as three-dimensional and has all:
+    axial, coronal, sagittal. Of any other only the slices that were scanned are worth showing.
     """
     spacing = _spacing(affine)
     axis = int(np.argmax(spacing))
-    return axis if spacing[axis] > 1.5 * np.median(spacing) else 2
+    return (axis,) if spacing[axis] > 1.5 * np.median(spacing) else (2, 1, 0)
+
+
+def scan_axis(affine: np.ndarray) -> int:
+    """Axis across the slices that were scanned; axis 2 of a three-dimensional scan."""
+    return planes_shown(affine)[0]
 
 
 def spread_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:

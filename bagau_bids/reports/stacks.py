@@ -192,18 +192,17 @@ def scan_planes(
     coding : Coding
         How they are stored.
     """
-    own = figures.scan_axis(volumes.affine)
-    sizes = voxel_sizes(volumes.affine)
-    isotropic = sizes.max() <= 1.5 * np.median(sizes)
+    own, *others = figures.planes_shown(volumes.affine)
+    isotropic = bool(others)
     box = _box(volumes, whole_axis=None if isotropic else own)
-    fine = isotropic and sizes.max() <= FINE_MM
+    fine = isotropic and voxel_sizes(volumes.affine).max() <= FINE_MM
     codings = [
         coding
         for coding in CODINGS
         if (coding.step == 1 or fine) and (isotropic or coding != ONE_PLANE)
     ]
     for coding in codings:
-        axes = [own, *(axis for axis in (1, 0) if isotropic and coding.all_planes)]
+        axes = [own, *others] if coding.all_planes else [own]
         room = np.inf if coding == codings[-1] else largest_bytes
         if planes := _planes(volumes, axes, box, coding, room):
             break
@@ -264,7 +263,7 @@ def _plane(volumes: Volumes, axis: int, box: tuple[slice, slice, slice], coding:
             for index in indices:
                 yield whole[index][box[across], box[down]].T[::-1, ::-1]
 
-    counts = [np.count_nonzero(mask) for mask in slices(volumes.mask)] or [0] * len(indices)
+    counts = [int(np.count_nonzero(mask)) for mask in slices(volumes.mask)]
     positions = [
         figures.slice_position_mm(volumes.affine, axis, index, middle) for index in indices
     ]
@@ -278,7 +277,10 @@ def _plane(volumes: Volumes, axis: int, box: tuple[slice, slice, slice], coding:
         step=coding.step,
         total=volumes.flair.shape[axis],
         positions_mm=[round(position, 1) for position in positions],
-        areas_mm2=[round(float(count * sizes[across] * sizes[down]), 1) for count in counts],
+        areas_mm2=[
+            round(float(count * sizes[across] * sizes[down]), 1)
+            for count in counts or [0] * len(indices)
+        ],
         pictures=[
             _grey(np.clip((values - low) / (HEADROOM * (high - low)), 0, 1), coding)
             for values in slices(volumes.flair)

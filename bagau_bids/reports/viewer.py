@@ -47,17 +47,15 @@ def scan_viewer(scan: ScanResults, sharing: int = 1) -> Markup:
 def _load(scan: ScanResults) -> stacks.Volumes:
     flair, affine = load_image(scan.path("preproc_flair"))
 
-    def load(name: str) -> NDArray | None:
-        path = scan.path(name)
-        return load_image_on(path, flair, affine) if path.is_file() else None
+    def load(name: str) -> NDArray:
+        return load_image_on(scan.path(name), flair, affine)
 
-    brain, mask = load("brain_mask"), load("wmh_mask")
     return stacks.Volumes(
         flair,
         affine,
-        figures.display_window(flair, brain),
-        None if mask is None else mask > 0,
-        load("wmh_probseg"),
+        figures.display_window(flair, load("brain_mask")),
+        load("wmh_mask") > 0 if scan.path("wmh_mask").is_file() else None,
+        load("wmh_probseg") if scan.path("wmh_probseg").is_file() else None,
     )
 
 

@@ -164,7 +164,7 @@ ONE_PLANE = Coding("slightly compressed (JPEG), in one plane to save room", _JPE
 CODINGS = (
     Coding("stored without loss", {"format": "PNG"}),
     Coding("slightly compressed (JPEG)", _JPEG),
-    Coding("every second one, at half resolution (JPEG) to save room", _JPEG, True, 0.5, 2),
+    Coding("at half resolution (JPEG) to save room", _JPEG, True, 0.5, 2),
     ONE_PLANE,
     Coding("at half resolution (JPEG) to save room", _SMALL_JPEG, False, 0.5),
 )

@@ -1,13 +1,14 @@
 """A derivatives folder as the participant level leaves it, from a drawn head in seconds."""
 
 import json
+from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
-from bagau_bids.measures import fazekas, lesions, quality, regions
+from bagau_bids.measures import fazekas, flags, lesions, quality, regions
 from bagau_bids.preprocessing.transforms import write_itk_forward
 
 TEMPLATE = "MNI152NLin2009cSym"
@@ -63,18 +64,43 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     save("wm_atlas", white, np.float32)
     save("wmh_probseg", probability, np.float32)
     save("wmh_mask", mask, np.uint8)
+    ventricles = ndimage.binary_fill_holes(white > 0) & (white == 0)
+    numbers, surroundings = _surroundings(affine, brain, ventricles)
+    save("ventricle_mask", ventricles, np.uint8)
+    save("regions_dseg", np.where(mask, numbers, 0), np.uint8)
+    save("conformed_flair", np.clip(flair, 0, 255), np.uint8)
+    save("warped_t1w", 100 * brain + 80 * (white > 0), np.uint8)
+    distance = surroundings.ventricle_distance_mm
+    figures = quality.scan_quality(flair, affine, brain, white, mask, probability)
     tables = {
-        "volumes_table": lesions.volume_table(mask, affine, brain),
-        "lesions_table": lesions.lesion_table(labels, affine, probability, flair, brain),
+        "volumes_table": lesions.volume_table(mask, affine, brain, numbers),
+        "lesions_table": lesions.lesion_table(
+            labels, affine, probability, flair, brain, surroundings
+        ),
+        "fazekas_table": fazekas.fazekas_table(mask, distance, numbers, affine),
+        "quality_table": flags.quality_table(figures),
     }
     for name, table in tables.items():
         if name not in leave_out:
             write_table(derivative_path(output_dir, entities, name), table)
     if "record" not in leave_out:
-        figures = quality.scan_quality(flair, affine, brain, white, mask)
         content = {**example_record(flair, affine, figures), **(record or {})}
         write_json(derivative_path(output_dir, entities, "record"), content)
     return head
+
+
+def _surroundings(affine, brain, ventricles):
+    """Region of each voxel, and what the table of lesions says of their places."""
+    right = np.zeros(brain.shape, bool)
+    right[brain.shape[0] // 2 :] = True
+    distance = regions.distance_mm(ventricles, affine)
+    groups = np.full(brain.shape, regions.CORTEX + 1)  # tissue that is not cortex
+    numbers = regions.partition(groups, right, brain, distance, affine, "10mm")
+    lattice = np.array(affine)
+    lattice[:3, :3] *= np.array(brain.shape) - 1
+    corners = np.stack(np.meshgrid(*[(0, 1)] * 3, indexing="ij")).reshape(3, -1)
+    points = nib.affines.apply_affine(lattice, corners.T).T.reshape(3, 2, 2, 2)
+    return numbers, lesions.Surroundings(numbers, distance, points, lattice, 55.0)
 
 
 def write_transform(output_dir, entities, transform):
@@ -110,6 +136,8 @@ def example_record(flair, affine, figures):
                         "notes": ["3 voxels that were not finite were set to 0."],
                         "shape": list(flair.shape),
                         "spacing_mm": nib.affines.voxel_sizes(affine).tolist(),
+                        "stored_axes": "LPS",
+                        "tilt_degrees": 0.0,
                         "duration_s": 0.5,
                     },
                     "registration": {
@@ -126,7 +154,12 @@ def example_record(flair, affine, figures):
                         "models": [{"Name": "small", "Version": "1", "SHA256": "0" * 64}],
                         "notes": [],
                     },
-                    "measure": {"notes": [], "quality": figures},
+                    "regions": {"rule": "10mm", "notes": []},
+                    "measure": {
+                        "notes": [],
+                        "quality": figures,
+                        "flags": [asdict(flag) for flag in flags.raised_flags(figures)],
+                    },
                 },
             }
         )

@@ -11,6 +11,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.open, self.ids, self.links, self.pictures, self.text = [], [], [], [], ""
+        self.alternatives = []
         self.feed(path.read_text(encoding="utf-8"))
         assert not self.open
 
@@ -22,12 +23,15 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
         if tag == "img":
             self.pictures.append(attributes["src"])
+            self.alternatives.append(attributes.get("alt"))
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        if tag in ("td", "th", "dt", "dd", "li"):
+            self.text += " "
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data

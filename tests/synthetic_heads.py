@@ -79,7 +79,8 @@ def register_nothing(monkeypatch):
         calls.append(flair.shape)
         white = (np.abs(flair - 1.0) < 0.1).astype(np.float32)
         used = Attempt("fake", "affine")
-        return Registration(white, TemplateTransform(np.eye(4)), "robust", used, (used,), ())
+        transform = TemplateTransform(np.eye(4))
+        return Registration(white, white, transform, "robust", used, (used,), ())
 
     monkeypatch.setattr(heads, "register_template", register_template)
     return calls

@@ -69,9 +69,19 @@ def test_names(name, expected, tmp_path):
     assert path == tmp_path / "sub-01" / "ses-2" / "anat" / expected.replace("S", stem, 1)
 
 
+FIGURE_NAMES = {"conformed_flair": "desc-conform_FLAIR", "warped_t1w": "desc-T_T1w"}
+
+
+@pytest.mark.parametrize(("name", "end"), FIGURE_NAMES.items())
+def test_images_to_look_at_lie_with_the_figures_of_all_sessions(name, end, tmp_path):
+    path = derivative_path(tmp_path, FULL, name, template="T")
+    stem = "sub-01_ses-2_acq-3D_ce-gad_rec-a_run-1"
+    assert path == tmp_path / "sub-01" / "figures" / f"{stem}_{end}.nii.gz"
+
+
 def test_every_name_has_a_test():
     marks = test_names.pytestmark[0].args[1]
-    assert {name for name, _ in marks} == set(derivative_names())
+    assert {name for name, _ in marks} | FIGURE_NAMES.keys() == set(derivative_names())
 
 
 def test_folder_without_session(tmp_path):

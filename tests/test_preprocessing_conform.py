@@ -72,6 +72,8 @@ def test_conformed_image_is_ras_and_every_voxel_keeps_its_place(tmp_path, kind, 
     conformed = conform(path)
     assert nib.aff2axcodes(conformed.affine) == ("R", "A", "S")
     assert conformed.data.dtype == np.float32
+    if kind != "oblique" and form != "neither":
+        assert conformed.stored_axes == kind
     assert conformed.data.flags.c_contiguous
     values = stored.get_fdata()
     for voxel in [(0, 0, 0), (3, 1, 2), (5, 4, 5), tuple(n - 1 for n in stored.shape)]:

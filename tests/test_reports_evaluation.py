@@ -60,7 +60,7 @@ def test_page_is_whole_and_stands_alone(pairs, tmp_path):
             assert link.startswith(("https://doi.org", "data:", "evaluation"))
     for picture in page.pictures:
         kind, data = picture.split(",")
-        assert kind == "data:image/png;base64"
+        assert kind in ("data:image/png;base64", "data:image/webp;base64")
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
     # Two charts; of the two imperfect cases slices with two layers over them.
     assert len(page.pictures) == 2 + 2 * 3

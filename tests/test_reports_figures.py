@@ -164,6 +164,16 @@ def test_slices_are_shown_as_they_were_scanned(spacing, axis):
     assert figures.scan_axis(np.diag([*spacing, 1.0])) == axis
 
 
+@pytest.mark.parametrize(
+    ("spacing", "planes"),
+    [((1, 1, 1.2), ["axial", "coronal", "sagittal"]), ((0.6, 0.6, 3), ["axial"])]
+    + [((6, 0.9, 0.9), ["sagittal"]), ((1, 4, 1), ["coronal"])],
+)
+def test_other_planes_are_shown_where_the_resolution_allows(spacing, planes):
+    shown = figures.planes_shown(np.diag([*spacing, 1.0]))
+    assert [figures.PLANE_NAMES[axis] for axis in shown] == planes
+
+
 def test_choice_of_slices():
     mask = np.zeros((10, 10, 40), bool)
     mask[5, 5, [3, 9, 30]] = True

@@ -40,6 +40,16 @@ def test_citations_are_numbered_in_order_of_appearance():
     )
 
 
+def test_text_to_paste_has_no_markup_and_only_the_references_it_cites():
+    unused = "@misc{unused,\n  title = {Nobody cites this},\n  year = {1999}\n}\n"
+    methods = render_methods("# Methods\n\nOne & *two* [@one].\n\nMore.\n", BIBTEX + unused)
+    assert methods.plain == (
+        "One & two [1].\n\nMore.\n\n1. Groß, José et al. MRI of <heads> & brains. "
+        "Journal 7:1–9 (2020). doi:10.1/abc"
+    )
+    assert methods.bibtex == BIBTEX.strip().split("\n\n")[0]
+
+
 def test_every_citation_of_the_real_text_has_a_reference(tmp_path):
     write_citation(tmp_path, Processing())
     bibtex = (tmp_path / "logs" / "CITATION.bib").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from fake_derivatives import drawn_head, write_failure, write_scan
 from page_checks import Page
@@ -18,7 +19,10 @@ from bagau_bids.errors import UsageError
 from bagau_bids.reports.participant import write_participant_report
 
 IMAGES = ("preproc_flair", "brain_mask", "wm_atlas", "wmh_mask", "wmh_probseg")
-FIGURES = ("wmh", "prob", "brainmask", "atlas", "sizes")
+FIGURES = (
+    *("wmh", "wmhprob", "wmhregions", "sizes", "conformafter", "conformbefore"),
+    *("brainmask", "regflair", "regtemplate", "atlas", "ventricles"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +42,13 @@ def test_page_is_whole_and_stands_alone(finished):
     assert len(page.ids) == len(set(page.ids))
     for picture in page.pictures:
         kind, data = picture.split(",")
-        assert kind == "data:image/png;base64"
+        assert kind in ("data:image/png;base64", "data:image/webp;base64")
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
-    assert len(page.pictures) == 3 + 4 + 1  # slices, layers over them, the histogram
+    # Slices of five pictures, two of them compared; layers, one of them twice; the histogram and
+    # the slice that the viewer opens with.
+    assert sum(picture.startswith("data:image/webp") for picture in page.pictures) == 5 + 2
+    assert sum(picture.startswith("data:image/png") for picture in page.pictures) == 7 + 1 + 1 + 1
+    assert all(page.alternatives)
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids
@@ -54,8 +62,8 @@ def test_figures_are_kept_beside_the_page(finished):
     output_dir, _ = finished
     folder = output_dir / "sub-01" / "figures"
     expected = [f"sub-01_ses-A_run-1_desc-{name}_FLAIR.png" for name in FIGURES]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
-    for path in folder.iterdir():
+    assert sorted(path.name for path in folder.glob("*.png")) == sorted(expected)
+    for path in folder.glob("*.png"):
         assert Image.open(path).mode in ("RGB", "RGBA")
 
 
@@ -64,13 +72,17 @@ def test_page_says_what_was_found_and_how(finished):
     for words in (
         "Session A, run 1",
         "ml (",
-        "% of the brain volume)",
+        "% of the brain)",
+        "stored in the order LPS, not tilted",
         "Brain overlap".lower(),
         "cpu, float32",
         "small 1, SHA-256 000000000000…",
         "probability 0.5, lesions of any size kept",
         "3 voxels that were not finite were set to 0.",
         "White-matter SNR",
+        "Other planes are not shown: slices lie 9.0 mm apart",
+        "Periventricular: up to 10 mm from the lateral ventricles",
+        "It is no rating by a radiologist",
         "BAGAU-Net",
         "References",
         "No errors to report.",
@@ -90,7 +102,7 @@ def test_page_made_again_is_the_same_file(finished):
 def test_pictures_do_not_depend_on_the_voxel_order(finished, tmp_path, orientation):
     write_scan(tmp_path, {"sub": "01", "ses": "A", "run": "1"}, orientation=orientation)
     write_participant_report(tmp_path, "01")
-    for name in ("wmh", "brainmask", "atlas"):
+    for name in ("wmh", "wmhregions", "conformbefore", "brainmask", "regtemplate", "atlas"):
         file = f"sub-01/figures/sub-01_ses-A_run-1_desc-{name}_FLAIR.png"
         found, expected = (
             np.asarray(Image.open(folder / file)).astype(int) for folder in (tmp_path, finished[0])
@@ -105,7 +117,7 @@ def test_no_lesion_is_a_normal_result(tmp_path):
     text = Page(path).text
     assert "none found" in text
     assert "No lesion was found" in text
-    assert "0.00 ml (0.00 % of the brain volume)" in text
+    assert "0.00 ml (0.00 % of the brain)" in text
     assert "nan" not in text.lower().replace("resonance", "")
     assert not (tmp_path / "sub-02/figures/sub-02_desc-sizes_FLAIR.png").exists()
 
@@ -196,3 +208,107 @@ def test_many_sessions_get_a_page_each(tmp_path):
 def test_nothing_of_the_participant_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="no results of sub-99; .* participant level first"):
         write_participant_report(tmp_path, "99")
+
+
+def test_a_scan_to_look_at_says_so_first_and_why(finished):
+    """The drawn head has slices 9 mm apart, beyond the limit of 8."""
+    text = " ".join(Page(finished[1]).text.split())
+    assert text.index("look at this one: resolution") < text.index("Session A, run 1 sub-01")
+    reason = (
+        "Look at this one: resolution Resolution: slices are so far apart that lesions between "
+        "them are missed. Slice spacing 9 mm, above the limit of 8 mm."
+    )
+    assert reason in text
+    assert text.index(reason) < text.index("WMH volume", text.index(reason))
+
+
+def test_limits_on_the_page_are_those_of_the_table_on_disk(tmp_path):
+    entities = {"sub": "01"}
+    write_scan(tmp_path, entities, leave_out=IMAGES)
+    path = derivative_path(tmp_path, entities, "quality_table")
+    header, *rows = path.read_text().splitlines()
+    changed = [
+        "noise_snr\t7.5\t12.25\tn/a\tyes\tnoise" if row.startswith("noise_snr") else row
+        for row in rows
+    ]
+    path.write_text("\n".join([header, *changed]) + "\n")
+    (page,) = write_participant_report(tmp_path, "01")
+    text = " ".join(Page(page).text.split())
+    assert "Signal to noise look 7.5 at least 12.25" in text
+    asked = [text.index(name, text.index("Limits Meaning")) for name in ("Signal to", "Stripes")]
+    assert asked[0] < asked[1]
+
+
+def test_a_scan_without_flags_is_called_so_and_one_that_was_not_judged_is_not(tmp_path):
+    calm = {"measure": {"notes": [], "quality": {}, "flags": []}}
+    write_scan(tmp_path, {"sub": "01"}, record={"steps": calm}, leave_out=IMAGES)
+    write_scan(tmp_path, {"sub": "02"}, record={"steps": {}}, leave_out=IMAGES)
+    derivative_path(tmp_path, {"sub": "01"}, "quality_table").unlink()
+    pages = [Page(write_participant_report(tmp_path, label)[0]) for label in ("01", "02")]
+    assert "#sub-01_quality" not in pages[0].links
+    texts = [page.text for page in pages]
+    assert "No flag was raised." in texts[0]
+    assert "no flag" in texts[0]
+    for words in ("No flag", "no flag", "Look at this one"):
+        assert words not in texts[1]
+
+
+def test_regions_lesions_and_grades_are_those_of_the_tables(finished):
+    output_dir, path = finished
+    text = " ".join(Page(path).text.split())
+    entities = {"sub": "01", "ses": "A", "run": "1"}
+
+    def rows(name):
+        return pd.read_csv(derivative_path(output_dir, entities, name), sep="\t")
+
+    volumes = rows("volumes_table").set_index("region")
+    for region in ("periventricular", "deep"):
+        row = volumes.loc[region]
+        share = f"{100 * row['fraction_of_wmh']:.0f} %"
+        assert f"{region} {row['volume_mm3'] / 1000:.2f} {share} {row['n_lesions']:.0f}" in text
+    largest = rows("lesions_table").iloc[0]
+    place = ", ".join(f"{largest[f'template_{axis}_mm']:.0f}" for axis in "xyz")
+    start = f"1 {largest['side']} {largest['region']} {largest['volume_mm3']:.1f} "
+    assert place in text[text.index(start) :][:80]
+    for _, row in rows("fazekas_table").iterrows():
+        expected = f"{row['scale']} measured {row['measured_mm']:.1f} mm {row['fazekas_estimate']}"
+        assert expected in text
+
+
+def test_three_planes_where_the_resolution_allows(tmp_path):
+    head = drawn_head(shape=(44, 52, 40), spacing=(4.0, 4.0, 4.0))
+    write_scan(tmp_path, {"sub": "01"}, head)
+    (path,) = write_participant_report(tmp_path, "01")
+    page = Page(path)
+    for plane in ("", "coronal", "sagittal"):
+        assert f"sub-01_desc-wmh{plane}" in page.ids
+    assert "Other planes are not shown" not in page.text
+
+
+def test_what_older_runs_did_not_write_is_left_out(tmp_path):
+    newer = ("conformed_flair", "warped_t1w", "ventricle_mask", "regions_dseg")
+    write_scan(tmp_path, {"sub": "01"}, leave_out=(*newer, "fazekas_table", "quality_table"))
+    (path,) = write_participant_report(tmp_path, "01")
+    page = Page(path)
+    assert "sub-01_registration" in page.ids
+    assert not {"sub-01_flair", "sub-01_quality"} & set(page.ids)
+    assert "Fazekas" not in page.text
+    assert "incomplete" not in page.text
+
+
+def test_long_lists_of_lesions_end_on_the_page_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("bagau_bids.reports.participant.LONGEST_LESION_LIST", 2)
+    write_scan(tmp_path, {"sub": "01"}, leave_out=IMAGES)
+    count = len(derivative_path(tmp_path, {"sub": "01"}, "lesions_table").read_text().split("\n"))
+    (path,) = write_participant_report(tmp_path, "01")
+    assert f"{count - 2 - 2} smaller lesions are in the table on disk only." in Page(path).text
+
+
+def test_scans_of_one_page_have_a_menu_each(tmp_path):
+    for session in "AB":
+        write_scan(tmp_path, {"sub": "01", "ses": session}, leave_out=IMAGES)
+    (path,) = write_participant_report(tmp_path, "01")
+    page = Page(path)
+    assert {f"#sub-01_ses-{name}_quality" for name in "AB"} <= set(page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 
@@ -125,6 +126,41 @@ def test_continuous_integration_runs_the_test_command(repository):
     )
     steps = workflow["jobs"]["test"]["steps"]
     assert ".ci/run" in [step.get("run") for step in steps]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Folder of the only commands a script finds: sudo does as told, apt-get brings some."""
+    for name in ("bash", "env", "tail", "mktemp", "rm", "touch", "chmod"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    for name, body in {
+        "sudo": 'shift; exec "$@"',
+        "apt-get": f'[[ "$*" != *install* ]] || {{ cd {tmp_path} && touch "${{@: -1}}" && '
+        'chmod +x "${@: -1}"; }',
+    }.items():
+        command = tmp_path / name
+        command.write_text(f"#!{tmp_path}/bash\n{body}\n", encoding="utf-8")
+        command.chmod(0o755)
+    return tmp_path
+
+
+def install_packages(repository, machine):
+    script = repository / "tools" / "ci_packages.sh"
+    environment = {"PATH": str(machine), "CI": "true", "TMPDIR": str(machine)}
+    return subprocess.run(
+        [script], env=environment, check=True, capture_output=True, text=True
+    ).stderr
+
+
+def test_packages_that_tests_need_are_installed_where_one_may(repository, machine):
+    assert install_packages(repository, machine) == ""
+    assert (machine / "chromium").is_file()
+
+
+def test_packages_that_cannot_be_had_are_named_and_stop_nothing(repository, machine):
+    (machine / "apt-get").unlink()
+    said = install_packages(repository, machine)
+    assert "chromium is missing, the tests that need it are skipped" in said
 
 
 def test_pinned_torch_is_one_the_package_accepts(repository):

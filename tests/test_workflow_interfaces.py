@@ -17,6 +17,7 @@ from bagau_bids.workflow.interfaces import (
     mask_from_file,
     save_image,
 )
+from bagau_bids.workflow.outputs import eight_bits
 
 AFFINE = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]])
 
@@ -89,3 +90,23 @@ def test_threads_are_set_and_set_back(monkeypatch):
         assert {pool["num_threads"] for pool in blas} == {1}
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ([0, 50, 100, 200], [0, 64, 128, 255]),  # of 200, which is the brightest
+        ([-100, 0, 100, 100], [0, 128, 255, 255]),
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_images_to_look_at_keep_the_order_of_brightness(values, steps):
+    found = eight_bits(np.repeat(values, 1000).reshape(4, 10, 100).astype(np.float32))
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found[:, 0, 0], steps, atol=1)
+
+
+def test_one_glaring_voxel_does_not_darken_the_rest():
+    data = np.full((20, 20, 20), 100, np.float32)
+    data[0, 0, 0] = 1e6
+    assert eight_bits(data)[5, 5, 5] == 255

@@ -57,6 +57,12 @@ GOLDEN = """
 {S}_space-orig_seg-WMHregions_dseg.nii.gz
 {S}_space-orig_seg-WMHregions_dseg.tsv
 """
+GOLDEN_FIGURES = """
+{S}_desc-MNI152NLin2009cSym_T1w.json
+{S}_desc-MNI152NLin2009cSym_T1w.nii.gz
+{S}_desc-conform_FLAIR.json
+{S}_desc-conform_FLAIR.nii.gz
+"""
 GOLDEN_TEMPLATE = """
 {S}_space-MNI152NLin2009cSym_res-1_desc-preproc_FLAIR.json
 {S}_space-MNI152NLin2009cSym_res-1_desc-preproc_FLAIR.nii.gz
@@ -112,6 +118,8 @@ def test_outputs_are_the_golden_list(go, tmp_path):
     out = tmp_path / "out"
     assert names_in(out / "sub-01" / "anat") == golden(GOLDEN, "sub-01")
     assert names_in(out / "sub-02" / "ses-1" / "anat") == golden(GOLDEN, stem)
+    assert names_in(out / "sub-01" / "figures") == golden(GOLDEN_FIGURES, "sub-01")
+    assert names_in(out / "sub-02" / "figures") == golden(GOLDEN_FIGURES, stem)
     assert names_in(out) == [
         ".bidsignore",
         "README.md",
@@ -148,7 +156,9 @@ def test_outputs_lie_on_the_source_grid_bit_for_bit(go, tmp_path):
     go()
     folder = tmp_path / "out" / "sub-01" / "anat"
     lesion = head() > 150
-    for path in folder.glob("*.nii.gz"):
+    looked_at = list((tmp_path / "out" / "sub-01" / "figures").glob("*.nii.gz"))
+    assert [nib.load(path).get_data_dtype() for path in looked_at] == [np.uint8, np.uint8]
+    for path in (*folder.glob("*.nii.gz"), *looked_at):
         image = nib.load(path)
         assert image.shape == source.shape
         assert image.affine.tobytes() == source.affine.tobytes()

@@ -138,6 +138,7 @@ def _fake_steps(calls):
         attempt = Attempt("centre of gravity", "bspline", 0.95, 0.4, 0.5, 2.0)
         return Registration(
             wm_probseg=np.where(brain_mask, 0.8, 0).astype(np.float32),
+            t1w=np.where(brain_mask, 70, 0).astype(np.float32),
             transform=TemplateTransform(np.eye(4)),
             method=method,
             used=attempt,

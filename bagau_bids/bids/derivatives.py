@@ -97,11 +97,15 @@ def derivative_path(
     ValueError
         If the file's name holds the template and none is given.
     """
-    pattern = _catalogue()["files"][name]["name"]
+    described = _catalogue()["files"][name]
+    pattern = described["name"]
     if "{template}" in pattern and not template:
         raise ValueError(f"the name of {name} holds a template: {pattern}")
     filename = pattern.format(source=source_stem(entities), template=template)
-    return Path(output_dir) / source_folder(entities) / filename
+    folder = source_folder(entities)
+    if "folder" in described:  # beside the anat of all sessions, as figures are
+        folder = Path(folder.parts[0]) / described["folder"]
+    return Path(output_dir) / folder / filename
 
 
 def static_sidecar(name: str) -> dict[str, Any]:

@@ -97,6 +97,18 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             "SkullStripped": bool(masked["stripped"]),
             "Sources": [scan.source_uri, scan.uri("brain_mask")],
         },
+        "conformed_flair": {
+            "SkullStripped": bool(masked["stripped"]),
+            "Sources": [scan.source_uri],
+        },
+        "warped_t1w": {
+            "SkullStripped": True,
+            "Sources": [
+                template["t1w"],
+                template["brain_mask"],
+                scan.uri("template_to_flair_xfm"),
+            ],
+        },
         "wm_atlas": {"Sources": [template["wm_probseg"], scan.uri("template_to_flair_xfm")]},
         "wmh_probseg": {
             "Sources": [scan.uri("preproc_flair"), scan.uri("brain_mask"), scan.uri("wm_atlas")],

@@ -74,11 +74,14 @@ class Conformed:
         Voxel to world, mm, RAS+.
     notes : tuple of str
         What was found unusual or changed, for the log and the report.
+    stored_axes : str
+        Where the voxel axes of the file run to, e.g. ``LPS``.
     """
 
     data: NDArray[np.float32]
     affine: NDArray[np.float64]
     notes: tuple[str, ...]
+    stored_axes: str
 
 
 def conform(path: str | Path) -> Conformed:
@@ -102,12 +105,15 @@ def conform(path: str | Path) -> Conformed:
         If the file is missing, damaged, not a NIfTI image, not a single real-valued volume of at
         least five slices, empty, or without a usable geometry; the message says which.
     """
+    from nibabel.orientations import aff2axcodes
+
     path = Path(path)
     stored = read_volume(path)
     volume, value_notes = _intensities(path, stored.values)
     data, affine = reorient(volume, stored.affine)
     data = np.ascontiguousarray(data)
-    return Conformed(data, affine, (*stored.notes, *value_notes))
+    axes = "".join(aff2axcodes(stored.affine))
+    return Conformed(data, affine, (*stored.notes, *value_notes), axes)
 
 
 def read_volume(path: Path) -> StoredVolume:

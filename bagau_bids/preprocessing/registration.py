@@ -93,6 +93,8 @@ class Registration:
     ----------
     wm_probseg
         (X, Y, Z) float32, probability of white matter on the FLAIR's grid.
+    t1w
+        (X, Y, Z) float32, T1w of the template on the FLAIR's grid, zero outside its brain.
     transform
         FLAIR points to template points, mm, RAS+.
     method
@@ -106,6 +108,7 @@ class Registration:
     """
 
     wm_probseg: npt.NDArray[np.float32]
+    t1w: npt.NDArray[np.float32]
     transform: TemplateTransform
     method: str
     used: Attempt
@@ -193,10 +196,11 @@ def register_template(
             f"attempts is {used.overlap:.2f}, expected at least {FAILED_OVERLAP} ({tried}); "
             "look at the brain mask and the orientation of the image"
         )
-    wm = images.wm_probseg
-    warped = warp_to_flair(wm.data, wm.affine, transforms[best], flair.shape, affine)
+    points = forward_field(transforms[best], flair.shape, affine)
+    wm, t1w = (sample(it.data, it.affine, points) for it in (images.wm_probseg, images.t1w))
     return Registration(
-        wm_probseg=np.clip(warped, 0, 1),
+        wm_probseg=np.clip(wm, 0, 1),
+        t1w=t1w,
         transform=transforms[best],
         method=method,
         used=used,

@@ -91,15 +91,20 @@ class Mosaic:
         return canvas
 
 
-def scan_axis(affine: np.ndarray) -> int:
-    """Axis across the slices: that of the largest voxel spacing, axis 2 if hardly larger.
+def planes_shown(affine: np.ndarray) -> tuple[int, ...]:
+    """Axes across which slices are worth showing, that of the scan's own slices first.
 
-    A volume with spacings within 1.5 of each other counts as three-dimensional and is shown
-    in axial slices.
+    A volume with spacings within 1.5 of each other counts as three-dimensional and has all:
+    axial, coronal, sagittal. Of any other only the slices that were scanned are worth showing.
     """
     spacing = _spacing(affine)
     axis = int(np.argmax(spacing))
-    return axis if spacing[axis] > 1.5 * np.median(spacing) else 2
+    return (axis,) if spacing[axis] > 1.5 * np.median(spacing) else (2, 1, 0)
+
+
+def scan_axis(affine: np.ndarray) -> int:
+    """Axis across the slices that were scanned; axis 2 of a three-dimensional scan."""
+    return planes_shown(affine)[0]
 
 
 def spread_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:
@@ -383,19 +388,32 @@ def _annotate(axes: Axes, layout: Mosaic) -> None:
         middle = tile.top + len(tile.rows) / 2
         axes.text(tile.left + 2, middle, HIGH_LETTER[across], ha="left", va="center", **style)
         axes.text(right - 2, middle, LOW_LETTER[across], ha="right", va="center", **style)
-        label = f"{'xyz'[tile.axis]} = {_slice_position_mm(tile, layout.affine):.0f} mm"
+        middle_voxel = tile.columns.mean(), tile.rows.mean()
+        position = slice_position_mm(layout.affine, tile.axis, tile.index, middle_voxel)
+        label = f"{'xyz'[tile.axis]} = {position:.0f} mm"
         axes.text(tile.left + 3, tile.top + 3, label, ha="left", va="top", **style)
     note = "Radiological view: R, the participant's right, is on the left of the picture."
     axes.text(GAP + 4, layout.height - FOOTER / 2, note, va="center", **{**style, "fontsize": 9})
 
 
-def _slice_position_mm(tile: Tile, affine: np.ndarray) -> float:
-    """World coordinate, along the slice's axis, of the middle of what is shown."""
-    across, down = PLANES[tile.axis]
+def slice_position_mm(
+    affine: np.ndarray, axis: int, index: float, middle: tuple[float, float]
+) -> float:
+    """World coordinate, along a slice's axis, of the middle of what is shown of it.
+
+    Parameters
+    ----------
+    affine : (4, 4) array
+        Voxel to world (mm) of the RAS-ordered grid.
+    axis, index
+        The slice: number `index` across `axis`.
+    middle : tuple of float
+        Voxel position of the middle along the plane's axes (`PLANES`).
+    """
+    across, down = PLANES[axis]
     voxel = np.ones(4)
-    voxel[tile.axis] = tile.index
-    voxel[across], voxel[down] = tile.columns.mean(), tile.rows.mean()
-    return float((affine @ voxel)[tile.axis])
+    voxel[axis], voxel[across], voxel[down] = index, *middle
+    return float((affine @ voxel)[axis])
 
 
 def figure_image(figure: Figure) -> Image.Image:

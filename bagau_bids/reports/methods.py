@@ -19,10 +19,24 @@ _CITATION = re.compile(r"\[(@[\w:-]+(?:;\s*@[\w:-]+)*)\]")
 
 @dataclass(frozen=True)
 class Methods:
-    """A methods text with numbered citations, and the references in order, both as HTML."""
+    """A methods text with numbered citations, and its references.
+
+    Parameters
+    ----------
+    text : str
+        As HTML.
+    references : tuple of str
+        In order of appearance, as HTML.
+    plain : str
+        Text and numbered references without any markup.
+    bibtex : str
+        The entries of those references.
+    """
 
     text: str
     references: tuple[str, ...]
+    plain: str
+    bibtex: str
 
 
 def render_methods(markdown: str, bibtex: str) -> Methods:
@@ -36,7 +50,8 @@ def render_methods(markdown: str, bibtex: str) -> Methods:
     bibtex : str
         Content of ``CITATION.bib``. A citation without an entry keeps its key.
     """
-    entries = {key: dict(_FIELD.findall(body)) for key, body in _ENTRY.findall(bibtex)}
+    found_entries = {match[1]: match for match in _ENTRY.finditer(bibtex)}
+    entries = {key: dict(_FIELD.findall(match[2])) for key, match in found_entries.items()}
     numbers: dict[str, int] = {}
 
     def cite(match: re.Match[str]) -> str:
@@ -52,7 +67,18 @@ def render_methods(markdown: str, bibtex: str) -> Methods:
     body = re.split(r"^---$", markdown, flags=re.MULTILINE)[0]
     blocks = [_block(block, cite) for block in re.split(r"\n\s*\n", body.strip())]
     text = "\n".join(block for block in blocks if block)
-    return Methods(text, tuple(_reference(entries[key]) for key in numbers))
+    references = tuple(_reference(entries[key]) for key in numbers)
+    listed = [f"{number}. {reference}" for number, reference in enumerate(references, start=1)]
+    return Methods(
+        text,
+        references,
+        plain=_without_tags("\n\n".join([text.replace("\n", "\n\n"), *listed])),
+        bibtex="\n\n".join(found_entries[key][0] for key in numbers),
+    )
+
+
+def _without_tags(text: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", text))
 
 
 def _block(block: str, cite: Callable[[re.Match[str]], str]) -> str:

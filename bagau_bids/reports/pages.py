@@ -1,6 +1,7 @@
 """What all pages share: templates, pictures with layers to be switched, one file to be mailed."""
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from PIL import Image
 from bagau_bids import __version__
 from bagau_bids.reports import figures
 
+SLICE_QUALITY = 88  # of 100; the picture files beside a page lose nothing
+
 
 @dataclass(frozen=True)
 class View:
@@ -25,7 +28,24 @@ class View:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page: slices or a chart, and layers to be switched."""
+    """A picture of the page: slices or a chart, and layers to be switched.
+
+    Parameters
+    ----------
+    anchor, title, caption : str
+    files : tuple of str
+        Links to the same pictures in files of their own.
+    base : str
+        Data URI of the picture itself.
+    views : tuple of View
+        With several, one is shown at a time.
+    other : View or None
+        Another picture of the same slices, to be compared with the base by flicker and slider.
+    base_name : str
+        What the base shows, where there is another.
+    legend : tuple of (str, str)
+        Colours and what they mean.
+    """
 
     anchor: str
     title: str
@@ -33,6 +53,9 @@ class Picture:
     files: tuple[str, ...]
     base: str
     views: tuple[View, ...] = ()
+    other: View | None = None
+    base_name: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,17 +96,54 @@ def embed(
     return Picture(*names, tuple(saved), _data_uri(base), tuple(views))
 
 
-def render(template: str, **content: Any) -> str:
-    """Fill a template of ``data/reports``; the style and the version are there already."""
-    style = Markup(_text("report.css"))
-    return (
-        _environment().get_template(template).render(style=style, version=__version__, **content)
+def embed_pair(
+    names: tuple[str, str, str],
+    first: tuple[str, Image.Image],
+    second: tuple[str, Image.Image],
+    *,
+    overlay: Layer | None = None,
+    saved: Sequence[str] = (),
+) -> Picture:
+    """Prepare two pictures of the same slices that are to be compared.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Anchor, title and caption.
+    first, second : tuple of (str, Image)
+        What each is, and the picture.
+    overlay : Layer or None
+        Drawn over both.
+    saved : sequence of str
+        Links to the same pictures in files of their own.
+    """
+    views = () if overlay is None else (View(overlay.view, _data_uri(overlay.picture)),)
+    return Picture(
+        *names,
+        tuple(saved),
+        _data_uri(first[1]),
+        views,
+        other=View(second[0], _data_uri(second[1])),
+        base_name=first[0],
     )
 
 
+def render(template: str, **content: Any) -> str:
+    """Fill a template of ``data/reports``; style, script and version are there already."""
+    shared = {"style": _text("report.css"), "script": _text("participant.js")}
+    known = {name: Markup(text) for name, text in shared.items()}
+    return _environment().get_template(template).render(**known, version=__version__, **content)
+
+
 def _data_uri(picture: Image.Image) -> str:
-    content = base64.b64encode(figures.png_bytes(picture)).decode("ascii")
-    return f"data:image/png;base64,{content}"
+    """Picture as text: slices as WebP, at a third of the size; charts and layers as PNG."""
+    if picture.mode == "L":
+        buffer = io.BytesIO()
+        picture.save(buffer, format="WEBP", quality=SLICE_QUALITY, method=4)
+        kind, content = "webp", buffer.getvalue()
+    else:
+        kind, content = "png", figures.png_bytes(picture)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @cache

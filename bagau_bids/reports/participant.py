@@ -5,50 +5,120 @@ in ``sub-<label>/figures`` and are also embedded: the page is one file that can 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from bagau_bids.bids.derivatives import write_bytes, write_text
-from bagau_bids.bids.tables import column_descriptions, natural_key
+from bagau_bids.bids.derivatives import write_text
+from bagau_bids.bids.tables import natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
-from bagau_bids.reports import figures
+from bagau_bids.reports import scan_pictures, scan_tables
 from bagau_bids.reports.methods import Methods, render_methods
-from bagau_bids.reports.pages import Layer, Picture, embed, render
-from bagau_bids.reports.results import (
-    FAILED,
-    ScanResults,
-    find_results,
-    load_image,
-    load_image_on,
-    read_table,
-)
+from bagau_bids.reports.pages import Picture, render
+from bagau_bids.reports.results import FAILED, ScanResults, find_results
+from bagau_bids.reports.scan_tables import Grade, Reason, Row
+from bagau_bids.reports.viewer import scan_viewer, viewer_code
 
-BRAIN_COLOUR = "#2fb8ff"
-ATLAS_COLOUR = "#ff9f1c"
-WMH_COLOUR = "#ff2d2d"
-LESION_SLICES = 24
-OVERVIEW_COLUMNS = 7
-LONGEST_LESION_LIST = 25
+LONGEST_LESION_LIST = 200
+# Part of a scan's section that shows what a flag is about.
+FLAG_PARTS = {
+    "registration": "registration",
+    "brain mask": "brain",
+    "field of view": "brain",
+    "resolution": "lesions",
+    "noise": "flair",
+    "movement": "flair",
+    "contrast": "flair",
+    "uncertainty": "wmh",
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a scan by the part of its section that shows them."""
+
+    wmh: tuple[Picture, ...] = ()
+    sizes: tuple[Picture, ...] = ()
+    flair: tuple[Picture, ...] = ()
+    brain: tuple[Picture, ...] = ()
+    registration: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class ScanSection:
-    """Everything the page shows of one scan."""
+    """Everything the page shows of one scan.
+
+    Parameters
+    ----------
+    anchor, title : str
+    results : ScanResults
+    key_figures : tuple of (str, str, str)
+        Name, number, and what to add.
+    summary : tuple of (str, str)
+    reasons : tuple of Reason
+        Why it deserves a look.
+    pictures : Pictures
+    regions, quality, lesions : tuples of dict
+        Rows of tables.
+    region_rule : str
+        How regions were told apart.
+    lesions_left_out : int
+        Lesions that are in the table on disk only.
+    grades : tuple of Grade
+        Estimates of the Fazekas grades.
+    trouble : tuple of str
+        What could not be read.
+    viewer : str
+        HTML to scroll through the FLAIR; empty where there is none.
+    """
 
     anchor: str
     title: str
     results: ScanResults
+    key_figures: tuple[tuple[str, str, str], ...]
     summary: tuple[tuple[str, str], ...]
-    pictures: tuple[Picture, ...]
-    quality: tuple[tuple[str, str, str], ...]
-    lesions: tuple[dict[str, Any], ...]
+    reasons: tuple[Reason, ...]
+    pictures: Pictures
+    regions: tuple[Row, ...]
+    region_rule: str
+    lesions: tuple[Row, ...]
     lesions_left_out: int
+    grades: tuple[Grade, ...]
+    quality: tuple[Row, ...]
     trouble: tuple[str, ...]
+    viewer: str = ""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of the flags raised, each once."""
+        return tuple(dict.fromkeys(reason.flag for reason in self.reasons))
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Parts of the section that there are: their anchors and names, in order."""
+        there = {
+            "wmh": ("WMH", self.pictures.wmh),
+            "scroll": ("Scroll", self.viewer),
+            "regions": ("Regions", self.regions or self.grades),
+            "lesions": ("Lesions", self.lesions),
+            "flair": ("Conform", self.pictures.flair),
+            "brain": ("Brain mask", self.pictures.brain),
+            "registration": ("Registration", self.pictures.registration),
+            "quality": ("Quality", self.quality),
+        }
+        return tuple((f"{self.anchor}_{key}", name) for key, (name, some) in there.items() if some)
+
+    def place_of(self, flag: str) -> str:
+        """Anchor of the part that shows what a flag is about; empty where it is not there."""
+        anchor = f"{self.anchor}_{FLAG_PARTS.get(flag, '')}"
+        return anchor if anchor in dict(self.parts) else ""
+
+    def file(self, name: str) -> str:
+        """Link to a derivative, empty where it is not there."""
+        path = self.results.path(name)
+        there = path.is_file()
+        return path.relative_to(self.results.output_dir).as_posix() if there else ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +196,7 @@ def _write_page(
 ) -> Path:
     """Write one page; of a split one, sections of scans lie on the pages of their sessions."""
     subject = name.split("_")[0]
+    sections = _with_viewers(sections, split)
     stems = {section.results.stem for section in sections}
     scans = [section for section in sections if not split or "ses" not in section.results.entities]
     links = {
@@ -143,251 +214,81 @@ def _write_page(
         scans=scans,
         crashes=[crash for crash in crashes if not crash.scan or crash.scan in stems],
         methods=_methods(output_dir),
+        viewer_code=viewer_code(),
     )
     path = output_dir / f"{name}.html"
     write_text(path, text)
     return path
 
 
+def _with_viewers(sections: Sequence[ScanSection], split: bool) -> list[ScanSection]:
+    """Add viewers to the sections that one page shows; of a split one, those without a session."""
+    shown = [section for section in sections if not split or "ses" not in section.results.entities]
+    return [
+        replace(section, viewer=scan_viewer(section.results, len(shown)))
+        if section in shown
+        else section
+        for section in sections
+    ]
+
+
 def _section(scan: ScanResults) -> ScanSection:
     """Gather one scan; what cannot be read is said on the page, the rest is still shown."""
     trouble: list[str] = []
 
-    def attempt(make: Callable[[ScanResults], Any], otherwise: Any) -> Any:
+    def attempt(make: Callable[[], Any], otherwise: Any) -> Any:
         try:
-            return make(scan)
+            return make()
         except ProcessingError as error:
             trouble.append(str(error))
             return otherwise
 
-    lesions = attempt(_lesions, [])
-    volumes = attempt(_volumes, {})
+    volumes = attempt(lambda: scan_tables.read_rows(scan, "volumes_table"), [])
+    lesions = attempt(lambda: scan_tables.read_rows(scan, "lesions_table"), [])
+    grades = tuple(attempt(lambda: scan_tables.grades(scan), ()))
+    whole = scan_tables.whole_brain(volumes)
     return ScanSection(
         anchor=scan.stem,
         title=scan.title,
         results=scan,
-        summary=tuple(_summary(scan, volumes)),
-        pictures=(
-            *attempt(_slice_pictures, ()),
-            *attempt(lambda scan: _size_picture(scan, lesions, volumes), ()),
-        ),
-        quality=tuple(_quality_rows(scan)),
+        key_figures=tuple(scan_tables.key_figures(whole, grades)),
+        summary=tuple(scan_tables.summary(scan)),
+        reasons=tuple(scan_tables.reasons(scan)),
+        pictures=_pictures(scan, attempt, [row["volume_mm3"] for row in lesions], whole),
+        regions=tuple(scan_tables.region_rows(volumes)),
+        region_rule=scan_tables.region_rule(scan),
         lesions=tuple(lesions[:LONGEST_LESION_LIST]),
         lesions_left_out=max(len(lesions) - LONGEST_LESION_LIST, 0),
+        grades=grades,
+        quality=tuple(attempt(lambda: scan_tables.quality_rows(scan), ())),
         trouble=tuple(trouble),
     )
 
 
-def _volumes(scan: ScanResults) -> dict[str, Any]:
-    """Row of the whole brain of the volumes table, empty where there is no table."""
-    path = scan.path("volumes_table")
-    rows = read_table(path) if path.is_file() else []
-    return next((row for row in rows if row.get("region") == "all"), {})
-
-
-def _lesions(scan: ScanResults) -> list[dict[str, Any]]:
-    path = scan.path("lesions_table")
-    return read_table(path) if path.is_file() else []
-
-
-def _summary(scan: ScanResults, volumes: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Rows of the summary table: what it is, and its value in words."""
-    if volumes:
-        yield "WMH volume", _volume_in_words(volumes)
-        yield "Lesions", _lesions_in_words(volumes)
-    segmentation, registration = scan.step("segmentation"), scan.step("registration")
-    if brain_mm3 := volumes.get("brain_mm3"):
-        yield "Brain volume", f"{brain_mm3 / 1000:.0f} ml (ventricles and sulci inside)"
-    if spacing := scan.step("conform").get("spacing_mm"):
-        size = " × ".join(str(count) for count in scan.step("conform").get("shape", ()))
-        yield "FLAIR", f"{size} voxels of {' × '.join(f'{mm:.2f}' for mm in spacing)} mm"
-    if models := segmentation.get("models"):
-        yield "Model", ", ".join(_model_in_words(model) for model in models)
-    if options := scan.record.get("options"):
-        yield "Threshold", _threshold_in_words(options)
-    if device := segmentation.get("device"):
-        precision = segmentation.get("precision")
-        yield "Device", f"{device}, {precision}" if precision else str(device)
-    if registration:
-        yield "Registration", _registration_in_words(scan.template, registration)
-    if versions := scan.record.get("versions"):
-        yield "Versions", ", ".join(f"{name} {number}" for name, number in versions.items())
-    if finished := scan.record.get("finished"):
-        yield "Processed", str(finished)
-
-
-def _volume_in_words(volumes: dict[str, Any]) -> str:
-    text = f"{volumes['volume_mm3'] / 1000:.2f} ml"
-    share = volumes.get("fraction_of_brain")
-    return text if share is None else f"{text} ({100 * share:.2f} % of the brain volume)"
-
-
-def _lesions_in_words(volumes: dict[str, Any]) -> str:
-    count = volumes["n_lesions"]
-    if not count:
-        return "none found"
-    return (
-        f"{count:.0f} (median {volumes['median_lesion_mm3']:.0f} mm³, largest "
-        f"{volumes['max_lesion_mm3']:.0f} mm³)"
-    )
-
-
-def _model_in_words(model: dict[str, Any]) -> str:
-    version = f" {model['Version']}" if model.get("Version") else ""
-    checksum = f", SHA-256 {model['SHA256'][:12]}…" if model.get("SHA256") else ""
-    return f"{model.get('Name', 'unnamed')}{version}{checksum}"
-
-
-def _threshold_in_words(options: dict[str, Any]) -> str:
-    smallest = options.get("min_lesion_size_mm3") or 0
-    kept = f"lesions below {smallest:g} mm³ dropped" if smallest else "lesions of any size kept"
-    return f"probability {options.get('threshold', 'n/a')}, {kept}"
-
-
-def _registration_in_words(template: str, registration: dict[str, Any]) -> str:
-    stages = {"bspline": "affine and B-spline", "affine": "affine only"}
-    parts = [template, stages.get(str(registration.get("stage")), registration.get("stage"))]
-    if (overlap := registration.get("overlap")) is not None:
-        parts.append(f"brain overlap (Dice) {overlap:.2f}")
-    attempts = len(registration.get("attempts") or ())
-    if attempts > 1:
-        parts.append(f"{attempts} attempts")
-    return ", ".join(str(part) for part in parts if part)
-
-
-def _quality_rows(scan: ScanResults) -> Iterator[tuple[str, str, str]]:
-    """Name, value with unit, and meaning of every quality figure."""
-    described = column_descriptions("quality")
-    for name, value in scan.quality.items():
-        entry = described.get(name, {})
-        unit = {"1": "", "cm^2": " cm²"}.get(entry.get("Units"), f" {entry.get('Units', '')}")
-        number = "n/a" if value is None else f"{_short(value)}{unit}"
-        yield entry.get("LongName", name), number, entry.get("Description", "")
-
-
-def _short(value: float) -> str:
-    """Write a number with three significant digits, and never with an exponent above 100."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _slice_pictures(scan: ScanResults) -> tuple[Picture, ...]:
-    """Draw the mosaics of what images are there; lesions first, they are what one came for."""
-    if not scan.path("preproc_flair").is_file() or not scan.path("brain_mask").is_file():
-        return ()
-    flair, affine = load_image(scan.path("preproc_flair"))
-    brain = load_image_on(scan.path("brain_mask"), flair, affine) > 0
-    shown = _Shown(scan, flair, affine, brain, figures.display_window(flair, brain))
-    makers = {"wmh_mask": _wmh_picture, "brain_mask": _brain_picture, "wm_atlas": _atlas_picture}
-    return tuple(make(shown) for name, make in makers.items() if scan.path(name).is_file())
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A scan's images, in RAS order, that several pictures share."""
-
-    scan: ScanResults
-    flair: np.ndarray
-    affine: np.ndarray
-    brain: np.ndarray
-    window: tuple[float, float]
-
-    def load(self, name: str) -> np.ndarray:
-        return load_image_on(self.scan.path(name), self.flair, self.affine)
-
-    def layout(
-        self, planes: Iterator[tuple[int, list[int]]], region: np.ndarray, columns: int
-    ) -> figures.Mosaic:
-        return figures.mosaic(tuple(planes), region, self.affine, columns=columns)
-
-    def draw(self, layout: figures.Mosaic) -> Image.Image:
-        return figures.draw_slices(layout, self.flair, self.window)
-
-
-def _wmh_picture(shown: _Shown) -> Picture:
-    mask = shown.load("wmh_mask") > 0
-    axis = figures.scan_axis(shown.affine)
-    touched = np.count_nonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-    if touched:
-        slices = figures.busiest_slices(mask, axis, LESION_SLICES)
-        share = "All" if len(slices) == touched else f"{len(slices)} of the"
-        which = f"{share} {touched} slices with lesions"
-    else:
-        slices = figures.spread_slices(shown.brain, axis, LESION_SLICES // 2)
-        which = "No lesion was found; slices spread over the brain"
-    columns = figures.balanced_columns(len(slices))
-    layout = shown.layout(iter([(axis, slices)]), shown.brain, columns)
-    base = shown.draw(layout)
-    layers = [Layer("wmh", "outline", figures.draw_outline(layout, mask, WMH_COLOUR))]
-    if shown.scan.path("wmh_probseg").is_file():
-        heat = figures.draw_heat(layout, shown.load("wmh_probseg"))
-        layers.append(Layer("prob", "probability", heat))
-    plane = figures.PLANE_NAMES[axis]
-    caption = f"{which} ({plane}). The outline of the mask is drawn smoothly between voxels."
-    return _picture(shown.scan, "wmh", "White matter hyperintensities", caption, base, layers)
-
-
-def _brain_picture(shown: _Shown) -> Picture:
-    layout = shown.layout(_overview(shown.brain), _head(shown.flair), OVERVIEW_COLUMNS)
-    outline = figures.draw_outline(layout, shown.brain, BRAIN_COLOUR)
-    layers = [Layer("brainmask", "outline", outline)]
-    caption = "Outline of the brain mask. Lesions are looked for inside it only."
-    base = shown.draw(layout)
-    return _picture(shown.scan, "brainmask", "Brain mask", caption, base, layers)
-
-
-def _atlas_picture(shown: _Shown) -> Picture:
-    layout = shown.layout(_overview(shown.brain), shown.brain, OVERVIEW_COLUMNS)
-    atlas = shown.load("wm_atlas")
-    layers = [Layer("atlas", "outline", figures.draw_outline(layout, atlas, ATLAS_COLOUR))]
-    caption = (
-        f"Outline of white matter of the template {shown.scan.template} (probability 0.5) after "
-        "registration to this FLAIR. It guides the network and should follow the border of "
-        "white and grey matter."
-    )
-    title, base = "Registered white matter map", shown.draw(layout)
-    return _picture(shown.scan, "atlas", title, caption, base, layers)
-
-
-def _size_picture(
-    scan: ScanResults, lesions: list[dict[str, Any]], volumes: dict[str, Any]
-) -> tuple[Picture, ...]:
-    sizes = [lesion["volume_mm3"] for lesion in lesions]
-    if not sizes or not volumes:
-        return ()
-    drawn = figures.draw_size_histogram(sizes, volumes["voxel_mm3"])
-    caption = f"Number of lesions by volume; one voxel is {volumes['voxel_mm3']:.2f} mm³."
-    return (_picture(scan, "sizes", "Lesion sizes", caption, drawn),)
-
-
-def _overview(brain: np.ndarray) -> Iterator[tuple[int, list[int]]]:
-    """Two rows of axial slices, one of coronal and one of sagittal ones."""
-    for axis, rows in ((2, 2), (1, 1), (0, 1)):
-        yield axis, figures.spread_slices(brain, axis, rows * OVERVIEW_COLUMNS)
-
-
-def _head(flair: np.ndarray) -> np.ndarray:
-    """Voxels clearly brighter than air: what the picture of the brain mask is cropped to."""
-    return flair > 0.1 * np.percentile(flair, 98)
-
-
-def _picture(
+def _pictures(
     scan: ScanResults,
-    name: str,
-    title: str,
-    caption: str,
-    base: Image.Image,
-    layers: Sequence[Layer] = (),
-) -> Picture:
-    """Save a picture, with each of its layers if it has any, and prepare it for the page."""
-    folder = scan.output_dir / f"sub-{scan.entities['sub']}" / "figures"
-    whole = {layer.name: figures.stack(base, layer.picture) for layer in layers}
-    saved = []
-    for file, picture in (whole or {name: base}).items():
-        path = folder / f"{scan.stem}_desc-{file}_FLAIR.png"
-        write_bytes(path, figures.png_bytes(picture))
-        saved.append(path.relative_to(scan.output_dir).as_posix())
-    names = f"{scan.stem}_{name}", title, caption
-    return embed(names, base, layers, without="FLAIR only", saved=saved)
+    attempt: Callable[[Callable[[], Any], Any], Any],
+    sizes_mm3: Sequence[float],
+    whole: Row,
+) -> Pictures:
+    """Draw what images are there; a picture that cannot be drawn leaves the others."""
+    sizes: tuple[Picture, ...] = ()
+    if sizes_mm3 and whole:
+        sizes = (scan_pictures.size_picture(scan, sizes_mm3, whole["voxel_mm3"]),)
+    shown = attempt(lambda: scan_pictures.load_shown(scan), None)
+    if shown is None:
+        return Pictures(sizes=sizes)
+
+    def draw(maker: scan_pictures.Maker) -> tuple[Picture, ...]:
+        return attempt(lambda: tuple(maker(shown)), ())
+
+    return Pictures(
+        wmh=draw(scan_pictures.lesion_pictures),
+        sizes=sizes,
+        flair=draw(scan_pictures.before_after_pictures),
+        brain=draw(scan_pictures.brain_pictures),
+        registration=draw(scan_pictures.registration_pictures),
+    )
 
 
 def _methods(output_dir: Path) -> Methods | None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
+from bagau_bids.measures.flags import Flag
 from bagau_bids.spaces import reorient
 
 # Files without which a scan counts as incomplete.
@@ -28,10 +28,6 @@ EXPECTED = (
     "lesions_table",
 )
 COMPLETE, INCOMPLETE, FAILED = "complete", "incomplete", "failed"
-# Volumes of the brain mask (ml) outside which it is probably wrong, in adults.
-PLAUSIBLE_BRAIN_ML = (1000.0, 1900.0)
-# Brain at the lower edge (cm2) beyond what a brain stem with the cerebellar tonsils shows.
-BRAIN_STEM_CM2 = 30.0
 
 
 @dataclass(frozen=True)
@@ -121,13 +117,20 @@ class ScanResults:
         return self.step("measure").get("quality") or {}
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """Notes of every step and what the quality figures mean, in plain words."""
-        notes = [str(note) for step in self.record.get("steps", {}) for note in self._notes(step)]
-        return (*notes, *quality_warnings(self.quality))
+    def judged(self) -> bool:
+        """Whether the quality figures were held against limits."""
+        return "flags" in self.step("measure")
 
-    def _notes(self, step: str) -> list[Any]:
-        return list(self.step(step).get("notes") or ())
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """Figures that asked for a look when the scan was processed."""
+        return tuple(Flag(**flag) for flag in self.step("measure").get("flags") or ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps noted, in plain words."""
+        steps = self.record.get("steps", {})
+        return tuple(str(note) for step in steps for note in self.step(step).get("notes") or ())
 
 
 def find_results(output_dir: Path, participant_label: str | None = None) -> list[ScanResults]:
@@ -210,35 +213,6 @@ def load_image_on(path: Path, flair: np.ndarray, affine: np.ndarray) -> np.ndarr
             f"({flair.shape}); expected images of one run: process the scan again"
         )
     return data
-
-
-def quality_warnings(quality: dict[str, Any]) -> Iterator[str]:
-    """Say in plain words which quality figures ask for a look."""
-    volume = quality.get("brain_volume_ml")
-    low, high = PLAUSIBLE_BRAIN_ML
-    if volume is not None and not low <= volume <= high:
-        yield (
-            f"The brain mask holds {volume:.0f} ml; an adult brain has {low:.0f} to {high:.0f} "
-            "ml: look at its outline below."
-        )
-    if (quality.get("cut_superior_cm2") or 0) > 0:
-        yield (
-            f"The brain reaches the upper edge of the image "
-            f"({quality['cut_superior_cm2']:.0f} cm²): its top was probably not scanned, and "
-            "lesions there are not counted."
-        )
-    if (quality.get("cut_inferior_cm2") or 0) > BRAIN_STEM_CM2:
-        yield (
-            f"The brain reaches the lower edge of the image "
-            f"({quality['cut_inferior_cm2']:.0f} cm²): its lower part was probably not scanned, "
-            "and lesions there are not counted."
-        )
-    if (quality.get("cut_sides_cm2") or 0) > 0:
-        yield (
-            f"The brain reaches the side edges of the image "
-            f"({quality['cut_sides_cm2']:.0f} cm²): a part was probably not scanned, or the "
-            "brain mask leaks."
-        )
 
 
 def _stem(filename: str) -> str:

@@ -60,9 +60,11 @@ MEMORY_GB = {
 THREADED_STEPS = ("brain_mask", "bias_field", "registration", "t1w", "segmentation")
 
 PREPROCESSED = (
+    "conformed",
     "brain_mask",
     "corrected",
     "wm_probseg",
+    "warped_t1w",
     "template_to_flair_xfm",
     "flair_to_template_xfm",
     "ventricles",
@@ -251,8 +253,10 @@ def init_preprocessing_wf(
 
     Outputs
     -------
-    brain_mask, corrected, wm_probseg
-        Brain mask, bias-corrected FLAIR and the template's white matter, on the conformed grid.
+    conformed, brain_mask, corrected
+        FLAIR as it was read, brain mask and bias-corrected FLAIR, on the conformed grid.
+    wm_probseg, warped_t1w
+        White matter and T1w of the template, on the same grid.
     template_to_flair_xfm, flair_to_template_xfm
         ITK transforms, named after the images they resample.
     ventricles, regions
@@ -270,6 +274,7 @@ def init_preprocessing_wf(
     outputnode = pe.Node(IdentityInterface(fields=fields), "outputnode")
 
     conform = _node("conform", Conform(in_file=in_file), resources)
+    workflow.connect(conform, "flair", outputnode, "conformed")
     workflow.connect(conform, "record", outputnode, "conform_record")
 
     brain_mask = _node(
@@ -295,6 +300,7 @@ def init_preprocessing_wf(
     workflow.connect(registration, "record", outputnode, "registration_record")
     for name in (
         "wm_probseg",
+        "warped_t1w",
         "template_to_flair_xfm",
         "flair_to_template_xfm",
         "template_points",

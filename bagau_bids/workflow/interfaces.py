@@ -124,6 +124,8 @@ class Conform(Step):
             "notes": scan.notes,
             "shape": scan.data.shape,
             "spacing_mm": nib.affines.voxel_sizes(scan.affine),
+            "stored_axes": scan.stored_axes,
+            "tilt_degrees": np.rad2deg(nib.affines.obliquity(scan.affine)).max(),
         }
 
 
@@ -229,6 +231,7 @@ class RegistrationOutputSpec(StepOutputSpec):
     """Outputs of `Registration`."""
 
     wm_probseg = File(exists=True, desc="template's white matter on the FLAIR, float32")
+    warped_t1w = File(exists=True, desc="template's T1w on the FLAIR, brain only, float32")
     template_to_flair_xfm = File(exists=True, desc="resamples the template onto the FLAIR")
     flair_to_template_xfm = File(exists=True, desc="resamples the FLAIR onto the template")
     template_points = File(
@@ -269,6 +272,7 @@ class Registration(Step):
             threads=self.inputs.num_threads,
         )
         self._save("wm_probseg", folder, result.wm_probseg, affine, np.float32)
+        self._save("warped_t1w", folder, result.t1w, affine, np.float32)
         forward = folder / "template_to_flair_xfm.h5"
         write_itk_forward(result.transform, forward)
         inverse = folder / "flair_to_template_xfm.h5"

@@ -22,6 +22,7 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
+from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import copy_file, derivative_path, sidecar_path, write_json
@@ -46,6 +47,9 @@ NATIVE_IMAGES: dict[str, tuple[str, type]] = {
     "corrected": ("preproc_flair", np.float32),
     "wm_probseg": ("wm_atlas", np.float32),
 }
+# Images that are there to be looked at, in 256 steps of brightness.
+PREVIEWS = {"conformed": "conformed_flair", "warped_t1w": "warped_t1w"}
+BRIGHTEST_PERCENTILE = 99.9
 FINAL_FILES = (
     "lesions_table",
     "regions_table",
@@ -70,6 +74,7 @@ class PrepareInputSpec(StepInputSpec):
     brain_mask_uri = traits.Str(usedefault=True, desc="where a mask from elsewhere came from")
     options = traits.Dict(mandatory=True, desc="options of the run that make the result")
 
+    conformed = File(exists=True, mandatory=True)
     wmh_mask = File(exists=True, mandatory=True)
     probability = File(exists=True, mandatory=True)
     lesions = File(exists=True, mandatory=True)
@@ -78,6 +83,7 @@ class PrepareInputSpec(StepInputSpec):
     brain_mask = File(exists=True, mandatory=True)
     corrected = File(exists=True, mandatory=True)
     wm_probseg = File(exists=True, mandatory=True)
+    warped_t1w = File(exists=True, mandatory=True)
     lesions_table = File(exists=True, mandatory=True)
     volumes_table = File(exists=True, mandatory=True)
     regions_table = File(exists=True, mandatory=True)
@@ -159,11 +165,13 @@ class Prepare(Step):
         from bagau_bids.preprocessing.conform import to_source
 
         source = nib.load(self.inputs.source_file)
-        for field, (name, dtype) in NATIVE_IMAGES.items():
+        previews = {field: (name, np.uint8) for field, name in PREVIEWS.items()}
+        for field, (name, dtype) in {**NATIVE_IMAGES, **previews}.items():
             data, _ = load_image(getattr(self.inputs, field))
             path = self._path(tree, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            to_source(data.astype(dtype), source, dtype).to_filename(path)
+            stored = eight_bits(data) if field in PREVIEWS else data.astype(dtype)
+            to_source(stored, source, dtype).to_filename(path)
 
     def _copy_files(self, tree: Path) -> tuple[str, ...]:
         """Copy what is final already; return which there were."""
@@ -235,6 +243,16 @@ class PutOut(SimpleInterface):
             name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
         ]
         return runtime
+
+
+def eight_bits(data: NDArray) -> NDArray[np.uint8]:
+    """Brightness from 0 to the 99.9th percentile in steps 0 to 255, for an image to look at.
+
+    Where values are negative the lowest is shown as 0.
+    """
+    low, high = min(0.0, float(data.min())), float(np.percentile(data, BRIGHTEST_PERCENTILE))
+    scaled = (data - low) / ((high - low) or 1.0)
+    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
 def library_versions() -> dict[str, str]:

@@ -1,0 +1,314 @@
+"""Pictures of one scan for its page: lesions, brain mask, before and after, registration."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bagau_bids.bids.derivatives import write_bytes
+from bagau_bids.measures.regions import (
+    COLOURS,
+    REGIONS,
+    RULES,
+    SIDES,
+    region_number,
+    regions_of_rule,
+)
+from bagau_bids.reports import figures
+from bagau_bids.reports.pages import Layer, Picture, embed, embed_pair
+from bagau_bids.reports.results import ScanResults, load_image, load_image_on
+from bagau_bids.spaces import voxel_sizes
+
+BRAIN_COLOUR = "#2fb8ff"
+ATLAS_COLOUR = "#ff9f1c"
+WMH_COLOUR = "#ff2d2d"
+VENTRICLE_COLOUR = "#ffe66d"
+LESION_SLICES = 24
+OTHER_PLANE_SLICES = 12
+OVERVIEW_COLUMNS = 7
+REGION_OPACITY = 0.75
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A scan's images, in RAS order, that several pictures share.
+
+    Parameters
+    ----------
+    scan : ScanResults
+    flair : (X, Y, Z) float32 array
+        Bias corrected.
+    affine : (4, 4) array
+        Voxel to world, mm.
+    brain : (X, Y, Z) bool array
+    window : tuple of float
+        Values of the FLAIR shown black and white.
+    """
+
+    scan: ScanResults
+    flair: np.ndarray
+    affine: np.ndarray
+    brain: np.ndarray
+    window: tuple[float, float]
+
+    def has(self, *names: str) -> bool:
+        """Tell whether derivatives are there."""
+        return all(self.scan.path(name).is_file() for name in names)
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions that were told apart; all there can be where it is not known."""
+        rule = self.scan.step("regions").get("rule")
+        return regions_of_rule(rule) if rule in RULES else REGIONS
+
+    def load(self, name: str) -> np.ndarray:
+        """Load an image that must lie on the FLAIR's grid."""
+        return load_image_on(self.scan.path(name), self.flair, self.affine)
+
+    def layout(
+        self, strips: Sequence[tuple[int, Sequence[int]]], region: np.ndarray, columns: int
+    ) -> figures.Mosaic:
+        """Arrange slices, see `bagau_bids.reports.figures.mosaic`."""
+        return figures.mosaic(strips, region, self.affine, columns=columns)
+
+    def draw(self, layout: figures.Mosaic) -> Image.Image:
+        """Draw the slices of the FLAIR."""
+        return figures.draw_slices(layout, self.flair, self.window)
+
+
+def load_shown(scan: ScanResults) -> Shown | None:
+    """Load what all pictures need; None where it is not there.
+
+    Raises
+    ------
+    ProcessingError
+        If an image cannot be read, or lies on another grid.
+    """
+    if not scan.path("preproc_flair").is_file() or not scan.path("brain_mask").is_file():
+        return None
+    flair, affine = load_image(scan.path("preproc_flair"))
+    brain = load_image_on(scan.path("brain_mask"), flair, affine) > 0
+    return Shown(scan, flair, affine, brain, figures.display_window(flair, brain))
+
+
+# Makers of pictures by the part of the page they belong to; one makes nothing of images that are
+# not there. What they raise is `ProcessingError`.
+Maker = Callable[[Shown], Iterator[Picture]]
+
+
+def lesion_pictures(shown: Shown) -> Iterator[Picture]:
+    """Slices through the lesions, along the scan's slices, and in all planes of a 3-D scan."""
+    if not shown.has("wmh_mask"):
+        return
+    mask = shown.load("wmh_mask") > 0
+    first, *others = figures.planes_shown(shown.affine)
+    layers = _lesion_layers(shown, mask)
+    which, slices = _lesion_slices(shown, mask, first, LESION_SLICES)
+    caption = (
+        f"{which} ({figures.PLANE_NAMES[first]}). The outline of the mask is drawn smoothly "
+        "between voxels."
+    )
+    if not others:
+        spacing = float(voxel_sizes(shown.affine)[first])
+        caption += (
+            f" Other planes are not shown: slices lie {spacing:.1f} mm apart, and a lesion "
+            "would be a few coarse steps there."
+        )
+    yield _lesion_picture(shown, "wmh", caption, (first, slices), layers)
+    for axis in others:
+        which, slices = _lesion_slices(shown, mask, axis, OTHER_PLANE_SLICES)
+        plane = figures.PLANE_NAMES[axis]
+        yield _lesion_picture(shown, f"wmh{plane}", f"{which} ({plane}).", (axis, slices), layers)
+
+
+def _lesion_slices(shown: Shown, mask: np.ndarray, axis: int, count: int) -> tuple[str, list[int]]:
+    """Slices to show across an axis, and in words which they are."""
+    others = tuple(other for other in range(3) if other != axis)
+    touched = np.count_nonzero(mask.any(axis=others))
+    if not touched:
+        slices = figures.spread_slices(shown.brain, axis, LESION_SLICES // 2)
+        return "No lesion was found; slices spread over the brain", slices
+    slices = figures.busiest_slices(mask, axis, count)
+    share = "All" if len(slices) == touched else f"{len(slices)} of the"
+    plural = "" if touched == 1 else "s"
+    return f"{share} {touched} slice{plural} with lesions", slices
+
+
+DrawLayer = Callable[[figures.Mosaic], Image.Image]
+
+
+def _lesion_layers(shown: Shown, mask: np.ndarray) -> dict[tuple[str, str], DrawLayer]:
+    """How to draw each layer over the lesions' slices, by the names of its file and view."""
+    layers: dict[tuple[str, str], DrawLayer] = {
+        ("", "outline"): lambda layout: figures.draw_outline(layout, mask, WMH_COLOUR)
+    }
+    if shown.has("wmh_probseg"):
+        probability = shown.load("wmh_probseg")
+        layers["prob", "probability"] = lambda layout: figures.draw_heat(layout, probability)
+    if shown.has("regions_dseg", "ventricle_mask") and mask.any():
+        regions, ventricles = shown.load("regions_dseg"), shown.load("ventricle_mask")
+        layers["regions", "regions"] = lambda layout: _draw_regions(layout, regions, ventricles)
+    return layers
+
+
+def _draw_regions(
+    layout: figures.Mosaic, regions: np.ndarray, ventricles: np.ndarray
+) -> Image.Image:
+    """Lesions in the colours of their regions, and the ventricles that distances start from."""
+    parts = [
+        (np.isin(regions, [region_number(name, side) for side in SIDES]), COLOURS[name][0])
+        for name in REGIONS
+    ]
+    filled = figures.draw_regions(layout, parts, REGION_OPACITY)
+    outline = figures.draw_outline(layout, ventricles, VENTRICLE_COLOUR)
+    return figures.stack_transparent(filled, outline)
+
+
+def _lesion_picture(
+    shown: Shown,
+    name: str,
+    caption: str,
+    strip: tuple[int, list[int]],
+    layers: dict[tuple[str, str], DrawLayer],
+) -> Picture:
+    axis, slices = strip
+    layout = shown.layout([strip], shown.brain, figures.balanced_columns(len(slices)))
+    drawn = [
+        Layer(f"{name}{suffix}", view, draw(layout)) for (suffix, view), draw in layers.items()
+    ]
+    title = f"White matter hyperintensities, {figures.PLANE_NAMES[axis]}"
+    picture = _picture(shown.scan, name, title, caption, shown.draw(layout), drawn)
+    if ("regions", "regions") not in layers:
+        return picture
+    colours = [(COLOURS[region][0], region) for region in shown.regions]
+    return replace(picture, legend=(*colours, (VENTRICLE_COLOUR, "outline of the ventricles")))
+
+
+def before_after_pictures(shown: Shown) -> Iterator[Picture]:
+    """FLAIR as it was read and after correction, to be switched."""
+    if not shown.has("conformed_flair"):
+        return
+    before = shown.load("conformed_flair")
+    layout = shown.layout(_overview(shown, 1), _head(shown.flair), OVERVIEW_COLUMNS)
+    window = figures.display_window(before, shown.brain)
+    pair = ("after", shown.draw(layout)), ("before", figures.draw_slices(layout, before, window))
+    caption = (
+        "Before: the FLAIR as it was read, its voxels put in the order right, front, top. After: "
+        "corrected for the uneven brightness that receive coils leave. Nothing is resampled. "
+        "Both are shown from the 1st to the 99.7th percentile of the brain."
+    )
+    names = "conform", "FLAIR before and after conform and bias-field correction", caption
+    yield _pair_picture(shown.scan, names, pair)
+
+
+def brain_pictures(shown: Shown) -> Iterator[Picture]:
+    """Outline of the brain mask."""
+    layout = shown.layout(_overview(shown, 2), _head(shown.flair), OVERVIEW_COLUMNS)
+    outline = figures.draw_outline(layout, shown.brain, BRAIN_COLOUR)
+    layers = [Layer("brainmask", "outline", outline)]
+    caption = "Outline of the brain mask. Lesions are looked for inside it only."
+    base = shown.draw(layout)
+    yield _picture(shown.scan, "brainmask", "Brain mask", caption, base, layers)
+
+
+def registration_pictures(shown: Shown) -> Iterator[Picture]:
+    """FLAIR and registered template, to be switched; then the map of white matter."""
+    layout = shown.layout(_overview(shown, 2), shown.brain, OVERVIEW_COLUMNS)
+    base, template = shown.draw(layout), shown.scan.template
+    if shown.has("warped_t1w"):
+        t1w = shown.load("warped_t1w")
+        window = figures.display_window(t1w, t1w > 0)
+        pair = ("FLAIR", base), ("template", figures.draw_slices(layout, t1w, window))
+        outline = figures.draw_outline(layout, shown.brain, BRAIN_COLOUR)
+        caption = (
+            f"The T1w image of the template {template} after registration to this FLAIR. The blue "
+            "line is the FLAIR's brain mask in both. Ventricles and the brain's border should "
+            "stay in place when the picture flickers; single gyri need not, the template has "
+            "none of this person."
+        )
+        names = "reg", "Registration of the template", caption
+        yield _pair_picture(shown.scan, names, pair, Layer("", "brain mask", outline))
+    if shown.has("wm_atlas"):
+        yield _atlas_picture(shown, layout, base)
+
+
+def _atlas_picture(shown: Shown, layout: figures.Mosaic, base: Image.Image) -> Picture:
+    atlas = shown.load("wm_atlas")
+    outline = figures.draw_outline(layout, atlas, ATLAS_COLOUR)
+    layers = [Layer("atlas", "white matter", outline)]
+    caption = (
+        f"Outline of white matter of the template {shown.scan.template} (probability 0.5) after "
+        "registration to this FLAIR. It guides the network and should follow the border of "
+        "white and grey matter."
+    )
+    if shown.has("ventricle_mask"):
+        outline = figures.draw_outline(layout, shown.load("ventricle_mask"), VENTRICLE_COLOUR)
+        layers.append(Layer("ventricles", "ventricles", outline))
+        caption += (
+            " Ventricles: the lateral ventricles, outlined on the FLAIR itself; distances that "
+            "tell periventricular from deep start from them."
+        )
+    return _picture(shown.scan, "atlas", "White matter map and ventricles", caption, base, layers)
+
+
+def size_picture(scan: ScanResults, sizes_mm3: Sequence[float], voxel_mm3: float) -> Picture:
+    """Histogram of lesion volumes; at least one."""
+    drawn = figures.draw_size_histogram(sizes_mm3, voxel_mm3)
+    caption = f"Number of lesions by volume; one voxel is {voxel_mm3:.2f} mm³."
+    return _picture(scan, "sizes", "Lesion sizes", caption, drawn)
+
+
+def _overview(shown: Shown, axial_rows: int) -> list[tuple[int, list[int]]]:
+    """Rows of axial slices, one of coronal and one of sagittal ones."""
+    return [
+        (axis, figures.spread_slices(shown.brain, axis, rows * OVERVIEW_COLUMNS))
+        for axis, rows in ((2, axial_rows), (1, 1), (0, 1))
+    ]
+
+
+def _head(flair: np.ndarray) -> np.ndarray:
+    """Voxels clearly brighter than air: what pictures of the whole head are cropped to."""
+    return flair > 0.1 * np.percentile(flair, 98)
+
+
+def _picture(
+    scan: ScanResults,
+    name: str,
+    title: str,
+    caption: str,
+    base: Image.Image,
+    layers: Sequence[Layer] = (),
+) -> Picture:
+    """Save a picture, with each of its layers if it has any, and prepare it for the page."""
+    whole = {layer.name: figures.stack(base, layer.picture) for layer in layers}
+    saved = [_save(scan, file, picture) for file, picture in (whole or {name: base}).items()]
+    names = f"{scan.stem}_desc-{name}", title, caption
+    return embed(names, base, layers, without="FLAIR only", saved=saved)
+
+
+def _pair_picture(
+    scan: ScanResults,
+    names: tuple[str, str, str],
+    pair: tuple[tuple[str, Image.Image], tuple[str, Image.Image]],
+    overlay: Layer | None = None,
+) -> Picture:
+    """Save two pictures to be compared, and prepare them for the page."""
+    name, title, caption = names
+    over = () if overlay is None else (overlay.picture,)
+    saved = [
+        _save(scan, f"{name}{what.lower()}", figures.stack(picture, *over))
+        for what, picture in pair
+    ]
+    return embed_pair(
+        (f"{scan.stem}_desc-{name}", title, caption), *pair, overlay=overlay, saved=saved
+    )
+
+
+def _save(scan: ScanResults, name: str, picture: Image.Image) -> str:
+    """Write a picture into the participant's figures; return its path below the root."""
+    folder = Path(f"sub-{scan.entities['sub']}") / "figures"
+    path = folder / f"{scan.stem}_desc-{name}_FLAIR.png"
+    write_bytes(scan.output_dir / path, figures.png_bytes(picture))
+    return path.as_posix()

@@ -167,7 +167,7 @@ def example_record(flair, affine, figures):
 
 
 def write_later_tables(output_dir, entities, head, flags=(), rule="10mm"):
-    """Add what versions before regions and flags did not write: volumes by region, both grades."""
+    """Replace volumes by region and grades by those of a cylinder of ventricles, and set flags."""
     flair, affine, brain, _, probability = head
     mask = probability >= 0.5
     places = [

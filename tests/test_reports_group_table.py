@@ -38,6 +38,18 @@ def scan(folder, label, head, flags=(), rule="10mm"):
     (folder / f"sub-{label}.html").write_text("page")
 
 
+def make_older(folder, label):
+    """Take away what versions before regions, grades and flags did not write."""
+    entities = {"sub": label}
+    derivative_path(folder, entities, "fazekas_table").unlink()
+    path = derivative_path(folder, entities, "volumes_table")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))  # all WMH
+    path = derivative_path(folder, entities, "record")
+    record = json.loads(path.read_text())
+    del record["steps"]["measure"]["flags"]
+    path.write_text(json.dumps(record))
+
+
 def test_regions_and_grades_are_those_of_the_scans_own_tables(tmp_path, head):
     scan(tmp_path, "1", head)
     scan(tmp_path, "2", head, rule="3mm")
@@ -102,6 +114,7 @@ def test_estimates_say_that_they_are_estimates(tmp_path, head):
 def test_an_older_version_lacks_columns_and_is_named(tmp_path, head):
     scan(tmp_path, "1", head)
     write_scan(tmp_path, {"sub": "2"}, head)
+    make_older(tmp_path, "2")
     group = write_group(tmp_path)
     table = read(group)
     assert table.status.tolist() == ["complete", "complete"]

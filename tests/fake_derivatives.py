@@ -12,6 +12,11 @@ from bagau_bids.measures import fazekas, flags, lesions, quality, regions
 from bagau_bids.preprocessing.transforms import write_itk_forward
 
 TEMPLATE = "MNI152NLin2009cSym"
+# What versions before regions, flags and compared pictures did not write.
+NEWER = (
+    *("regions_dseg", "ventricle_mask", "fazekas_table", "quality_table"),
+    *("conformed_flair", "warped_t1w"),
+)
 
 
 def drawn_head(shape=(48, 56, 16), spacing=(4.0, 4.0, 9.0), n_lesions=6, seed=0):
@@ -42,7 +47,11 @@ def drawn_head(shape=(48, 56, 16), spacing=(4.0, 4.0, 9.0), n_lesions=6, seed=0)
 
 
 def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=(), record=None):
-    """Write everything of one scan; returns its head as drawn."""
+    """Write everything of one scan; returns its head as drawn.
+
+    Without the image of regions volumes are not told by region, without the table of quality no
+    flag is recorded.
+    """
     head = head or drawn_head()
     flair, affine, brain, white, probability = head
     mask = probability >= 0.5
@@ -72,8 +81,9 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     save("warped_t1w", 100 * brain + 80 * (white > 0), np.uint8)
     distance = surroundings.ventricle_distance_mm
     figures = quality.scan_quality(flair, affine, brain, white, mask, probability)
+    told = None if "regions_dseg" in leave_out else numbers
     tables = {
-        "volumes_table": lesions.volume_table(mask, affine, brain, numbers),
+        "volumes_table": lesions.volume_table(mask, affine, brain, told),
         "lesions_table": lesions.lesion_table(
             labels, affine, probability, flair, brain, surroundings
         ),
@@ -84,7 +94,10 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
         if name not in leave_out:
             write_table(derivative_path(output_dir, entities, name), table)
     if "record" not in leave_out:
-        content = {**example_record(flair, affine, figures), **(record or {})}
+        content = example_record(flair, affine, figures)
+        if "quality_table" in leave_out:
+            del content["steps"]["measure"]["flags"]
+        content |= record or {}
         write_json(derivative_path(output_dir, entities, "record"), content)
     return head
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from fake_derivatives import drawn_head, write_failure, write_scan
+from fake_derivatives import NEWER, drawn_head, write_failure, write_scan
 from page_checks import Page
 from PIL import Image
 
@@ -286,13 +286,13 @@ def test_three_planes_where_the_resolution_allows(tmp_path):
 
 
 def test_what_older_runs_did_not_write_is_left_out(tmp_path):
-    newer = ("conformed_flair", "warped_t1w", "ventricle_mask", "regions_dseg")
-    write_scan(tmp_path, {"sub": "01"}, leave_out=(*newer, "fazekas_table", "quality_table"))
+    write_scan(tmp_path, {"sub": "01"}, leave_out=NEWER)
     (path,) = write_participant_report(tmp_path, "01")
     page = Page(path)
     assert "sub-01_registration" in page.ids
-    assert not {"sub-01_flair", "sub-01_quality"} & set(page.ids)
+    assert not {"sub-01_flair", "sub-01_regions", "sub-01_quality"} & set(page.ids)
     assert "Fazekas" not in page.text
+    assert "flag" not in page.text
     assert "incomplete" not in page.text
 
 

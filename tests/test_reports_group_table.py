@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_derivatives import (
+    NEWER,
     TEMPLATE,
     drawn_head,
     write_failure,
@@ -36,18 +37,6 @@ def scan(folder, label, head, flags=(), rule="10mm"):
     write_scan(folder, {"sub": label}, head)
     write_later_tables(folder, {"sub": label}, head, flags, rule)
     (folder / f"sub-{label}.html").write_text("page")
-
-
-def make_older(folder, label):
-    """Take away what versions before regions, grades and flags did not write."""
-    entities = {"sub": label}
-    derivative_path(folder, entities, "fazekas_table").unlink()
-    path = derivative_path(folder, entities, "volumes_table")
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))  # all WMH
-    path = derivative_path(folder, entities, "record")
-    record = json.loads(path.read_text())
-    del record["steps"]["measure"]["flags"]
-    path.write_text(json.dumps(record))
 
 
 def test_regions_and_grades_are_those_of_the_scans_own_tables(tmp_path, head):
@@ -113,8 +102,7 @@ def test_estimates_say_that_they_are_estimates(tmp_path, head):
 
 def test_an_older_version_lacks_columns_and_is_named(tmp_path, head):
     scan(tmp_path, "1", head)
-    write_scan(tmp_path, {"sub": "2"}, head)
-    make_older(tmp_path, "2")
+    write_scan(tmp_path, {"sub": "2"}, head, leave_out=NEWER)
     group = write_group(tmp_path)
     table = read(group)
     assert table.status.tolist() == ["complete", "complete"]
@@ -200,7 +188,7 @@ def test_a_folder_in_every_state_of_disrepair(tmp_path, head):
         path = derivative_path(tmp_path, {"sub": label}, name)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     derivative_path(tmp_path, {"sub": "4"}, "record").write_text('{"status": "compl')
-    write_scan(tmp_path, {"sub": "5"}, head)
+    write_scan(tmp_path, {"sub": "5"}, head, leave_out=NEWER)
     (tmp_path / "sub-7").mkdir()
     group = write_group(tmp_path)
     assert read(group).status.tolist() == [

@@ -34,6 +34,11 @@ RUN rm /opt/templateflow/LICENSE \
     && sh install_in_image.sh templates
 
 FROM ${BASE}
+RUN useradd --uid 1000 --create-home bagau
+# What changes least comes first, so that a new release brings a small layer.
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=templates /opt/templateflow /opt/templateflow
+COPY --from=package /package/ /
 ARG BASE
 ARG TAG="bagau-bids"
 ARG REVISION=""
@@ -44,11 +49,6 @@ LABEL org.opencontainers.image.title="bagau-bids" \
       org.opencontainers.image.authors="The bagau-bids developers" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="$BASE"
-RUN useradd --uid 1000 --create-home bagau
-# What changes least comes first, so that a new release brings a small layer.
-COPY --from=dependencies /opt/venv /opt/venv
-COPY --from=templates /opt/templateflow /opt/templateflow
-COPY --from=package /package/ /
 ENV PATH=/opt/venv/bin:$PATH \
     TEMPLATEFLOW_HOME=/opt/templateflow \
     BAGAU_DOCKER_TAG=$TAG \

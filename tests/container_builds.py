@@ -5,7 +5,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def copy_context(repository: Path, context: Path, store: Path | None) -> None:
             shutil.copy2(repository / name, context / name)
     if store:
         shutil.copytree(store, context / "templateflow")
+
+
+@contextmanager
+def built(machine: Machine, name: str, build: Callable[[], None]) -> Iterator[str]:
+    """Build an image and remove it at the end.
+
+    With ``BAGAU_KEEP_IMAGES`` set it stays, and the next time it is taken as it is.
+    """
+    keep = bool(os.environ.get("BAGAU_KEEP_IMAGES"))
+    there = not machine.run("podman", "image", "exists", name, check=False).returncode
+    if not (keep and there):
+        build()
+    yield name
+    if not keep:
+        machine.run("podman", "rmi", "--force", name)
 
 
 def build_dockerfile(machine: Machine, context: Path, name: str) -> None:

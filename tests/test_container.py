@@ -48,9 +48,10 @@ def context(machine, repository, store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def docker_image(machine, context):
-    builds.build_dockerfile(machine, context, DOCKER)
-    yield DOCKER
-    machine.run("podman", "rmi", "--force", DOCKER)
+    with builds.built(
+        machine, DOCKER, lambda: builds.build_dockerfile(machine, context, DOCKER)
+    ) as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +64,22 @@ def scratch_image(machine, context, store):
         "TEMPLATEFLOW_STORE": "/context/templateflow" if store else "",
     }
     sections = builds.definition_sections(text, values)
-    builds.build_definition(machine, context, sections, SCRATCH)
-    yield SCRATCH
-    machine.run("podman", "rmi", "--force", SCRATCH)
+    with builds.built(
+        machine, SCRATCH, lambda: builds.build_definition(machine, context, sections, SCRATCH)
+    ) as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
 def from_docker_image(machine, context, docker_image):
     text = (context / "Singularity.docker.def").read_text(encoding="utf-8")
     sections = builds.definition_sections(text, {"IMAGE": docker_image})
-    builds.build_definition(machine, context, sections, FROM_DOCKER)
-    yield FROM_DOCKER
-    machine.run("podman", "rmi", "--force", FROM_DOCKER)
+    with builds.built(
+        machine,
+        FROM_DOCKER,
+        lambda: builds.build_definition(machine, context, sections, FROM_DOCKER),
+    ) as name:
+        yield name
 
 
 @pytest.fixture(params=["docker_image", "scratch_image", "from_docker_image"])
@@ -104,10 +109,10 @@ def folders(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def memory_limit(machine, docker_image):
+def memory_limit(machine):
     """Options that limit the memory, none where this machine cannot."""
     limit = ("--memory", "3g")
-    probe = machine.run("podman", "run", "--rm", *limit, docker_image, "--version", check=False)
+    probe = machine.run("podman", "run", "--rm", *limit, builds.BASE, "true", check=False)
     return () if probe.returncode else limit
 
 

@@ -40,7 +40,8 @@ print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], se
 }
 
 check_variant() {
-    found=$("$venv/bin/python" -c 'import torch; print("cuda" if torch.version.cuda else "cpu")')
+    found=$("$venv/bin/python" -W ignore -c 'import torch
+print("cuda" if torch.version.cuda else "cpu")')
     [ "$found" = "$1" ] && return
     echo "VARIANT=$1 was asked for, but pip found a $found build of torch;" \
         "give TORCH_INDEX, the address of the $1 builds (pytorch.org, Get started)" >&2

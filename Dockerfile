@@ -49,6 +49,8 @@ LABEL org.opencontainers.image.title="bagau-bids" \
       org.opencontainers.image.authors="The bagau-bids developers" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="$BASE"
+# Whoever runs the image may set another TEMPLATEFLOW_HOME. Apptainer replaces HOME, so the client's
+# default folder below it would not do.
 ENV PATH=/opt/venv/bin:$PATH \
     TEMPLATEFLOW_HOME=/opt/templateflow \
     BAGAU_DOCKER_TAG=$TAG \

@@ -1,43 +1,58 @@
-# bagau-bids in a container: non-root, the templates and the weights inside, nothing fetched at run
-# time. Build arguments:
-#   TORCH_INDEX         address of another torch index (CPU-only builds are gigabytes smaller)
+# bagau-bids in a container: the templates and the weights inside, nothing fetched at run time, for
+# any user, on a read-only root. Build arguments:
+#   BASE                Python image, also as name@sha256:digest
+#   VARIANT             cuda (runs with and without a GPU), or cpu (gigabytes smaller, needs
+#                       TORCH_INDEX)
+#   TORCH_INDEX         address of another torch index, the CPU builds say (pytorch.org)
+#   TEMPLATEFLOW_STORE  a TemplateFlow store in this build context, taken instead of downloading:
+#                       a folder whose name starts with templateflow
 #   TAG                 name of the image, written into the dataset_description.json of results
-#   TEMPLATEFLOW_STORE  folder of this build context with a TemplateFlow store to take instead of
-#                       downloading
-FROM python:3.11-slim-bookworm AS build
+#   REVISION            commit the image is built from
+# The build secret pip.conf, if given, has the settings of pip.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS dependencies
+ARG VARIANT=cuda
 ARG TORCH_INDEX=""
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/venv/bin:$PATH
-RUN python -m venv /opt/venv
 WORKDIR /src
-COPY constraints.txt ./
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
-COPY pyproject.toml setup.py README.md LICENSE ./
+COPY constraints.txt pyproject.toml tools/install_in_image.sh tools/prune_itk.py ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/xdg/pip/pip.conf \
+    sh install_in_image.sh dependencies "$VARIANT" "$TORCH_INDEX"
+
+FROM dependencies AS package
+COPY setup.py README.md LICENSE tools/check_installation.sh ./
 COPY bagau_bids bagau_bids
-RUN pip install -c constraints.txt .
+RUN --mount=type=secret,id=pip.conf,target=/etc/xdg/pip/pip.conf \
+    sh install_in_image.sh package /package
 
-FROM build AS templates
-ARG TEMPLATEFLOW_STORE="templateflow"
-# The README makes the COPY valid where there is no such folder.
-COPY README.md ${TEMPLATEFLOW_STORE}* /opt/templateflow/
-RUN rm /opt/templateflow/README.md \
-    && TEMPLATEFLOW_HOME=/opt/templateflow bagau fetch \
-    && chmod -R a+rX /opt/templateflow
+FROM dependencies AS templates
+ARG TEMPLATEFLOW_STORE=""
+COPY --from=package /package/ /
+# The licence makes the COPY valid where no store is given; a store that is not there is an error.
+COPY LICENSE ${TEMPLATEFLOW_STORE:-LICENSE} /opt/templateflow/
+RUN rm /opt/templateflow/LICENSE \
+    && sh install_in_image.sh templates
 
-FROM python:3.11-slim-bookworm
+FROM ${BASE}
+RUN useradd --uid 1000 --create-home bagau
+# What changes least comes first, so that a new release brings a small layer.
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=templates /opt/templateflow /opt/templateflow
+COPY --from=package /package/ /
+ARG BASE
 ARG TAG="bagau-bids"
+ARG REVISION=""
 LABEL org.opencontainers.image.title="bagau-bids" \
       org.opencontainers.image.description="White matter hyperintensities from FLAIR alone" \
-      org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /opt/venv /opt/venv
-COPY --from=templates /opt/templateflow /opt/templateflow
-# TEMPLATEFLOW_HOME stays unset, so that whoever runs the image can set it; the client's default
-# folder leads to the store of the image.
-RUN useradd --uid 1000 --create-home --shell /bin/bash bagau \
-    && mkdir -p /home/bagau/.cache \
-    && ln -s /opt/templateflow /home/bagau/.cache/templateflow \
-    && chmod -R go=u /home/bagau
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.authors="The bagau-bids developers" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="$BASE"
+# Whoever runs the image may set another TEMPLATEFLOW_HOME. Apptainer replaces HOME, so the client's
+# default folder below it would not do.
 ENV PATH=/opt/venv/bin:$PATH \
-    HOME=/home/bagau \
+    TEMPLATEFLOW_HOME=/opt/templateflow \
     BAGAU_DOCKER_TAG=$TAG \
     OMP_NUM_THREADS=1 \
     MKL_NUM_THREADS=1 \
@@ -46,4 +61,5 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER 1000
 WORKDIR /tmp
+RUN ["bagau-bids", "--version"]
 ENTRYPOINT ["bagau-bids"]

@@ -2,6 +2,9 @@
 #   make demo    phantom data set, participant and group level, true against measured volumes
 #   make test    lint, types, import layers and every test
 #
+# What continuous integration runs: `make test-all`, which also builds the container images and
+# runs them, where podman and buildah are installed.
+#
 # Without a CUDA device, save gigabytes: TORCH_INDEX=<CPU index address from pytorch.org>.
 
 PYTHON ?= python3.11
@@ -16,7 +19,7 @@ DEMO_SEED ?= 1
 PYTEST_OPTIONS ?= --durations=15
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint install clean
+.PHONY: help demo test test-all lint install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,9 +56,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run tools/*.sh
 
 test: lint
 	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+test-all: lint
+	$(BIN)/pytest $(PYTEST_OPTIONS) -m ""
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -8,6 +8,12 @@ set -uo pipefail
 # Commands of which one is enough, and the package that brings it.
 programs=(
     "chromium chromium-browser google-chrome google-chrome-stable=chromium"
+    # For the container images; debootstrap makes the base image where none can be pulled.
+    "podman=podman"
+    "buildah=buildah"
+    "crun runc=runc"
+    "netavark /usr/lib/podman/netavark=netavark"
+    "debootstrap=debootstrap"
 )
 
 # Nothing when root, sudo without a password on a hosted runner, else no way to install.

@@ -130,7 +130,7 @@ def test_outputs_are_the_golden_list(go, tmp_path):
         "sub-01",
         "sub-02",
     ]
-    assert names_in(out / "logs") == ["CITATION.bib", "CITATION.md"]
+    assert names_in(out / "logs") == [".lock", "CITATION.bib", "CITATION.md"]
 
 
 def test_template_space_adds_copies_and_nothing_else(go, tmp_path, template):

@@ -14,6 +14,11 @@ programs=(
     "crun runc=runc"
     "netavark /usr/lib/podman/netavark=netavark"
     "debootstrap=debootstrap"
+    # A SLURM of one node.
+    "slurmctld=slurmctld"
+    "slurmd=slurmd"
+    "sbatch=slurm-client"
+    "munged=munge"
 )
 
 # Nothing when root, sudo without a password on a hosted runner, else no way to install.

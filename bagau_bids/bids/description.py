@@ -12,11 +12,13 @@ import pandas as pd
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import catalogue_of, write_json, write_table, write_text
+from bagau_bids.bids.locking import one_at_a_time
 from bagau_bids.config import Processing
 from bagau_bids.errors import UsageError
 
 BIDS_VERSION = "1.11.1"
 NAME = "bagau-bids"
+LOCK_FILE = ".lock"
 LINKS = {
     "templateflow": "https://github.com/templateflow/templateflow",
     "nilearn": "https://github.com/nilearn/nilearn",
@@ -108,8 +110,10 @@ def write_dataset_files(
             f"{output_dir}: holds results of {NAME} {version}, this is {__version__}; files that "
             "are not made again stay as they are: use a new folder to keep versions apart"
         )
-    links = {**earlier.get("DatasetLinks", {}), **_dataset_links(output_dir, bids_dir, processing)}
-    write_json(path, _description(bids_dir, links))
+    links = _dataset_links(output_dir, bids_dir, processing)
+    with one_at_a_time(output_dir / "logs" / LOCK_FILE):  # else one of two new links is lost
+        there = _earlier_description(path).get("DatasetLinks", {})
+        write_json(path, _description(bids_dir, {**there, **links}))
     catalogue = catalogue_of("bidsignore"), catalogue_of("descriptions")
     write_text(output_dir / ".bidsignore", "\n".join(catalogue[0]) + "\n")
     write_text(output_dir / "README.md", _text("README.md"))

@@ -2,18 +2,26 @@
 
 import difflib
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from bagau_bids.bids.derivatives import source_stem
 from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
+from bagau_bids.bids.locking import one_at_a_time
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.near_misses import explain_nothing_found, explain_subject
 from bagau_bids.config import Selection
 from bagau_bids.errors import InputImageError, UsageError
+
+if TYPE_CHECKING:
+    from bids.layout import BIDSLayoutIndexer
+
+INDEX_FILE = "layout_index.sqlite"  # pybids' own name
 
 
 @dataclass(frozen=True)
@@ -231,21 +239,17 @@ def _is_entity(key: str) -> bool:
 def _ask_pybids(
     bids_dir: Path, selection: Selection, subjects: Sequence[str], query: Query
 ) -> list[Path]:
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from bids.layout import BIDSLayout
     from bids.layout import Query as BidsQuery
     from sqlalchemy.exc import SQLAlchemyError
 
     database = selection.database_dir
     indexed = "[^/]+" if database else "|".join(map(re.escape, subjects))
     try:
+        if database is not None:
+            _prepare_database(bids_dir, database, wipe=selection.database_wipe)
         layout = BIDSLayout(
-            bids_dir,
-            validate=False,
-            database_path=database,
-            reset_database=selection.database_wipe,
-            indexer=BIDSLayoutIndexer(
-                validate=False, index_metadata=False, ignore=[_everything_but_flair(indexed)]
-            ),
+            bids_dir, validate=False, database_path=database, indexer=_flair_indexer(indexed)
         )
     except SQLAlchemyError as error:
         raise UsageError(
@@ -265,6 +269,41 @@ def _ask_pybids(
     filters["subject"] = list(subjects)
     found = layout.get(return_type="file", invalid_filters="allow", **filters)
     return [path for path in map(Path, found) if _named_as_its_folders(path)]
+
+
+def _flair_indexer(subjects: str) -> "BIDSLayoutIndexer":
+    from bids.layout import BIDSLayoutIndexer
+
+    return BIDSLayoutIndexer(
+        validate=False, index_metadata=False, ignore=[_everything_but_flair(subjects)]
+    )
+
+
+def _prepare_database(bids_dir: Path, database: Path, *, wipe: bool) -> None:
+    """Index the FLAIRs of a data set into a folder, unless that was done.
+
+    pybids writes an index little by little, and takes one that another job is writing for a
+    complete one: scans would be missing. So one job writes it elsewhere and puts it there in one
+    step, while others wait.
+    """
+    from bids.layout import BIDSLayout
+
+    if (database / INDEX_FILE).exists() and not wipe:
+        return
+    asked = time.time()
+    with one_at_a_time(database / ".lock"):
+        if _changed_since(database / INDEX_FILE, asked if wipe else 0):
+            return  # by a job that this one waited for
+        with TemporaryDirectory(dir=database, prefix=".new-") as folder:
+            layout = BIDSLayout(
+                bids_dir, validate=False, database_path=folder, indexer=_flair_indexer("[^/]+")
+            )
+            layout.session.close()
+            Path(folder, INDEX_FILE).replace(database / INDEX_FILE)
+
+
+def _changed_since(path: Path, seconds: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= seconds
 
 
 def _named_as_its_folders(path: Path) -> bool:

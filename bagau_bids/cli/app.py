@@ -105,12 +105,12 @@ def _process(
 
 def _check_resources(config: Config) -> "Template":
     """Find everything the scans will need, so that what is missing stops the run at once."""
-    from bagau_bids.network.inference import choose_device
     from bagau_bids.network.weights import find_weights, load_weights
     from bagau_bids.preprocessing.template import find_template
+    from bagau_bids.workflow.plugins import settle_device
 
     processing = config.processing
-    device = choose_device(config.resources.device)
+    device = settle_device(config.resources)
     for path in processing.weights or (find_weights(processing.model),):
         _, card = load_weights(path)
         _logger.info("weights %s, SHA-256 %s", path, card["sha256"])

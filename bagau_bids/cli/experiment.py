@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from bagau_bids.training.experiment.jobs import Job, Surroundings
     from bagau_bids.training.experiment.plan import Plan
 
-SLURM_SCRIPT = """\
-#!/bin/bash
-#SBATCH --array=1-{count}
-#SBATCH --job-name=bagau-experiment
-# Add what your cluster needs: --time, --mem, --cpus-per-task, --gres=gpu:1. Fill the cache once
-# before (the same command with --prepare-only), and make the table after all tasks: {table}
-job=$({command} --list | sed -n "${{SLURM_ARRAY_TASK_ID}}p")
-exec {command} --only "$job"
-"""
-
 log = logging.getLogger(__name__)
 
 
@@ -125,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
     paths = Paths(dict(args.data), dict(args.masks), dict(args.second_rater))
     plan = make_plan(experiment, paths)
     if args.list or args.slurm:
-        print(_slurm_script(args, plan) if args.slurm else "\n".join(j.name for j in plan.jobs))
+        text = _slurm_script(args) if args.slurm else "\n".join(j.name for j in plan.jobs)
+        print(text.rstrip())
         return EXIT_OK
     for scan, reason in plan.left_out.items():
         log.info("%s is left out: %s", scan, reason)
@@ -139,10 +130,21 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_SUBJECT_FAILED if failed else code
 
 
-def _slurm_script(args: argparse.Namespace, plan: "Plan") -> str:
-    command = shlex.join(["bagau", *_command(args)])
-    table = shlex.join(["bagau", "experiment", str(args.file), str(args.output_dir), "--table"])
-    return SLURM_SCRIPT.format(count=len(plan.jobs), command=command, table=table).rstrip()
+def _slurm_script(args: argparse.Namespace) -> str:
+    from bagau_bids.cli.array_script import ArrayJob, array_script, of_installation
+
+    command = ["bagau", *_command(args)]
+    return array_script(
+        ArrayJob(
+            sbatch=("--job-name=bagau-experiment",),
+            folder=args.output_dir / "slurm",
+            tool=of_installation(Path(sys.prefix)),
+            list_command=[*command, "--list"],
+            work=(f'tool {shlex.join(command)} --only "$@"',),
+            last_command=["bagau", "experiment", str(args.file), str(args.output_dir), "--table"],
+            dependency="afterany",
+        )
+    )
 
 
 def _command(args: argparse.Namespace) -> list[str]:

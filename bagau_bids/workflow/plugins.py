@@ -30,12 +30,34 @@ CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
+# These run their nodes here; all others hand them to a batch system.
+LOCAL = ("Linear", "MultiProc", "LegacyMultiProc")
+SLURM = ("SLURM", "SLURMGraph")
+
 StatusCallback = Callable[[Any, str], None]
 
 
 def runs_in_this_process(resources: Resources, debug: Sequence[str] = ()) -> bool:
     """Tell whether nodes run one after another in the main process."""
     return "pdb" in debug or (resources.plugin_file is None and resources.nprocs == 1)
+
+
+def settle_device(resources: Resources) -> str:
+    """Say which device ``auto`` stands for: CUDA if it is usable here.
+
+    A batch system gives a job a GPU only if the job asks for one, and whether it will is not
+    known where the jobs are submitted: there ``auto`` is the CPU, and ``cuda`` is not looked for.
+
+    Raises
+    ------
+    UsageError
+        If the device cannot be used, or the plugin file cannot be read.
+    """
+    from bagau_bids.network.inference import choose_device
+
+    if resources.plugin_file and read_plugin_file(resources.plugin_file)[0] not in LOCAL:
+        return resources.device.replace("auto", "cpu")
+    return str(choose_device(resources.device))
 
 
 def choose_plugin(
@@ -59,30 +81,42 @@ def choose_plugin(
     Raises
     ------
     UsageError
-        If the plugin file cannot be used.
+        If the plugin file cannot be used, or the plugin would let two steps share a GPU.
+    MissingResourceError
+        If the commands of SLURM are not there.
     """
     name, arguments = "MultiProc", dict[str, Any]()
     if runs_in_this_process(resources, debug):
         name = "Linear"
     elif resources.plugin_file is not None:
         name, arguments = read_plugin_file(resources.plugin_file)
-    arguments = {**arguments, "status_callback": status_callback}
-    if name != "MultiProc":
-        return _nipype_plugin(name, arguments, resources.plugin_file)
-    defaults = {
+    if name in SLURM:
+        return _slurm_plugin(name, arguments, resources.plugin_file, status_callback)
+    limits = {
         "n_procs": resources.nprocs,
         "memory_gb": resources.mem_gb or MEMORY_SHARE * available_memory_gb(),
-        "n_gpu_procs": int(resources.device.startswith("cuda")),
         "raise_insufficient": False,
-        "mp_context": "forkserver",
+        "status_callback": status_callback,
     }
-    return SturdyMultiProcPlugin({**defaults, **arguments})
+    if name == "MultiProc":
+        defaults = {
+            "n_gpu_procs": int(resources.device.startswith("cuda")),
+            "mp_context": "forkserver",
+        }
+        return SturdyMultiProcPlugin({**limits, **defaults, **arguments})
+    if name == "LegacyMultiProc" and resources.device.startswith("cuda"):
+        raise UsageError(
+            f"{resources.plugin_file}: LegacyMultiProc knows nothing of GPUs, several steps would "
+            "use one at once; name MultiProc, or add --device cpu"
+        )
+    return _nipype_plugin(name, {**limits, **arguments}, resources.plugin_file)
 
 
 def close_plugin(plugin: Any) -> None:
     """End what a plugin may have left at work after an error."""
-    if isinstance(plugin, SturdyMultiProcPlugin):
-        plugin.close()
+    close = getattr(plugin, "close", None)
+    if close is not None:
+        close()
 
 
 def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
@@ -119,12 +153,21 @@ def available_memory_gb() -> float:
     return min(limits)
 
 
+def _slurm_plugin(
+    name: str, arguments: dict[str, Any], path: Path | None, status_callback: StatusCallback
+) -> Any:
+    from bagau_bids.workflow.slurm import Settings, SlurmGraphPlugin, SlurmPlugin
+
+    kind = SlurmGraphPlugin if name == "SLURMGraph" else SlurmPlugin
+    return kind(Settings.of(arguments, path), status_callback)
+
+
 def _nipype_plugin(name: str, arguments: dict[str, Any], path: Path | None) -> Any:
     from nipype.pipeline import plugins
 
     plugin = getattr(plugins, f"{name}Plugin", None)
     known = sorted(item.removesuffix("Plugin") for item in dir(plugins) if item.endswith("Plugin"))
-    usable = [item for item in known if not item.endswith("Graph")]
+    usable = [item for item in known if item in SLURM or not item.endswith("Graph")]
     if plugin is None or name not in usable:
         why = "hands the graph over and cannot say how it ended" if plugin else "is not known"
         raise UsageError(f"{path}: plugin {name} {why}; expected one of {', '.join(usable)}")

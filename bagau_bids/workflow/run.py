@@ -142,9 +142,9 @@ def run_participants(
 
 def _with_device(config: Config) -> Config:
     """Settle which device ``auto`` stands for, so that nipype knows whether a GPU is used."""
-    from bagau_bids.network.inference import choose_device
+    from bagau_bids.workflow.plugins import settle_device
 
-    device = str(choose_device(config.resources.device))
+    device = settle_device(config.resources)
     return replace(config, resources=replace(config.resources, device=device))
 
 

@@ -1,0 +1,238 @@
+"""``bagau slurm``: the script of a SLURM job array that processes a data set."""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bagau_bids.cli import values
+from bagau_bids.config import Config
+from bagau_bids.errors import EXIT_OK, MissingResourceError
+
+if TYPE_CHECKING:
+    from bagau_bids.bids.scans import Scan
+    from bagau_bids.cli.array_script import ArrayJob
+
+# What a scan costs, with room to spare: see docs/hpc.md for what was measured.
+MINUTES_PER_SCAN = 10
+MINUTES_PER_TASK = 10
+MINUTES_OF_GROUP = 0.01  # for each participant
+MEMORY_GB = 4.0
+MEMORY_SHARE = 0.9  # of what SLURM was asked for; the rest is for the shell and the file cache
+MOST_TASKS = 1000  # SLURM's own limit, unless a cluster raises it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.usage = "bagau slurm BIDS_DIR OUTPUT_DIR [options] [options of bagau-bids] > job.sh"
+    parser.epilog = "Every other option is one of bagau-bids, and goes to each task."
+    parser.add_argument("bids_dir", type=values.any_path, help="root folder of the BIDS data set")
+    parser.add_argument("output_dir", type=values.any_path, help="folder of the derivatives")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--container", metavar="IMAGE", type=values.existing_file, help="run this .sif image"
+    )
+    where.add_argument(
+        "--venv",
+        metavar="DIR",
+        type=values.any_path,
+        help="run bagau-bids of this virtual environment (default: the one that runs this)",
+    )
+    parser.add_argument(
+        "--nprocs",
+        metavar="N",
+        type=values.whole_number(1),
+        default=1,
+        help="cores a task; more than one only helps a task with several scans "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mem",
+        dest="mem_gb",
+        metavar="AMOUNT",
+        type=values.memory_gb(None),
+        help=f"memory a task, such as 8G (default: {MEMORY_GB:g}G for the first core, 2G for each "
+        "further one)",
+    )
+    parser.add_argument(
+        "--minutes",
+        metavar="N",
+        type=values.whole_number(1),
+        help="time limit of a task "
+        f"(default: {MINUTES_PER_TASK}, and {MINUTES_PER_SCAN} more for each scan)",
+    )
+    parser.add_argument(
+        "--per-task",
+        metavar="N",
+        type=values.whole_number(1),
+        help="participants a task (default: 1, more where there would be more than "
+        f"{MOST_TASKS} tasks)",
+    )
+    parser.add_argument(
+        "--at-once",
+        metavar="N",
+        type=values.whole_number(1),
+        default=0,
+        help="tasks that may run at once (default: no limit)",
+    )
+    parser.add_argument(
+        "--group-after",
+        choices=("afterok", "afterany"),
+        default="afterok",
+        help="run the group level if all tasks ended well, or in any case (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print the participants that are not done, a line a task, and stop",
+    )
+
+
+def run(args: argparse.Namespace, passed_on: Sequence[str]) -> int:
+    """Carry the subcommand out; return the exit code.
+
+    Parameters
+    ----------
+    args : Namespace
+    passed_on : sequence of str
+        Options of ``bagau-bids``.
+    """
+    from bagau_bids.bids.scans import find_scans
+    from bagau_bids.cli.array_script import array_script
+    from bagau_bids.cli.parser import parse
+
+    config = parse([str(args.bids_dir), str(args.output_dir), "participant", *passed_on])
+    scans: dict[str, list[Scan]] = {}
+    for scan in find_scans(config.bids_dir, config.selection):
+        scans.setdefault(scan.subject, []).append(scan)
+    if args.list:
+        todo = [subject for subject, own in scans.items() if not is_done(config, subject, own)]
+        for line in _tasks(todo, args.per_task):
+            print(" ".join(line))
+        return EXIT_OK
+    sys.stdout.write(array_script(_job(args, passed_on, config, scans)))
+    return EXIT_OK
+
+
+def is_done(config: Config, subject: str, scans: "Sequence[Scan]") -> bool:
+    """Tell whether a participant's results and page are in the output folder.
+
+    They are, if each scan has a record of a run that ended well, by this version and with these
+    options.
+    """
+    import json
+
+    from bagau_bids import __version__
+    from bagau_bids.bids.derivatives import derivative_path
+    from bagau_bids.workflow.flair import result_options
+
+    expected = {"status": "complete", "options": result_options(config.processing)}
+    if not (config.output_dir / f"sub-{subject}.html").is_file():
+        return False
+    for scan in scans:
+        path = derivative_path(config.output_dir, scan.entities, "record")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        if record.get("versions", {}).get("bagau-bids") != __version__ or any(
+            record.get(key) != value for key, value in expected.items()
+        ):
+            return False
+    return True
+
+
+def _tasks(subjects: Sequence[str], per_task: int | None) -> list[Sequence[str]]:
+    """Divide participants into tasks."""
+    size = per_task or max(1, math.ceil(len(subjects) / MOST_TASKS))
+    return [subjects[start : start + size] for start in range(0, len(subjects), size)]
+
+
+def _job(
+    args: argparse.Namespace,
+    passed_on: Sequence[str],
+    config: Config,
+    scans: "Mapping[str, Sequence[Scan]]",
+) -> "ArrayJob":
+    from bagau_bids.cli.array_script import ArrayJob
+
+    folders = [str(config.bids_dir), str(config.output_dir)]
+    mem_gb = args.mem_gb or MEMORY_GB + 2 * (args.nprocs - 1)
+    minutes = args.minutes or MINUTES_PER_TASK + MINUTES_PER_SCAN * max(
+        sum(len(scans[subject]) for subject in line) for line in _tasks([*scans], args.per_task)
+    )
+    gpu = config.resources.device.startswith("cuda")
+    per_task = ["--per-task", f"{args.per_task}"] if args.per_task else []
+    sbatch = (
+        "--job-name=bagau",
+        f"--cpus-per-task={args.nprocs}",
+        f"--mem={math.ceil(1000 * mem_gb)}M",
+        f"--time={minutes}",
+        *(["--gres=gpu:1"] if gpu else []),
+    )
+    return ArrayJob(
+        sbatch=sbatch,
+        folder=config.output_dir / "logs" / "slurm",
+        tool=_tool(args, config, gpu=gpu),
+        list_command=["bagau", "slurm", *folders, "--list", *per_task, *passed_on],
+        work=_work(args, [*folders, "participant"], passed_on, MEMORY_SHARE * mem_gb),
+        last_command=["bagau-bids", *folders, "group"],
+        last_sbatch=(
+            f"--time={MINUTES_PER_TASK + math.ceil(MINUTES_OF_GROUP * len(scans))}",
+            *(["--gres=none"] if gpu else []),
+        ),
+        at_once=args.at_once,
+        dependency=args.group_after,
+    )
+
+
+def _tool(args: argparse.Namespace, config: Config, *, gpu: bool) -> tuple[str, ...]:
+    from bagau_bids.cli.array_script import of_container, of_installation
+
+    if args.container:
+        return of_container(args.container, _paths(config), gpu=gpu)
+    prefix = args.venv or Path(sys.prefix)
+    if not (prefix / "bin" / "bagau-bids").is_file():
+        raise MissingResourceError(
+            f"{prefix}: has no bin/bagau-bids; name the virtual environment it is installed in "
+            "with --venv, or an image with --container"
+        )
+    return of_installation(prefix)
+
+
+def _paths(config: Config) -> list[Path]:
+    """Files and folders that a run reads and writes, the work folder apart."""
+    found = [config.bids_dir, config.output_dir]
+    for section in (config.selection, config.processing, config.resources):
+        for field in fields(section):
+            value = getattr(section, field.name)
+            items = value if isinstance(value, tuple) else (value,)
+            found += [item for item in items if isinstance(item, Path)]
+    # A weights file needs its card beside it.
+    weights = config.processing.weights
+    return [path.parent if path in weights else path for path in found]
+
+
+def _work(
+    args: argparse.Namespace, command: Sequence[str], passed_on: Sequence[str], mem_gb: float
+) -> tuple[str, ...]:
+    """Body of the shell function that processes the participants in its words."""
+    call = shlex.join(["bagau-bids", *command])
+    given = shlex.join(["--nprocs", str(args.nprocs), "--mem", f"{mem_gb:.1f}G", *passed_on])
+    own_work_dir = any(
+        option.split("=")[0] in ("-w", "--work-dir", "--work_dir") for option in passed_on
+    )
+    if own_work_dir:
+        return (f'tool {call} {given} --participant-label "$@"',)
+    return (
+        "# On the node's own disk, $SLURM_TMPDIR on many clusters; gone when the task ends.",
+        'work_dir=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/bagau-XXXXXX")',
+        "trap 'rm -rf \"$work_dir\"' EXIT",
+        "trap 'exit 143' TERM",
+        "export TMPDIR=$work_dir",
+        f'tool {call} {given} --work-dir "$work_dir" --participant-label "$@"',
+    )

@@ -37,6 +37,12 @@ def templateflow_home():
     )
 
 
+@pytest.fixture(scope="session")
+def shared_tools():
+    """Folder with scripts that start services for tests."""
+    return _existing_folder("BAGAU_TEST_TOOLS", REPOSITORY.parent / "shared" / "tools")
+
+
 def _rotation(axis, degrees):
     angle = np.deg2rad(degrees)
     i, j = (k for k in range(3) if k != axis)

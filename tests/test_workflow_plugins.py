@@ -1,6 +1,11 @@
 """Which nipype plugin a run gets, and the refusal of those that cannot be used."""
 
+import time
+from pathlib import Path
+
 import pytest
+from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.pipeline import engine as pe
 
 from bagau_bids.config import Resources
 from bagau_bids.errors import UsageError
@@ -12,6 +17,7 @@ from bagau_bids.workflow.plugins import (
     close_plugin,
     read_plugin_file,
     runs_in_this_process,
+    settle_device,
 )
 
 
@@ -55,17 +61,66 @@ def test_plugin_file_overrides(tmp_path):
     close_plugin(plugin)
 
 
-def test_other_plugins_of_nipype_are_taken(tmp_path):
-    plugin = plugin_of(tmp_path, "plugin: SLURM\nplugin_args: {sbatch_args: '-p short'}\n")
-    assert type(plugin).__name__ == "SLURMPlugin"
-    assert plugin.plugin_args["sbatch_args"] == "-p short"
+def test_legacy_multiproc_gets_what_the_run_may_use(tmp_path):
+    plugin = plugin_of(tmp_path, "plugin: LegacyMultiProc\n", nprocs=2, mem_gb=5.0)
+    assert type(plugin).__name__ == "LegacyMultiProcPlugin"
+    assert (plugin.processors, plugin.memory_gb, plugin.raise_insufficient) == (2, 5.0, False)
+    plugin.pool.terminate()
+
+
+def test_plugin_without_gpu_slots_is_refused_on_a_gpu(tmp_path):
+    with pytest.raises(UsageError, match="LegacyMultiProc knows nothing of GPUs"):
+        plugin_of(tmp_path, "plugin: LegacyMultiProc\n", device="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("device", "settled"), [("auto", "cpu"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
+def test_batch_system_is_where_the_device_is(tmp_path, device, settled):
+    path = tmp_path / "plugin.yml"
+    path.write_text("plugin: SLURM\n")
+    assert settle_device(Resources(plugin_file=path, device=device)) == settled
+
+
+class ExclusiveInputSpec(BaseInterfaceInputSpec):
+    card = traits.Str()
+    use_gpu = traits.Bool(True, usedefault=True)
+
+
+class Exclusive(SimpleInterface):
+    """A step that fails when another has the card."""
+
+    input_spec = ExclusiveInputSpec
+    output_spec = TraitedSpec
+
+    def _run_interface(self, runtime):
+        Path(self.inputs.card).touch(exist_ok=False)
+        time.sleep(0.5)
+        Path(self.inputs.card).unlink()
+        return runtime
+
+
+@pytest.mark.slow
+def test_steps_queue_for_the_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    ends = []
+    plugin = choose_plugin(
+        Resources(nprocs=4, mem_gb=9.0, device="cuda:0"),
+        lambda node, status: ends.append(status) if status != "start" else None,
+    )
+    workflow = pe.Workflow("gpu", base_dir=tmp_path)
+    card = str(tmp_path / "card")
+    workflow.add_nodes([pe.Node(Exclusive(card=card), f"step{n}") for n in range(4)])
+    workflow.run(plugin=plugin)
+    close_plugin(plugin)
+    assert ends == ["end"] * 4
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("plugin: Nonsense\n", "plugin Nonsense is not known; expected one of .*MultiProc"),
-        ("plugin: SLURMGraph\n", "cannot say how it ended"),
+        ("plugin: PBSGraph\n", "cannot say how it ended"),
         ("plugin_args: {}\n", "names no plugin"),
         ("- a\n", "names no plugin"),
         ("plugin: MultiProc\nplugin_args: 3\n", "plugin_args is a int"),

@@ -39,6 +39,7 @@ REQUESTS = {
 OUTPUT_OPTIONS = ("-o", "--output")
 # In these states a job will not write a result any more, however slow the file system is.
 DEAD_STATES = ("CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
+SIGNALS_FROM = 128
 SCRIPT = """\
 {template}
 {command} && code=0 || code=$?
@@ -261,17 +262,17 @@ class Queue:
         results = list(job.folder.glob("result_*.pklz"))
         if code and results:
             self._open.pop(job.number, None)
-            return "" if code == "0" else _traceback(job, results[0])
+            return _traceback(results[0])
         if not code and self.state(job):
             self._gone_s.pop(job.number, None)
             return None
         gone_s = self._gone_s.setdefault(job.number, time.monotonic())
-        ending = _ending(job)
-        if not ending.startswith(DEAD_STATES) and time.monotonic() - gone_s < patience_s:
+        ending, is_final = _ending(job, code)
+        if not is_final and time.monotonic() - gone_s < patience_s:
             return None
         self._open.pop(job.number, None)
         message = (
-            f"SLURM job {job.number} ended without a result: {ending or 'its state is not known'}"
+            f"SLURM job {job.number} of step {job.node.name} ended without a result: {ending}"
             f"{_last_words(job)}; give it what it lacks with sbatch_args in the plugin file, then "
             "run the same command again: it continues"
         )
@@ -309,26 +310,28 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _traceback(job: Job, result_file: Path) -> str:
-    """Return the traceback that a failed job left, and keep its result out of the way."""
+def _traceback(result_file: Path) -> str:
+    """Return the traceback in a step's result, and keep such a result out of the way."""
     result = load_resultfile(str(result_file))
+    if not isinstance(result, dict):  # what nipype's script leaves where the step raised
+        return ""
     result_file.replace(result_file.with_name("crashstore.pklz"))
-    lines = result.get("traceback") if isinstance(result, dict) else None
-    return "".join(lines or [f"SLURM job {job.number} failed{_last_words(job)}"])
+    return "".join(result["traceback"])
 
 
-def _ending(job: Job) -> str:
-    """Return how a job ended, such as ``TIMEOUT``; empty where SLURM does not know any more."""
+def _ending(job: Job, exit_code: str) -> tuple[str, bool]:
+    """Say how a job ended, such as ``TIMEOUT``, and whether a result may still be on its way."""
+    if exit_code.isdigit() and int(exit_code) > SIGNALS_FROM:  # as a shell reports a signal
+        return f"killed by signal {int(exit_code) - SIGNALS_FROM}", True
     done = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", job.number], capture_output=True, text=True
     )
     state = re.search(r"\bJobState=(\S+)", done.stdout)
-    code = re.search(r"\bExitCode=(\d+):(\d+)", done.stdout)
+    signal = re.search(r"\bExitCode=\d+:([1-9]\d*)", done.stdout)
     if state is None:
-        return ""
-    if code is not None and code[2] != "0" and state[1] == "FAILED":
-        return f"CANCELLED by signal {code[2]}"
-    return state[1]
+        return "SLURM does not know it any more", False
+    words = f"{state[1]} by signal {signal[1]}" if signal else state[1]
+    return words, signal is not None or state[1] in DEAD_STATES
 
 
 def _last_words(job: Job) -> str:

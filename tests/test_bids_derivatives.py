@@ -260,6 +260,14 @@ class TestFindBrainMask:
         roots = {name: tmp_path / name for name in "ba"}
         assert find_brain_mask(roots, {"sub": "01", "ses": "2"}) == paths[1]
 
+    def test_mask_that_was_not_fetched_is_not_taken_for_none(self, tmp_path):
+        path = self.put(tmp_path, "sub-01_ses-2_desc-brain_mask.nii.gz")
+        path.unlink()
+        path.symlink_to("../../../.git/annex/objects/x")
+        with pytest.raises(InputImageError, match=f"run: datalad get {path}"):
+            find_brain_mask({"a": tmp_path}, {"sub": "01", "ses": "2"})
+        assert find_brain_mask({"a": tmp_path}, {"sub": "02", "ses": "2"}) is None
+
     def test_several_are_refused(self, tmp_path):
         for kind in ("desc", "label"):
             self.put(tmp_path, f"sub-01_ses-2_{kind}-brain_mask.nii.gz")

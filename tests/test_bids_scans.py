@@ -283,6 +283,13 @@ def test_annexed_file_that_was_not_fetched(tmp_path):
     ]
 
 
+def test_description_that_was_not_fetched(tmp_path):
+    path = tmp_path / "dataset_description.json"
+    path.symlink_to(".git/annex/objects/x")
+    with pytest.raises(UsageError, match=f"run: datalad get {path}"):
+        check_dataset(tmp_path)
+
+
 def test_unfetched_files_of_others_do_not_matter(tmp_path):
     root = make_dataset(tmp_path, flair("01"))
     link_to_annex(root, flair("02"))

@@ -261,7 +261,7 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_dangling_link_is_refused_with_the_command_that_helps(tmp_path):
     link = tmp_path / "sub-01_FLAIR.nii.gz"
     link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "key")
-    assert "datalad get sub-01_FLAIR.nii.gz" in _refused(link)
+    assert f"its content was not fetched; run: datalad get {link}" in _refused(link)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import InputImageError, UsageError
 
 READ_SIZE_BYTES = 1 << 20
@@ -304,7 +305,7 @@ def find_brain_mask(derivatives: Mapping[str, Path], entities: Mapping[str, Any]
     Raises
     ------
     InputImageError
-        If one data set holds several that fit.
+        If one data set holds several that fit, or a link to one that was not fetched.
     """
     stem, folder = source_stem(entities), source_folder(entities)
     names = [
@@ -314,12 +315,14 @@ def find_brain_mask(derivatives: Mapping[str, Path], entities: Mapping[str, Any]
         for extension in (".nii.gz", ".nii")
     ]
     for root in derivatives.values():
-        found = [path for name in names if (path := root / folder / name).exists()]
+        found = [path for name in names if os.path.lexists(path := root / folder / name)]
         if len(found) > 1:
             raise InputImageError(
                 f"{root}: holds several brain masks of {stem}: "
                 f"{', '.join(path.name for path in found)}; expected one: leave out the others"
             )
+        if found and (reason := broken_link(found[0])):
+            raise InputImageError(reason)
         if found:
             return found[0]
     return None

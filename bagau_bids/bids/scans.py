@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from bagau_bids.bids.annex import broken_link
 from bagau_bids.bids.derivatives import source_stem
 from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
 from bagau_bids.bids.locking import one_at_a_time
@@ -207,11 +208,8 @@ def _list_sessions(bids_dir: Path, subject: str) -> list[str]:
 
 
 def _unavailable(path: Path) -> str | None:
-    if path.is_symlink() and not path.exists():
-        target = path.readlink()
-        if ".git/annex/" in target.as_posix():
-            return f"{path}: its content was not fetched; run: datalad get {path}"
-        return f"{path}: a link to {target}, which does not exist"
+    if reason := broken_link(path):
+        return reason
     if not path.exists():
         return f"{path}: in the index, but no longer there; write it anew: --bids-database-wipe"
     if path.stat().st_size == 0:

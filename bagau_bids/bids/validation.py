@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import UsageError
 
 _REQUIRED = ("Name", "BIDSVersion")
@@ -27,6 +28,8 @@ def check_dataset(bids_dir: Path) -> None:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if reason := broken_link(path):
+            raise UsageError(f"{reason}. {_WAY_OUT}") from None
         raise UsageError(
             f"{path} is missing; BIDS expects it in the root of a data set, at least {example}."
             f"{_root_hint(bids_dir)} {_WAY_OUT}"

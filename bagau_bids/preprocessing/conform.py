@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import InputImageError
 from bagau_bids.spaces import (
     grid_distance_mm,
@@ -189,11 +190,8 @@ def to_source(data_ras: NDArray, source: Any, dtype: DTypeLike) -> Any:
 
 def _check_file(path: Path) -> None:
     """Refuse what is not a readable file before any image library sees it."""
-    if path.is_symlink() and not path.exists():
-        raise InputImageError(
-            f"{path}: the link points to nothing; in a DataLad data set the content has not been "
-            f"fetched yet: run `datalad get {path.name}` in its folder"
-        )
+    if reason := broken_link(path):
+        raise InputImageError(reason)
     if not path.exists():
         raise InputImageError(f"{path}: no such file; check the path")
     if path.is_dir():

@@ -134,7 +134,7 @@ def run_participants(
     results = [tracker.result(scan) for scan in scans]
     for result in results:
         if result.ok and config.execution.rm_work_on_success:
-            shutil.rmtree(_work_folder(config, result.scan), ignore_errors=True)
+            _remove_work(config, result.scan)
         if result.scan in tracker.failed:
             _record_failure(config, result)
     return results
@@ -351,6 +351,14 @@ def _work_folder(config: Config, scan: Scan) -> Path:
     from bagau_bids.workflow.flair import workflow_name
 
     return config.execution.work_dir / _top_name() / workflow_name(scan.stem)
+
+
+def _remove_work(config: Config, scan: Scan) -> None:
+    """Delete the work folder of a scan, and the scripts by which its steps were submitted."""
+    folder = _work_folder(config, scan)
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in folder.with_name("batch").glob(f"*_{folder.parent.name}.{folder.name}.*"):
+        path.unlink(missing_ok=True)
 
 
 def _crash_folder(config: Config, scan: Scan) -> Path:

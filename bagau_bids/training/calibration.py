@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,38 +15,73 @@ from bagau_bids.training.dataset import TrainingScan
 
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 USUAL_THRESHOLD = 0.5
+FLAT_DICE = 0.005
 
 
-def dice_by_threshold(
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Agreement with the references at one threshold, over all scans.
+
+    Parameters
+    ----------
+    threshold : float
+        Of the probability.
+    mean_dice : float
+        Each scan counts the same, whatever its lesion load.
+    worst_volume_error : float
+        Largest error of a scan's volume, as a share of the reference's (0.25 for 25 % too much
+        or too little).
+    """
+
+    threshold: float
+    mean_dice: float
+    worst_volume_error: float
+
+
+def operating_points(
     model: nn.Module, scans: Sequence[TrainingScan], device: torch.device
-) -> dict[float, float]:
-    """Mean Dice over whole scans at each of :data:`THRESHOLDS`.
+) -> list[OperatingPoint]:
+    """Compare whole scans with their references at each of :data:`THRESHOLDS`.
 
     Parameters
     ----------
     model : torch.nn.Module
         In evaluation mode.
     scans : sequence of TrainingScan
-        Each counts the same, whatever its lesion load.
     device : torch.device
 
     Returns
     -------
-    mean_dice : dict of float to float
-        By threshold of the probability, at native resolution.
+    points : list of OperatingPoint
+        In the order of the thresholds, at native resolution.
     """
-    scores = []
+    scores, errors = [], []
     for scan in scans:
         found = segment_input([model], scan.inputs, scan.brain_mask, device=device).probability
-        scores.append(
-            [dice(*comparable_masks(scan.reference, found >= level)) for level in THRESHOLDS]
+        pairs = [comparable_masks(scan.reference, found >= level) for level in THRESHOLDS]
+        scores.append([dice(true, result) for true, result in pairs])
+        errors.append(
+            [abs(int(result.sum()) - true.sum()) / max(true.sum(), 1) for true, result in pairs]
         )
-    return dict(zip(THRESHOLDS, np.mean(scores, axis=0).tolist(), strict=True))
+    means, worst = np.mean(scores, axis=0), np.max(errors, axis=0)
+    return [
+        OperatingPoint(level, float(mean), float(error))
+        for level, mean, error in zip(THRESHOLDS, means, worst, strict=True)
+    ]
 
 
-def best_threshold(mean_dice: dict[float, float]) -> float:
-    """Threshold with the highest mean Dice; of equal ones, that nearest to 0.5."""
-    return max(mean_dice, key=lambda level: (mean_dice[level], -abs(level - USUAL_THRESHOLD)))
+def best_point(points: Sequence[OperatingPoint]) -> OperatingPoint:
+    """Choose the threshold by Dice, and where Dice is flat by volumes.
+
+    Of all points whose mean Dice is within :data:`FLAT_DICE` of the highest, the one with the
+    smallest worst error of a volume; of equal ones, that nearest to 0.5.
+    """
+    highest = max(point.mean_dice for point in points)
+    flat = [point for point in points if point.mean_dice >= highest - FLAT_DICE]
+    return min(
+        flat,
+        key=lambda point: (point.worst_volume_error, abs(point.threshold - USUAL_THRESHOLD)),
+    )
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ from torch import nn
 from bagau_bids.errors import UsageError
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
-from bagau_bids.network.inference import choose_device, segment
+from bagau_bids.network.inference import calibrated, choose_device, segment
 from bagau_bids.network.slices import add_t1, network_input
+from bagau_bids.network.weights import set_operating_point
 
 
 def make_scan():
@@ -188,3 +189,24 @@ def test_named_devices(monkeypatch):
 def test_unknown_devices(name):
     with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
         choose_device(name)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.75])
+def test_calibration_makes_the_threshold_one_half_and_keeps_the_order(threshold):
+    probability = np.linspace(0, 1, 101, dtype=np.float32)
+    result = calibrated(probability, threshold)
+    assert np.array_equal(result >= 0.5, probability >= np.float32(threshold))
+    assert (np.diff(result) > 0).all()
+    assert (result[0], result[-1]) == (0, 1)
+    odds = probability[1:-1] / (1 - probability[1:-1])
+    expected = odds * (1 - threshold) / threshold
+    np.testing.assert_allclose(result[1:-1], expected / (1 + expected), rtol=1e-5)
+
+
+def test_calibrated_networks_are_calibrated_before_their_mean():
+    flair, affine, brain, atlas = make_scan()
+    models = [BagauNet(BagauNetConfig((4, 4, 6, 6, 8))).eval() for _ in range(2)]
+    alone = [segment([model], flair, affine, brain, atlas).probability for model in models]
+    set_operating_point(models[1], 0.8)
+    both = segment(models, flair, affine, brain, atlas).probability
+    np.testing.assert_allclose(both, (alone[0] + calibrated(alone[1], 0.8)) / 2, atol=1e-6)

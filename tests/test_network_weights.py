@@ -143,6 +143,13 @@ def test_unknown_hyper_parameter(saved):
     refused(path, "cannot be built from")
 
 
+@pytest.mark.parametrize("threshold", [0, 1, 7])
+def test_card_with_an_impossible_calibration(saved, threshold):
+    path, _ = saved
+    edit_card(path, calibration={"threshold": threshold})
+    refused(path, f"to a threshold of {threshold}, expected one")
+
+
 def test_card_with_other_shapes(saved):
     path, _ = saved
     edit_card(path, config={"widths": [4, 4, 6, 6, 10], "afm": False})

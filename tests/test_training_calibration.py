@@ -4,37 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
+from bagau_bids.network.weights import set_operating_point
 from bagau_bids.training.calibration import (
     THRESHOLDS,
     OperatingPoint,
     best_point,
-    move_threshold,
     operating_points,
 )
 from bagau_bids.training.dataset import TrainingScan
 
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
-
-
-def small_network(seed=0):
-    torch.manual_seed(seed)
-    return BagauNet(BagauNetConfig(widths=(4, 4, 6, 6, 8))).eval()
-
-
-@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.85])
-def test_moved_threshold_is_one_half_and_the_order_stays(threshold):
-    model = small_network()
-    flair, atlas = torch.randn(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
-    with torch.inference_mode():
-        before = torch.sigmoid(model(flair=flair, atlas=atlas)).double().numpy()
-        move_threshold(model, threshold)
-        after = torch.sigmoid(model(flair=flair, atlas=atlas)).double().numpy()
-    odds = before / (1 - before) * (1 - threshold) / threshold
-    np.testing.assert_allclose(after, odds / (1 + odds), atol=1e-5)
-    in_order = after.ravel()[np.argsort(before, axis=None)]
-    assert (np.diff(in_order) >= -1e-6).all()
 
 
 class Ramp(torch.nn.Module):
@@ -65,6 +45,13 @@ def test_best_threshold_is_where_the_reference_ends(level):
     assert best.threshold == pytest.approx(level, abs=0.051)
     assert best.mean_dice > 0.95
     assert best.worst_volume_error < 0.06
+
+
+def test_an_earlier_calibration_is_taken_off():
+    model, scans = Ramp(), [scan_with_best_threshold(0.7)]
+    fresh = operating_points(model, scans, torch.device("cpu"))
+    set_operating_point(model, 0.7)
+    assert operating_points(model, scans, torch.device("cpu")) == fresh
 
 
 def test_scans_count_alike_and_the_worst_volume_tells():

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bagau_bids.network.inference import choose_device
-    from bagau_bids.network.weights import load_weights, save_weights
-    from bagau_bids.training.calibration import best_point, move_threshold, operating_points
+    from bagau_bids.network.weights import load_weights, save_weights, set_operating_point
+    from bagau_bids.training.calibration import best_point, operating_points
     from bagau_bids.training.loop import validate
 
     if args.threads:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             100 * point.worst_volume_error,
         )
     threshold = best_point(points).threshold
-    move_threshold(model, threshold)
+    set_operating_point(model, threshold)
     scores = validate(model, scans, device)
     save_weights(args.output, model, _card(card, threshold, points, scores))
     for score in scores:
@@ -137,13 +137,12 @@ def _card(
     points: "list[OperatingPoint]",
     scores: "list[ScanScore]",
 ) -> dict[str, Any]:
-    """Card of the calibrated weights: the old one, and what was moved by which scans."""
+    """Card of the calibrated weights: the old one, with the threshold that inference makes 0.5."""
     calibration = {
-        "threshold_moved_to_one_half": threshold,
+        "threshold": threshold,
         "points": [
             {name: round(value, 4) for name, value in asdict(point).items()} for point in points
         ],
         "scans": [score.scan for score in scores],
-        "weights_before": card["sha256"],
     }
     return {**card, "calibration": calibration, "validation": [asdict(score) for score in scores]}

@@ -16,7 +16,7 @@ from bagau_bids.network.slices import (
     from_slices,
     network_input,
 )
-from bagau_bids.network.weights import inputs_of
+from bagau_bids.network.weights import inputs_of, operating_point
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,14 @@ def segment_input(
         raise ValueError("no network given")
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
-    found = [runner.probability(model, inputs) for model in models]
-    if tta:
-        mirrored = mirror(inputs)
-        found += [runner.probability(model, mirrored)[:, ::-1] for model in models]
-    mean = np.mean(found, axis=0)
-    probability = from_slices(mean, inputs.plane)
+    views = [inputs, mirror(inputs)] if tta else [inputs]
+    found = []
+    for model in models:
+        slices = runner.probability(model, views[0])
+        for mirrored in views[1:]:
+            slices = (slices + runner.probability(model, mirrored)[:, ::-1]) * np.float32(0.5)
+        found.append(calibrated(from_slices(slices, inputs.plane), operating_point(model)))
+    probability: FloatArray = np.mean(found, axis=0).astype(np.float32)
     probability[~np.asarray(brain_mask, dtype=bool)] = 0.0
     return Segmentation(
         probability=np.clip(probability, 0.0, 1.0),
@@ -152,6 +154,31 @@ def segment_input(
         precision=str(working_precision(runner.device)).removeprefix("torch."),
         notes=(*inputs.notes, *runner.notes),
     )
+
+
+def calibrated(probability: FloatArray, threshold: float) -> FloatArray:
+    """Shift the odds of probabilities so that `threshold` becomes 0.5; 0 and 1 stay.
+
+    It is done on the scan's own grid: there a value between 0 and 1 is mostly a voxel on the edge
+    of a lesion, and the threshold decides how far the edge lies out.
+
+    Parameters
+    ----------
+    probability : (X, Y, Z) float array
+    threshold : float
+        Between 0 and 1, both excluded.
+
+    Returns
+    -------
+    calibrated : (X, Y, Z) float32 array
+        In the same order of voxels; `probability` itself where `threshold` is 0.5.
+    """
+    if threshold == 0.5:
+        return probability
+    inside = np.clip(probability, 0.0, 1.0)
+    for_lesion = inside * (1 - threshold)
+    shifted = for_lesion / (for_lesion + (1 - inside) * threshold)
+    return shifted.astype(np.float32)
 
 
 def mirror(inputs: NetworkInput) -> NetworkInput:

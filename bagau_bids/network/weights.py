@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "brain_unet": ("bagau_bids.network.brain_unet", "BrainUNet", "BrainUNetConfig"),
 }
 DEFAULT_INPUTS = ("flair", "atlas")  # of a network whose card names none: BAGAU-Net
+UNCALIBRATED = 0.5
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar")
 WEIGHTS_FOLDER = "weights"
 
@@ -76,6 +77,18 @@ def inputs_of(model: nn.Module) -> tuple[str, ...]:
 def inputs_of_card(card: dict[str, Any]) -> tuple[str, ...]:
     """Return what :func:`inputs_of` says of the network that a card describes."""
     return tuple(card.get("inputs", DEFAULT_INPUTS))
+
+
+def operating_point(model: nn.Module) -> float:
+    """Return the probability of a network that its calibration makes 0.5; 0.5 without one."""
+    return float(getattr(model, "operating_point", UNCALIBRATED))
+
+
+def set_operating_point(model: nn.Module, threshold: float) -> nn.Module:
+    """Have inference shift a network's probabilities so that `threshold` becomes 0.5."""
+    changed: Any = model
+    changed.operating_point = threshold
+    return model
 
 
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
@@ -254,7 +267,13 @@ def _network_from(path: Path, card: dict[str, Any], tensors: dict[str, torch.Ten
             f"describes it (first: {'; '.join(wrong[:3])}); the card belongs to other weights"
         )
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
-    return model.eval()
+    point = float(card.get("calibration", {}).get("threshold", UNCALIBRATED))
+    if not 0 < point < 1:
+        raise MissingResourceError(
+            f"{path.with_suffix('.json')}: calibrated to a threshold of {point:g}, expected one "
+            "between 0 and 1; copy the card again, or calibrate with 'bagau calibrate'"
+        )
+    return set_operating_point(model, point).eval()
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -53,5 +53,6 @@ def average_weights(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
         for name, value in states[0].items()
     }
     model.load_state_dict(mean)
+    card.pop("calibration", None)  # of the first file alone
     averaged_of = [card["sha256"], *(other["sha256"] for _, other in others)]
     return model, {**card, "averaged_of": averaged_of, "validation": []}

@@ -1,9 +1,7 @@
 """Moving the point at which a network calls a voxel a lesion to the usual threshold."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +9,10 @@ from torch import nn
 
 from bagau_bids.measures.metrics import comparable_masks, dice
 from bagau_bids.network.inference import segment_input
+from bagau_bids.network.weights import UNCALIBRATED, set_operating_point
 from bagau_bids.training.dataset import TrainingScan
 
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
-USUAL_THRESHOLD = 0.5
 FLAT_DICE = 0.005
 
 
@@ -46,7 +44,7 @@ def operating_points(
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode.
+        In evaluation mode; an earlier calibration is taken off it.
     scans : sequence of TrainingScan
     device : torch.device
 
@@ -55,6 +53,7 @@ def operating_points(
     points : list of OperatingPoint
         In the order of the thresholds, at native resolution.
     """
+    set_operating_point(model, UNCALIBRATED)
     scores, errors = [], []
     for scan in scans:
         found = segment_input([model], scan.inputs, scan.brain_mask, device=device).probability
@@ -80,23 +79,5 @@ def best_point(points: Sequence[OperatingPoint]) -> OperatingPoint:
     flat = [point for point in points if point.mean_dice >= highest - FLAT_DICE]
     return min(
         flat,
-        key=lambda point: (point.worst_volume_error, abs(point.threshold - USUAL_THRESHOLD)),
+        key=lambda point: (point.worst_volume_error, abs(point.threshold - UNCALIBRATED)),
     )
-
-
-@torch.no_grad()
-def move_threshold(model: nn.Module, threshold: float) -> None:
-    """Shift a network's logits so that a probability of `threshold` becomes 0.5.
-
-    The order of voxels by probability stays what it was.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        With its last convolution as ``model.head``, as BAGAU-Net and the U-Net have it; changed
-        in place.
-    threshold : float
-        Between 0 and 1, both excluded.
-    """
-    head: Any = model.head
-    head.bias -= math.log(threshold / (1 - threshold))

@@ -167,7 +167,7 @@ def _text(text: str) -> str:
 
 
 def _with_references(markdown: str) -> str:
-    """Number the citations of a page, and list their references where it asks for them."""
+    """Turn citations into numbers, and list their references where the page asks for it."""
     keys = list(dict.fromkeys(re.findall(r"@(\w+)", " ".join(_CITATION.findall(markdown)))))
     if not keys:
         return markdown

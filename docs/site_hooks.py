@@ -25,7 +25,7 @@ from bagau_bids.reports.methods import render_methods
 
 _DATA = files("bagau_bids.data")
 _PLACE = re.compile(r"^\[[^\]]+\]\(\.\./bagau_bids/([\w./-]+)\)$", re.MULTILINE)
-_CITATION = re.compile(r"\[(@\w+(?:; @\w+)*)\]")
+_CITATION = re.compile(r"\[(@\w+(?:;\s+@\w+)*)\]")
 _DOI = re.compile(r"(?<![\w/`\[])doi:(10\.\d{4,}/[\w.;()/-]*\w)")
 _FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
@@ -146,7 +146,7 @@ def columns_markdown(table: str) -> str:
     rows = []
     for name, about in column_descriptions(table).items():
         levels = "; ".join(
-            f"`{level}`: {_text(meaning)}" for level, meaning in about.get("Levels", {}).items()
+            f"`{level}`: {_text(meaning.removesuffix('.'))}" for level, meaning in about.get("Levels", {}).items()
         )
         meaning = " ".join(part for part in (_text(about["Description"]), levels) if part)
         rows.append((f"`{name}`", meaning, _text(about.get("Units", ""))))

@@ -96,9 +96,16 @@ def test_an_output_that_nothing_describes_is_refused(hooks):
         hooks._readme_meaning("sub-01_new.tsv", {"*_old.tsv": "old"})
 
 
+def test_nothing_of_the_sources_is_left_unfilled(site):
+    for page in site.glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "[@" not in text, page.name
+        assert "../bagau_bids/" not in text, page.name
+
+
 def test_citations_are_numbered_and_listed_once(hooks):
     made = hooks.on_page_markdown(
-        "By [@n4] and [@bids; @n4].\n\n[All](../bagau_bids/data/citation/references.bib)"
+        "By [@n4] and [@bids;\n@n4].\n\n[All](../bagau_bids/data/citation/references.bib)"
     )
     assert '[<a href="#reference-1">1</a>]' in made
     assert '[<a href="#reference-2">2</a>, <a href="#reference-1">1</a>]' in made

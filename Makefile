@@ -71,4 +71,4 @@ test-images: $(VENV)/.installed-dev
 	$(BIN)/pytest $(PYTEST_OPTIONS) -m container
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/site

@@ -116,7 +116,8 @@ def names_markdown() -> str:
             meaning = entry.get("sidecar", {}).get("Description") or _readme_meaning(
                 name, described
             )
-            rows.append((f"`{name}`", _text(meaning)))
+            folder = f"sub-01/{entry['folder']}/" if "folder" in entry else ""
+            rows.append((f"`{folder}{name}`", _text(meaning)))
         parts += [f"### {title}", _table(("file", "what it holds"), rows)]
     return "\n\n".join(parts)
 
@@ -146,7 +147,8 @@ def columns_markdown(table: str) -> str:
     rows = []
     for name, about in column_descriptions(table).items():
         levels = "; ".join(
-            f"`{level}`: {_text(meaning.removesuffix('.'))}" for level, meaning in about.get("Levels", {}).items()
+            f"`{level}`: {_text(meaning.removesuffix('.'))}"
+            for level, meaning in about.get("Levels", {}).items()
         )
         meaning = " ".join(part for part in (_text(about["Description"]), levels) if part)
         rows.append((f"`{name}`", meaning, _text(about.get("Units", ""))))

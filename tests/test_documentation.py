@@ -54,6 +54,7 @@ def root(processed_phantom, tmp_path_factory):
     shutil.copytree(processed_phantom.bids, bids)
     shutil.copytree(processed_phantom.derivatives, derivatives)
     shutil.copytree(derivatives, root / "out")
+    (root / "derivatives").symlink_to(root / "out")
     _data_set(bids, root / "data")
     _labelled(root)
     weights = REPOSITORY / "bagau_bids" / "data" / "weights"
@@ -126,7 +127,8 @@ def carry_out(words, root):
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.M)
         return int(not set(arguments) <= set(targets)), f"targets: {targets}"
     if program == "python":
-        return _check_script(*arguments)
+        statements = arguments[0] == "-c"
+        return _run_statements(*arguments[1:]) if statements else _check_script(*arguments)
     if program not in OTHERS:
         return 127, f"{program}: not a program that pages may use; expected one of {[*OTHERS]}"
     return _check_inside(arguments)
@@ -153,10 +155,17 @@ def _outcome(run):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            code = run()
+            code = run() or 0
         except SystemExit as end:
             code = end.code or 0
     return code, said.getvalue()
+
+
+def _run_statements(text, *arguments):
+    """Run what a page gives to ``python -c``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["-c", *arguments])
+        return _outcome(lambda: exec(text, {"__name__": "__main__"}))
 
 
 def _check_script(script, *arguments):
@@ -212,8 +221,9 @@ def test_commands_are_read_as_bash_reads_them(tmp_path):
 
 def test_options_named_in_pages_exist():
     known = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", _all_help()))
-    # Options of pip, of containers, and of the scripts in benchmarks/.
-    foreign = {"--nv", "--cleanenv", "--index-url", "--build-arg", "--slices"}
+    for script in (REPOSITORY / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r"\"(--[a-z][\w-]*)\"", script.read_text(encoding="utf-8")))
+    foreign = {"--nv", "--cleanenv", "--index-url", "--build-arg"}  # of pip and containers
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         named = set(re.findall(r"`(--[a-z][\w-]*)", text))

@@ -38,6 +38,12 @@ def templateflow_home():
     )
 
 
+@pytest.fixture(scope="session")
+def shared_tools():
+    """Folder with scripts that start services for tests."""
+    return _existing_folder("BAGAU_TEST_TOOLS", REPOSITORY.parent / "shared" / "tools")
+
+
 @dataclass(frozen=True)
 class ProcessedPhantom:
     """Folders of a phantom of one participant, and the exit code of the run over it."""

@@ -34,11 +34,12 @@ NOT_RUN = {
 # Programs of others: what is said of them here is all that is checked.
 OTHERS = {
     "apptainer": "not installed where tests run; what goes to bagau-bids is parsed",
+    "bash": "submits the script that the command before it wrote; tests/test_slurm*.py do so",
+    "datalad": "not installed where tests run",
     "docker": "not installed where tests run; what goes to bagau-bids is parsed",
     "pip": "needs a package index; `make` installs by the same lines before any test",
     "podman": "not installed everywhere; what goes to bagau-bids is parsed",
     "python3.11": "makes a virtual environment, as `make` does before any test",
-    "sbatch": "needs a cluster",
 }
 EXIT_CODES = {  # of commands that do not end with 0, as the page says
     "manual-o3": 1,
@@ -67,6 +68,9 @@ def root(processed_phantom, tmp_path_factory):
         shutil.copy(mask, root / name)
     choice = {"flair": {"acquisition": "3D", "run": [1, 2]}}
     (root / "filter.json").write_text(json.dumps(choice), encoding="utf-8")
+    plugin = "plugin: Linear\n"  # the page's own would submit
+    (root / "slurm.yml").write_text(plugin, encoding="utf-8")
+    (root / "study").symlink_to(root / "data")
     (root / "experiments").symlink_to(REPOSITORY / "experiments")
     return root
 

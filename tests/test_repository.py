@@ -6,12 +6,13 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 
 import bagau_bids
-from bagau_bids.cli.parser import build_parser
+from bagau_bids.cli.parser import build_parser, parse
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +130,9 @@ def machine(tmp_path):
         (tmp_path / name).symlink_to(shutil.which(name))
     for name, body in {
         "sudo": 'shift; exec "$@"',
-        "apt-get": f'[[ "$*" != *install* ]] || {{ cd {tmp_path} && touch "${{@: -1}}" && '
-        'chmod +x "${@: -1}"; }',
+        "apt-get": f'[[ "$*" == *install* ]] || exit 0; cd {tmp_path}; name=${{@: -1}}; '
+        "case $name in slurm-client) name=sbatch ;; munge) name=munged ;; esac; "
+        'touch "$name" && chmod +x "$name"',
     }.items():
         command = tmp_path / name
         command.write_text(f"#!{tmp_path}/bash\n{body}\n", encoding="utf-8")
@@ -167,3 +169,23 @@ def test_pinned_torch_is_one_the_package_accepts(repository):
     constraints = (repository / "constraints.txt").read_text(encoding="utf-8")
     pinned = re.search(r"^torch==([\d.]+)$", constraints, re.MULTILINE)[1]
     assert [int(part) for part in pinned.split(".")] >= [int(part) for part in lowest.split(".")]
+
+
+def test_babs_configuration_is_one_that_the_app_takes(repository, tmp_path):
+    """The arguments that BABS makes of docs/babs.yaml, for a participant and for a session."""
+    config = yaml.safe_load((repository / "docs" / "babs.yaml").read_text(encoding="utf-8"))
+    words = [str(tmp_path), str(tmp_path / "out"), "participant"]
+    for key, value in config["bids_app_args"].items():
+        value = {"$BABS_TMPDIR": "/scratch/work"}.get(value, value)
+        if not key.startswith("$"):
+            words += [key, *([value] if value else [])]
+    subject = config["bids_app_args"]["$SUBJECT_SELECTION_FLAG"]
+    args = parse([*words, "--session-label", "ses-1", subject, "sub-01"])
+    assert args.selection.participant_labels == ("01",)
+    assert args.selection.session_labels == ("1",)
+    assert args.execution.work_dir == Path("/scratch/work")
+    assert (args.processing.offline, args.resources.mem_gb) == (True, 3.6)
+    (version,) = config["zip_foldernames"].values()
+    assert version == bagau_bids.__version__.replace(".", "-")
+    for section in ("singularity_args", "cluster_resources", "script_preamble", "input_datasets"):
+        assert config[section]

@@ -34,7 +34,7 @@ NOT_RUN = {
 # Programs of others: what is said of them here is all that is checked.
 OTHERS = {
     "apptainer": "not installed where tests run; what goes to bagau-bids is parsed",
-    "bash": "submits the script that the command before it wrote; tests/test_slurm*.py do so",
+    "bash": "submits the script that the command before it wrote; tests/test_slurm.py does so",
     "datalad": "not installed where tests run",
     "docker": "not installed where tests run; what goes to bagau-bids is parsed",
     "pip": "needs a package index; `make` installs by the same lines before any test",
@@ -227,7 +227,7 @@ def test_options_named_in_pages_exist():
     known = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", _all_help()))
     for script in (REPOSITORY / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"\"(--[a-z][\w-]*)\"", script.read_text(encoding="utf-8")))
-    foreign = {"--index-url", "--nv", "--gpus", "--userns", "--bind"}  # of pip and containers
+    foreign = {"--index-url", "--nv", "--gpus", "--userns", "--bind", "--gres"}  # of others
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         named = set(re.findall(r"`(--[a-z][\w-]*)", text))

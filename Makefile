@@ -1,6 +1,6 @@
 # Two commands for a fresh machine with Python 3.11:
 #   make demo    phantom data set, participant and group level, true against measured volumes
-#   make test    lint, types, import layers and every test
+#   make test    lint, types, import layers, documentation and every test
 #
 # `make test-images` builds the container images and runs them, where podman and buildah are
 # installed. Continuous integration runs both.
@@ -19,7 +19,7 @@ DEMO_SEED ?= 1
 PYTEST_OPTIONS ?= --durations=15
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint install clean
+.PHONY: help demo test test-images lint docs install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,7 +34,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(PIP_INSTALL) --editable '.[test,lint]'
+	$(PIP_INSTALL) --editable '.[test,lint,docs]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed
@@ -59,11 +59,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run tools/*.sh
 
-test: lint
+# Links, anchors and pages outside the navigation are checked; a warning is an error.
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "Documentation: $(CURDIR)/build/site/index.html"
+
+test: lint docs
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 test-images: $(VENV)/.installed-dev
 	$(BIN)/pytest $(PYTEST_OPTIONS) -m container
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/site

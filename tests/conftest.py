@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -41,6 +42,34 @@ def templateflow_home():
 def shared_tools():
     """Folder with scripts that start services for tests."""
     return _existing_folder("BAGAU_TEST_TOOLS", REPOSITORY.parent / "shared" / "tools")
+
+
+@dataclass(frozen=True)
+class ProcessedPhantom:
+    """Folders of a phantom of one participant, and the exit code of the run over it."""
+
+    bids: Path
+    derivatives: Path
+    exit_code: int
+
+
+@pytest.fixture(scope="session")
+def processed_phantom(tmp_path_factory):
+    """A phantom that went through the whole tool: real steps, no network. Not to be changed."""
+    from bagau_bids.cli.app import main
+    from bagau_bids.training.phantom import make_phantom_dataset
+
+    folder = tmp_path_factory.mktemp("phantom")
+    data, out = folder / "data", folder / "out"
+    make_phantom_dataset(data, subjects=1, seed=1)
+    code = main(
+        [
+            *(str(data), str(out), "participant", "group", "--work-dir", str(folder / "work")),
+            *("--template", "ICBM152NLin2009aSym", "--offline", "--nprocs", "1"),
+            *("--output-spaces", "orig", "ICBM152NLin2009aSym"),
+        ]
+    )
+    return ProcessedPhantom(data, out, code)
 
 
 def _rotation(axis, degrees):

@@ -6,22 +6,13 @@ import pandas as pd
 import pytest
 from table_checks import undescribed
 
-from bagau_bids.cli.app import main
-from bagau_bids.training.phantom import compare_volumes, make_phantom_dataset
+from bagau_bids.training.phantom import compare_volumes
 
 
 @pytest.mark.slow
-def test_phantom_from_data_set_to_group_table(tmp_path):
-    data, out = tmp_path / "data", tmp_path / "out"
-    make_phantom_dataset(data, subjects=1, seed=1)
-    code = main(
-        [
-            *(str(data), str(out), "participant", "group", "--work-dir", str(tmp_path / "work")),
-            *("--template", "ICBM152NLin2009aSym", "--offline", "--nprocs", "1"),
-            *("--output-spaces", "orig", "ICBM152NLin2009aSym"),
-        ]
-    )
-    assert code == 0
+def test_phantom_from_data_set_to_group_table(processed_phantom):
+    data, out = processed_phantom.bids, processed_phantom.derivatives
+    assert processed_phantom.exit_code == 0
     source = nib.load(data / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz")
     mask = nib.load(out / "sub-01" / "anat" / "sub-01_space-orig_label-WMH_mask.nii.gz")
     assert mask.shape == source.shape

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 import bagau_bids
-from bagau_bids.cli import toolbox
 from bagau_bids.cli.parser import build_parser, parse
 
 
@@ -75,17 +74,6 @@ def test_readme_options_exist(readme):
         if word.startswith("-")
     }
     assert used <= known
-
-
-def test_readme_commands_of_the_toolbox_exist(readme):
-    commands = [words[1:] for words in console_commands(readme) if words[0] == "bagau"]
-    assert {words[0] for words in commands} == set(toolbox.SUBCOMMANDS) - {"models"}
-    for words in commands:
-        parser = toolbox.build_parser(words[0], toolbox.load_subcommand(words[0]))
-        own = words[: words.index(">")] if ">" in words else words
-        _, passed_on = parser.parse_known_args(own)
-        assert not passed_on or words[0] in toolbox.PASSING_ON
-        assert set(passed_on) <= app_options()
 
 
 def test_readme_make_targets_exist(repository, readme):

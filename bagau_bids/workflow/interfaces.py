@@ -357,7 +357,7 @@ class Segmentation(Step):
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.network.inference import segment, segment_input
         from bagau_bids.network.slices import add_t1, network_input
-        from bagau_bids.network.weights import load_weights
+        from bagau_bids.network.weights import load_weights, operating_point
 
         set_torch_threads(self.inputs.num_threads)
         flair, affine = load_image(self.inputs.corrected)
@@ -390,8 +390,9 @@ class Segmentation(Step):
                     "Architecture": card["architecture"],
                     "Version": card.get("version"),
                     "SHA256": card["sha256"],
+                    "ThresholdBeforeCalibration": operating_point(model),
                 }
-                for path, card in zip(paths, cards, strict=True)
+                for path, card, model in zip(paths, cards, models, strict=True)
             ],
         }
 

@@ -57,7 +57,7 @@ def draw_strips(args: argparse.Namespace) -> Iterator[Image.Image]:
         result = find_mask(args.derivatives, scan)
         reference = find_mask(args.reference, scan) if args.reference else None
         flair, affine = load(scan.path)
-        brain, _ = load(find_mask(args.derivatives, scan, "desc-brain_mask"))
+        brain, _ = load(find_mask(args.derivatives, scan, "label-brain_mask"))
         found, _ = load(result)
         true = load(reference)[0] == 1 if reference else np.zeros(found.shape, bool)
         yield draw_strip(scan.stem, flair, affine, brain > 0, [found > 0, true], args.slices)

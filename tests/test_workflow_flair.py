@@ -25,6 +25,7 @@ def build(tmp_path):
     template = make_template(tmp_path / "store")
     weights = tmp_path / "w.safetensors"
     weights.touch()
+    weights.with_suffix(".json").touch()
     uris = dict.fromkeys(("t1w", "wm_probseg", "brain_mask"), "bids:templateflow:x")
 
     def build(materials=None, processing=None, resources=None):

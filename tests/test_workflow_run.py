@@ -183,6 +183,7 @@ def test_sidecars_say_where_each_file_comes_from(go, tmp_path):
             "Architecture": "bagau_net",
             "Version": "1",
             "SHA256": "0" * 64,
+            "ThresholdBeforeCalibration": 0.5,
         }
     ]
     assert probseg["Device"] == "cpu"
@@ -293,6 +294,19 @@ def test_other_threshold_runs_only_what_follows_from_it(go, calls, tmp_path):
     go(threshold=0.9)
     assert calls.counts == counts
     assert json.loads(write.read_text())["Threshold"] == 0.9
+
+
+def test_other_card_of_the_weights_runs_the_segmentation_again_and_nothing_else(
+    go, calls, tmp_path
+):
+    go("sub-01")
+    counts = dict(calls.counts)
+    card = tmp_path / "small.json"
+    content = {**json.loads(card.read_text()), "calibration": {"threshold": 0.75}}
+    card.write_text(json.dumps(content))
+    go()
+    changed = {name for name, count in calls.counts.items() if count != counts[name]}
+    assert changed == {"segmentation"}
 
 
 def test_changed_scan_is_computed_anew_under_the_same_name(go, calls, tmp_path):

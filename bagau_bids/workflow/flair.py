@@ -365,6 +365,7 @@ def init_segmentation_wf(
         "segmentation",
         Segmentation(
             weights=list(weights),
+            cards=[path.with_suffix(".json") for path in weights],
             tta=processing.tta,
             device=resources.device,
             batch_size=resources.batch_size,

@@ -336,6 +336,9 @@ class SegmentationInputSpec(StepInputSpec):
     weights = InputMultiObject(
         File(exists=True), mandatory=True, desc="safetensors files; their mean is taken"
     )
+    cards = InputMultiObject(
+        File(exists=True), desc="JSON cards of the weights; a changed one makes the step run again"
+    )
     tta = traits.Bool(False, usedefault=True, desc="average with the mirrored FLAIR's result")
     device = traits.Str("auto", usedefault=True, nohash=True, desc="auto, cpu, cuda or cuda:N")
     batch_size = traits.Int(8, usedefault=True, nohash=True, desc="slices at once")

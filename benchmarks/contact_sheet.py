@@ -1,6 +1,6 @@
 """Show what was found on many scans on one sheet: two rows of slices a scan, outlined.
 
-    python benchmarks/contact_sheet.py BIDS DERIVATIVES SHEET.png [--reference MASKS]
+    python benchmarks/contact_sheet.py BIDS DERIVATIVES SHEET.jpg [--reference MASKS]
 
 The result is outlined in red, the reference, where there is one, in green below it; slices are
 those with the most of either.
@@ -46,7 +46,7 @@ def main() -> None:
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    sheet.quantize(128).save(args.sheet, optimize=True)
+    sheet.save(args.sheet, quality=78)
 
 
 def draw_strips(args: argparse.Namespace) -> Iterator[Image.Image]:

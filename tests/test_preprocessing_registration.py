@@ -268,8 +268,29 @@ def test_a_folded_bspline_is_dropped_for_its_affine(monkeypatch, template):
     found = register_template(flair, affine, brain, template)
     assert found.used.stage == "affine"
     assert "folds" in found.used.note
+    assert len(found.attempts) > 1
     assert found.transform.coefficients is None
     assert any("fell back to the affine" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("stages", "overlaps", "enough"),
+    [
+        (["bspline"], [0.95], True),
+        (["bspline"], [0.5], False),
+        (["affine"], [0.95], False),  # its B-spline was dropped: once more from another start
+        (["affine", "bspline"], [0.95, 0.95], True),
+        (["affine", "bspline"], [0.95, 0.5], False),
+        (["affine"] * 3, [0.95] * 3, True),
+        (["affine"] * 3, [0.95, 0.5, 0.95], False),
+    ],
+)
+def test_a_dropped_bspline_is_tried_again_from_up_to_two_more_starts(stages, overlaps, enough):
+    attempts = [
+        Attempt("", stage, overlap=overlap, mutual_information=0.3)
+        for stage, overlap in zip(stages, overlaps, strict=True)
+    ]
+    assert registration._enough(attempts) is enough
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ MARGIN_MM = 16.0  # field of view around the brain mask
 GOOD_OVERLAP = 0.88  # Dice of the brain masks below which other starts are tried
 GOOD_INFORMATION = 0.10  # mutual information in nats, likewise
 FAILED_OVERLAP = 0.60  # Dice of the brain masks below which there is no registration
+BSPLINE_TRIES = 3  # starts after which an affine that is good enough is taken
 FOLDED_FRACTION = 0.005  # of the brain; a B-spline that folds more than this is implausible
 OVERLAP_LOSS = 0.02  # as is one that overlaps less than its affine by more than this
 
@@ -185,7 +186,7 @@ def register_template(
         attempt, transform = _attempt(name, start, fixed, mask, images, stages, seed, threads)
         attempts.append(attempt)
         transforms.append(transform)
-        if attempt.overlap >= GOOD_OVERLAP and attempt.mutual_information >= GOOD_INFORMATION:
+        if _enough(attempts):
             break
     best = max(range(len(attempts)), key=lambda i: _rank(attempts[i]))
     used = attempts[best]
@@ -527,6 +528,20 @@ def _implausible(bspline: Attempt, affine: Attempt) -> str:
             f"{affine.mutual_information:.3f} to {bspline.mutual_information:.3f}"
         )
     return ""
+
+
+def _enough(attempts: Sequence[Attempt]) -> bool:
+    """Whether no further start is needed.
+
+    A B-spline that was dropped is tried again from other starts: at the edge of what is
+    plausible a few voxels decide, and the affine alone fits much worse.
+    """
+    good = [
+        attempt
+        for attempt in attempts
+        if attempt.overlap >= GOOD_OVERLAP and attempt.mutual_information >= GOOD_INFORMATION
+    ]
+    return len(good) >= BSPLINE_TRIES or any(attempt.stage == "bspline" for attempt in good)
 
 
 def _rank(attempt: Attempt) -> tuple[bool, float]:

@@ -1,9 +1,9 @@
 """``bagau calibrate`` from masks to moved weights; preprocessing has a stand-in."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from labelled_tree import write_labelled_tree
 
 from bagau_bids.cli import toolbox
 from bagau_bids.errors import InputImageError
@@ -24,14 +24,7 @@ AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
 @pytest.fixture
 def labelled_data(tmp_path, monkeypatch):
     """Three subjects of whom the last cannot be preprocessed, and untrained weights."""
-    for subject in ("01", "02", "03"):
-        for folder, name in (
-            ("bids", f"sub-{subject}_FLAIR.nii.gz"),
-            ("masks", f"sub-{subject}_label-WMH_mask.nii.gz"),
-        ):
-            path = tmp_path / folder / f"sub-{subject}" / "anat" / name
-            path.parent.mkdir(parents=True)
-            nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_filename(path)
+    write_labelled_tree(tmp_path, ("01", "02", "03"))
 
     def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
         if labelled.scan.subject == "03":

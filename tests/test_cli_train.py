@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
+from labelled_tree import write_labelled_tree
 
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.train import settings_of
@@ -63,14 +63,7 @@ def test_data_sets_may_be_added():
 def tiny(tmp_path, monkeypatch):
     """Two subjects, a pool of one slice, and stand-ins for preprocessing and the template."""
     bids = tmp_path / "bids"
-    for subject in ("01", "02"):
-        for folder, name in (
-            (bids, f"sub-{subject}_FLAIR.nii.gz"),
-            (tmp_path / "masks", f"sub-{subject}_label-WMH_mask.nii.gz"),
-        ):
-            path = folder / f"sub-{subject}" / "anat" / name
-            path.parent.mkdir(parents=True)
-            nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_filename(path)
+    write_labelled_tree(tmp_path, ("01", "02"))
     (bids / "dataset_description.json").write_text(
         json.dumps({"Name": "Tiny", "BIDSVersion": "1.10.0", "License": "CC0"})
     )

@@ -64,7 +64,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bagau_bids.network.inference import choose_device
-    from bagau_bids.network.weights import load_weights, save_weights, set_operating_point
+    from bagau_bids.network.weights import (
+        inputs_of_card,
+        load_weights,
+        save_weights,
+        set_operating_point,
+    )
     from bagau_bids.training.calibration import best_point, operating_points
     from bagau_bids.training.loop import validate
 
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             "BAGAU-Net or the U-Net"
         )
     device = choose_device(args.device)
-    scans = _scans(args)
+    scans = _scans(args, with_t1="t1" in inputs_of_card(card))
     points = operating_points(model, scans, device)
     for point in points:
         log.info(
@@ -102,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _scans(args: argparse.Namespace) -> "list[TrainingScan]":
-    from bagau_bids.network.weights import inputs_of_card, read_card
+def _scans(args: argparse.Namespace, *, with_t1: bool) -> "list[TrainingScan]":
     from bagau_bids.training.dataset import prepare_scans
 
     labelled = labelled_scans(datasets(args))
@@ -122,7 +126,7 @@ def _scans(args: argparse.Namespace) -> "list[TrainingScan]":
         template_of(args, cache_dir),
         args.registration,
         cache_dir,
-        with_t1="t1" in inputs_of_card(read_card(args.weights)),
+        with_t1=with_t1,
     )
     if not prepared:
         raise ProcessingError(

@@ -22,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy import ndimage
 
+from bagau_bids.spaces import voxel_sizes
+
 DPI = 100
 GAP = 4  # pixels between slices
 FOOTER = 34  # pixels below the slices, for the line that names the convention
@@ -97,7 +99,7 @@ def planes_shown(affine: np.ndarray) -> tuple[int, ...]:
     A volume with spacings within 1.5 of each other counts as three-dimensional and has all:
     axial, coronal, sagittal. Of any other only the slices that were scanned are worth showing.
     """
-    spacing = _spacing(affine)
+    spacing = voxel_sizes(affine)
     axis = int(np.argmax(spacing))
     return (axis,) if spacing[axis] > 1.5 * np.median(spacing) else (2, 1, 0)
 
@@ -163,7 +165,7 @@ def mosaic(
     width : int
         Width of the picture in pixels.
     """
-    spacing = _spacing(affine)
+    spacing = voxel_sizes(affine)
     bounds = [_crop(region, axis, spacing[axis]) for axis in range(3)]
     room = (width - GAP * (columns + 1)) / columns
     tiles: list[Tile] = []
@@ -337,10 +339,6 @@ def display_window(data: np.ndarray, brain_mask: np.ndarray) -> tuple[float, flo
     low, high = (float(value) for value in np.percentile(values, [1, 99.7]))
     low = max(low - 0.15 * (high - low), float(np.min(data)))
     return (low, high) if high > low else (low, low + 1.0)
-
-
-def _spacing(affine: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
 
 
 def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:

@@ -372,7 +372,13 @@ def _nodes(workflow: "pe.Workflow") -> list[Any]:
 
 @contextmanager
 def _own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
-    """Keep other runs out of a scan's work folder, and empty it first where that was asked for."""
+    """Keep other runs out of a scan's work folder, and empty it first where that was asked for.
+
+    What an earlier run left there to say why a step failed is removed in any case: some steps of
+    this run may fail without a word of their own, and begin where it cannot be seen.
+    """
+    from bagau_bids.workflow.interfaces import FAILURE_FILE
+
     folder = _work_folder(config, scan)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a") as lock:
@@ -389,6 +395,8 @@ def _own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
             for item in folder.iterdir():
                 if item.is_dir():
                     shutil.rmtree(item)
+        for stale in list(folder.rglob(FAILURE_FILE)):
+            stale.unlink(missing_ok=True)
         yield
 
 
@@ -478,7 +486,6 @@ class _Tracker:
     def status(self, node: Any, status: str) -> None:
         """Take note of what nipype says of a node: ``start``, ``end`` or ``exception``."""
         from bagau_bids.workflow.flair import STEPS
-        from bagau_bids.workflow.interfaces import FAILURE_FILE
 
         scan = self._scans[node.fullname.split(".")[1]]
         if status == "exception":
@@ -486,7 +493,6 @@ class _Tracker:
         if scan in self._troubles or scan in self.failed:
             return  # nipype's Linear plugin reports the end of nodes that it skipped
         if status == "start":
-            Path(node.output_dir(), FAILURE_FILE).unlink(missing_ok=True)
             self._started[node.fullname] = time.monotonic()
             self._progress.step_started(scan.stem, node.name)
         elif status == "end":

@@ -133,35 +133,46 @@ def test_network_input_does_not_depend_on_gain_and_offset():
 @pytest.mark.parametrize("thickness_mm", [0.6, 0.8, 1.0, 1.2, 2.0, 2.9])
 def test_thin_slices_are_averaged_to_three_mm(thickness_mm):
     """Oracle: the image as a staircase of 0.01 mm steps, averaged over 3 mm about each middle."""
-    image = np.random.default_rng(0).random((12, 2, 3)).astype(np.float32)
+    image = np.random.default_rng(0).random((2, 3, 12)).astype(np.float32)
     steps = round(thickness_mm / 0.01)
-    staircase = np.repeat(image, steps, axis=0)
+    staircase = np.repeat(image, steps, axis=2)
     expected = []
-    for number in range(len(image)):
+    for number in range(image.shape[2]):
         middle = number * steps + steps / 2
-        first, last = max(0, round(middle - 150)), min(len(staircase), round(middle + 150))
-        expected.append(staircase[first:last].mean(axis=0))
+        first, last = max(0, round(middle - 150)), min(staircase.shape[2], round(middle + 150))
+        expected.append(staircase[..., first:last].mean(axis=2))
     result = average_thin_slices(image, thickness_mm)
     assert result.dtype == np.float32
-    np.testing.assert_allclose(result, expected, atol=2e-3)
+    np.testing.assert_allclose(result, np.stack(expected, axis=2), atol=2e-3)
 
 
 @pytest.mark.parametrize("thickness_mm", [3.0, 6.5])
 def test_thick_slices_stay_as_they_are(thickness_mm):
-    image = np.random.default_rng(0).random((5, 2, 3)).astype(np.float32)
+    image = np.random.default_rng(0).random((2, 3, 5)).astype(np.float32)
     assert np.array_equal(average_thin_slices(image, thickness_mm), image)
 
 
 def test_thin_scan_looks_to_the_network_like_a_thick_one():
-    """Noise from slice to slice falls to what slices of three times the thickness have."""
-    noise = np.random.default_rng(0).normal(0, 1, (60, 60, 30)).astype(np.float32)
-    brain = np.ones(noise.shape, bool)
-    thin, thick = (
-        network_input(noise, np.diag([1.0, 1.0, mm, 1.0]), brain, np.zeros_like(noise))
-        for mm in (1.0, 3.0)
-    )
-    inner = (slice(5, -5), slice(80, 120), slice(80, 120))
-    assert thin.flair[inner].std() == pytest.approx(thick.flair[inner].std() / 3**0.5, rel=0.03)
+    """The same head cut in slices of 3 mm and of 1 mm, whose noise is sqrt(3) as strong."""
+    random = np.random.default_rng(0)
+    thick = np.full((80, 80, 10), 100.0, np.float32)
+    thick[:, 40:] = 110.0  # grey matter
+    lesion = (slice(20, 30), slice(20, 30), slice(4, 7))
+    thick[lesion] = 150.0
+    thin = np.repeat(thick, 3, axis=2) + random.normal(0, 12 * 3**0.5, (80, 80, 30))
+    thick += random.normal(0, 12, thick.shape)
+    seen = []
+    for flair, thickness_mm in ((thick, 3.0), (thin, 1.0)):
+        affine = np.diag([1.0, 1.0, thickness_mm, 1.0])
+        brain = np.ones(flair.shape, bool)
+        inputs = network_input(flair.astype(np.float32), affine, brain, np.zeros_like(flair))
+        middles = round(3 / thickness_mm) * np.arange(10) + round(3 / thickness_mm) // 2
+        seen.append(inputs.flair[middles, 60:140, 60:140])
+    thick_seen, thin_seen = seen
+    bright, dark = thick_seen[5, 20:30, 20:30], thick_seen[5, 20:30, 5:15]
+    assert thin_seen.std() == pytest.approx(thick_seen.std(), rel=0.02)
+    assert thin_seen[5, 20:30, 20:30].mean() == pytest.approx(bright.mean(), rel=0.05)
+    assert thin_seen[5, 20:30, 5:15].mean() == pytest.approx(dark.mean(), rel=0.25)
 
 
 def test_brain_is_centred():

@@ -134,9 +134,11 @@ def network_input(
     plane, notes = place_plane(mask, affine)
     brain = to_slices(mask, plane) >= 0.5
     thickness_mm = float(voxel_sizes(affine)[2])
+    z_scored = normalise_flair(average_thin_slices(flair, thickness_mm), mask)
+    atlas = to_slices(average_thin_slices(wm_probseg, thickness_mm), plane)
     return NetworkInput(
-        flair=_z_scored_slices(normalise_flair(flair, mask), brain, plane, thickness_mm),
-        atlas=np.clip(average_thin_slices(to_slices(wm_probseg, plane), thickness_mm), 0.0, 1.0),
+        flair=_near_brain(to_slices(z_scored, plane), brain),
+        atlas=np.clip(atlas, 0.0, 1.0),
         brain=brain,
         plane=plane,
         notes=notes,
@@ -168,46 +170,43 @@ def add_t1(
         If the T1w is constant inside the brain mask.
     """
     mask = np.asarray(brain_mask, dtype=bool)
-    z_scored = _z_score(t1, mask, "T1w")
-    thickness_mm = float(voxel_sizes(affine)[2])
-    slices = _z_scored_slices(z_scored, inputs.brain, inputs.plane, thickness_mm)
-    return replace(inputs, t1=slices)
+    averaged = average_thin_slices(t1, float(voxel_sizes(affine)[2]))
+    slices = to_slices(_z_score(averaged, mask, "T1w"), inputs.plane)
+    return replace(inputs, t1=_near_brain(slices, inputs.brain))
 
 
-def _z_scored_slices(
-    z_scored: FloatArray, brain: BoolArray, plane: SlicePlane, thickness_mm: float
-) -> FloatArray:
-    """Slices of a z-scored image, 0 away from the brain."""
-    near = _dilate_in_plane(brain, BRAIN_MARGIN_MM)
-    slices = average_thin_slices(to_slices(z_scored, plane), thickness_mm)
-    return np.where(near, slices, np.float32(0.0))
+def _near_brain(slices: FloatArray, brain: BoolArray) -> FloatArray:
+    """Slices that are 0 away from the brain."""
+    return np.where(_dilate_in_plane(brain, BRAIN_MARGIN_MM), slices, np.float32(0.0))
 
 
-def average_thin_slices(slices: FloatArray, thickness_mm: float) -> FloatArray:
+def average_thin_slices(volume: FloatArray, thickness_mm: float) -> FloatArray:
     """Average each slice with its neighbours to a slab of :data:`SLAB_MM`.
 
     The networks see one slice at a time and have learned mostly from thick ones; the average
-    has a thick slice's noise and sharpness. A neighbour counts by the part of it that lies
-    within the slab; slabs at both ends consist of what there is.
+    has a thick slice's noise and sharpness. Intensities are normalised after it: the noise of
+    thin slices would widen the spread, and lesions would look fainter than in thick ones. A
+    neighbour counts by the part of it that lies within the slab; slabs at both ends consist of
+    what there is.
 
     Parameters
     ----------
-    slices : (Z, H, W) float array
+    volume : (X, Y, Z) float array
     thickness_mm : float
-        Distance from one slice to the next.
+        Distance from one slice to the next, along Z.
 
     Returns
     -------
-    averaged : (Z, H, W) float32 array
-        `slices` itself where they are not thinner than a slab.
+    averaged : (X, Y, Z) float32 array
+        `volume` itself where its slices are not thinner than a slab.
     """
     if thickness_mm >= SLAB_MM:
-        return slices
-    numbers = np.arange(len(slices))
+        return volume
+    numbers = np.arange(volume.shape[2])
     distance_mm = np.abs(numbers[:, None] - numbers) * thickness_mm
     within_mm = np.clip((SLAB_MM + thickness_mm) / 2 - distance_mm, 0.0, thickness_mm)
     weights = (within_mm / within_mm.sum(axis=1, keepdims=True)).astype(np.float32)
-    averaged: FloatArray = np.tensordot(weights, slices, axes=1)
+    averaged: FloatArray = np.asarray(volume, dtype=np.float32) @ weights.T
     return averaged
 
 

@@ -27,7 +27,7 @@ class AugmentationSettings:
     shading: float = 0.3  # largest standard deviation of an added smooth field
     atlas_shift_probability: float = 0.08  # of a registration that failed
     atlas_shift_mm: float = 25.0  # how far it is off then, along each axis, plus or minus
-    atlas_blank_probability: float = 0.02  # of no atlas at all
+    atlas_blank_probability: float = 0.05  # of no atlas at all
 
 
 def augment(

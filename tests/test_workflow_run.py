@@ -376,14 +376,16 @@ def test_scan_without_the_t1w_that_the_network_needs_fails_alone(go, calls, tmp_
     assert names_in(record.parent) == golden(GOLDEN, "sub-02")
 
 
-def test_run_after_a_crash_continues(go, calls):
+def test_run_after_a_crash_continues_and_forgets_its_reason(go, calls, tmp_path):
     calls.fail_on["segmentation"] = (None, ProcessingError("the network stumbled"))
     results, _ = go("sub-01")
     assert results[0].reason == "the network stumbled"
+    assert len(list((tmp_path / "work").rglob("failure.json"))) == 1
     counts = dict(calls.counts)
     del calls.fail_on["segmentation"]
     results, _ = go()
     assert results[0].ok
+    assert not list((tmp_path / "work").rglob("failure.json"))
     assert calls.counts["segmentation"] == counts["segmentation"] + 1
     for step in ("brain_mask", "bias_field", "registration"):
         assert calls.counts[step] == counts[step]

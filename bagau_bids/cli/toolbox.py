@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "import": "make a BIDS data set from labelled data of another layout",
     "models": "list the packaged weights, or show and check a weights file",
     "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
+    "pseudo-labels": "turn results on FLAIRs without masks into labels for training",
     "slurm": "write the script of a SLURM job array that processes a data set",
     "synthetic-pool": "draw synthetic slices to train the segmentation network on",
     "train": "train the segmentation network on masks of your own",

@@ -141,7 +141,7 @@ def test_what_is_missing_is_named(tmp_path, maps, capsys):
     paths = write(tmp_path / "in", maps)
     paths["ventricle_mask"].unlink()
     assert toolbox.main(["pseudo-labels", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
-    assert f"{paths['ventricle_mask']}: no such file" in capsys.readouterr().err
+    assert f"{paths['ventricle_mask']}: 0 such files, expected one" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from bagau_bids.config import TEMPLATES
 from bagau_bids.errors import EXIT_OK, UsageError
 
 
@@ -18,12 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="new folder for the masks, to be given to 'bagau train' with --masks or --extra",
     )
-    parser.add_argument(
-        "--template",
-        choices=TEMPLATES,
-        default=TEMPLATES[0],
-        help="template that was registered (default: %(default)s)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +26,6 @@ def run(args: argparse.Namespace) -> int:
 
     from bagau_bids.training.pseudo_labels import write_pseudo_labels
 
-    count = write_pseudo_labels(args.derivatives, args.output, args.template, tell=print)
+    count = write_pseudo_labels(args.derivatives, args.output, tell=print)
     print(f"{args.output}: labels of {count} scans; look at them before you train on them")
     return EXIT_OK

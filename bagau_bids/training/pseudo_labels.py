@@ -122,7 +122,6 @@ def pseudo_labels(
 def write_pseudo_labels(
     derivatives: Path,
     output_dir: Path,
-    template: str,
     settings: PseudoLabelSettings = PseudoLabelSettings(),
     tell: Callable[[str], None] = lambda line: None,
 ) -> int:
@@ -134,8 +133,6 @@ def write_pseudo_labels(
         What ``bagau-bids`` wrote.
     output_dir : Path
         New folder; the masks get the names of those in `derivatives`.
-    template : str
-        Name of the template that was registered.
     settings : PseudoLabelSettings
     tell : callable
         Gets a line for each scan.
@@ -157,7 +154,7 @@ def write_pseudo_labels(
             "bagau-bids wrote"
         )
     for mask in masks:
-        maps, affine = _read_maps(derivatives, mask, template)
+        maps, affine = _read_maps(derivatives, mask)
         labels = pseudo_labels(
             maps["wmh_probseg"],
             maps["preproc_flair"],
@@ -229,7 +226,7 @@ def _of_size(mask: NDArray, voxels: float) -> NDArray[np.bool_]:
 
 
 def _read_maps(
-    derivatives: Path, mask: LesionMask, template: str
+    derivatives: Path, mask: LesionMask
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float64]]:
     """Read what belongs to a scan, voxels in RAS order."""
     from bagau_bids.preprocessing.conform import read_volume
@@ -237,7 +234,7 @@ def _read_maps(
     maps: dict[str, Any] = {}
     first = None
     for name in MAPS:
-        path = derivative_path(derivatives, mask.entities, name, template=template)
+        path = _map_path(derivatives, mask, name)
         volume = read_volume(path)
         if first is None:
             first = volume
@@ -248,6 +245,17 @@ def _read_maps(
             )
         maps[name], affine = reorient(volume.values.astype(np.float32), volume.affine)
     return maps, affine
+
+
+def _map_path(derivatives: Path, mask: LesionMask, name: str) -> Path:
+    """Where a map lies, whichever template its name holds."""
+    pattern = derivative_path(derivatives, mask.entities, name, template="*")
+    found = sorted(pattern.parent.glob(pattern.name))
+    if len(found) != 1:
+        raise InputImageError(
+            f"{pattern}: {len(found)} such files, expected one; process the scan again"
+        )
+    return found[0]
 
 
 def _write_labels(path: Path, labels: NDArray[np.uint8], like: Path) -> None:

@@ -58,7 +58,7 @@ class Processing:
     skull_strip: str = "auto"
     derivatives: tuple[Path, ...] = ()
     output_spaces: tuple[str, ...] = ("orig",)
-    model: str = "small"
+    model: str = "full"
     weights: tuple[Path, ...] = ()
     tta: bool = False
     threshold: float = 0.5

@@ -304,7 +304,6 @@ def test_debugger_opens_on_a_fault(app_run, calls, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [
-        (("--model", "full"), 127, "full-width weights are not part of this version"),
         (("--weights", "nowhere.safetensors"), 127, "nowhere.safetensors: no such weights file"),
         (("--device", "cuda:99"), 2, "--device cuda:99: PyTorch"),
     ],

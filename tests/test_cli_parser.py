@@ -165,7 +165,7 @@ def test_every_other_option_reaches_the_configuration(config_of, tmp_path):
     plugin.write_text("")
     options = f"""
         --bids-filter-file {filters} --bids-database-dir {tmp_path}/db --bids-database-wipe
-        -d masks={tmp_path} --weights {weights} {plugin} --tta --model full
+        -d masks={tmp_path} --weights {weights} {plugin} --tta --model small
         --threshold 0.3 --min-lesion-size 5
         --random-seed 7 --registration paper --template ICBM152NLin2009aSym
         --templateflow-home {tmp_path}/tf --offline --skull-strip skip --sloppy
@@ -186,7 +186,7 @@ def test_every_other_option_reaches_the_configuration(config_of, tmp_path):
         skull_strip="skip",
         derivatives=(tmp_path,),
         output_spaces=("orig", "ICBM152NLin2009aSym"),
-        model="full",
+        model="small",
         weights=(weights, plugin),
         tta=True,
         threshold=0.3,

@@ -162,16 +162,40 @@ def test_card_with_other_tensors(saved):
     refused(path, r"tensors do not fit bagau_net .*fusion")
 
 
-def test_full_width_is_said_to_follow(monkeypatch, tmp_path):
+def test_packaged_weights_that_are_missing_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(weights.resources, "files", lambda package: tmp_path)
-    with pytest.raises(MissingResourceError, match="--model small.*--weights") as caught:
+    expected = "full.safetensors: the weights 'full' should ship.*--weights"
+    with pytest.raises(MissingResourceError, match=expected) as caught:
         find_weights("full")
     assert caught.value.exit_code == EXIT_MISSING
 
 
-def test_unknown_packaged_name():
-    with pytest.raises(MissingResourceError, match="weights 'huge' should ship"):
-        find_weights("huge")
+@pytest.mark.parametrize(
+    ("name", "largest_mb", "widths"),
+    [
+        ("small", 4, [16, 24, 32, 64, 128]),
+        ("full", 60, [64, 96, 128, 256, 512]),
+        ("brain", 4, None),
+    ],
+)
+def test_packaged_weights_are_whole_and_described(name, largest_mb, widths):
+    path = find_weights(name)
+    assert path.stat().st_size <= largest_mb * 1e6
+    model, card = load_weights(path)  # compares its SHA-256 with the card's
+    assert sum(p.numel() for p in model.parameters()) == card["parameters"]
+    assert card["licence"] == "CC BY 4.0"
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert f"(`{name}`)" in text.splitlines()[0]
+    for heading in ("## Intended use", "## Where it fails", "**Licence of these weights**"):
+        assert heading in text
+    if widths:
+        assert card["config"]["widths"] == widths
+        assert {one["scan"] for one in card["validation"]} == {
+            "sub-tz08_FLAIR",
+            "sub-tz09_FLAIR",
+            "sub-lj26_FLAIR",
+        }
+        assert "multiple sclerosis" in text
 
 
 def test_every_architecture_can_be_built_from_its_card():

@@ -9,7 +9,7 @@ from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
 
 PACKAGED = {
     "small": "lesions, quarter width: the quick model",
-    "full": "lesions, full width",
+    "full": "lesions, full width: the default",
     "brain": "the brain mask",
 }
 

@@ -230,16 +230,11 @@ def find_weights(name: str) -> Path:
     Raises
     ------
     MissingResourceError
-        If this version ships no such weights.
+        If they are not there.
     """
     path = Path(str(resources.files("bagau_bids.data"))) / WEIGHTS_FOLDER / f"{name}.safetensors"
     if path.is_file():
         return path
-    if name == "full":
-        raise MissingResourceError(
-            f"{path}: the full-width weights are not part of this version, they follow with a "
-            "later release; use '--model small', or '--weights PATH' with your own"
-        )
     raise MissingResourceError(
         f"{path}: the weights '{name}' should ship with the package and are missing; "
         "install bagau-bids again, or give '--weights PATH'"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bagau_bids.errors import UsageError
+from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.inference import calibrated, choose_device, segment
@@ -63,6 +63,12 @@ def test_only_slices_with_brain_are_run():
     inputs = network_input(flair, affine, brain, atlas)
     given = np.concatenate([batch[:, 0] for batch, _ in model.seen])
     np.testing.assert_array_equal(given, inputs.flair[2:7])
+
+
+def test_no_white_matter_is_an_error_and_no_empty_mask():
+    flair, affine, brain, atlas = make_scan()
+    with pytest.raises(ProcessingError, match="the network would find no lesion"):
+        segment([Threshold()], flair, affine, brain, atlas * 0)
 
 
 class LeftOfTheFlair(nn.Module):

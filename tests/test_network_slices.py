@@ -13,6 +13,7 @@ from bagau_bids.network.slices import (
     from_slices,
     network_input,
     normalise_flair,
+    require_white_matter,
     place_plane,
     to_slices,
 )
@@ -214,3 +215,24 @@ def test_images_on_different_grids_are_refused():
     flair, brain, affine = head((1.0, 1.0))
     with pytest.raises(ValueError, match="differ in shape"):
         network_input(flair, affine, brain, flair[1:])
+
+
+def test_white_matter_map_that_misses_the_brain_is_refused():
+    _, brain, _ = head((1.0, 1.0))
+    beside = np.where(brain, 0.0, 1.0)
+    with pytest.raises(ProcessingError, match=r"covers 0\.0 % of the brain mask.*about 30 %"):
+        require_white_matter(beside, brain)
+
+
+def test_white_matter_map_on_another_scale_is_refused():
+    _, brain, _ = head((1.0, 1.0))
+    with pytest.raises(ProcessingError, match="whose values go from 0 to 1"):
+        require_white_matter(brain * 0.004, brain)
+
+
+def test_little_white_matter_is_enough():
+    _, brain, _ = head((1.0, 1.0))
+    wm_probseg = np.zeros(brain.shape, np.float32)
+    inside = np.argwhere(brain)
+    wm_probseg[tuple(inside[: len(inside) // 40].T)] = 0.6
+    require_white_matter(wm_probseg, brain)

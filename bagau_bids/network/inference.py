@@ -15,6 +15,7 @@ from bagau_bids.network.slices import (
     NetworkInput,
     from_slices,
     network_input,
+    require_white_matter,
 )
 from bagau_bids.network.weights import inputs_of, operating_point
 
@@ -106,8 +107,14 @@ def segment(
     Returns
     -------
     Segmentation
+
+    Raises
+    ------
+    ProcessingError
+        If the white-matter map hardly covers the brain, or the scan cannot be prepared.
     """
     inputs = network_input(flair, affine, brain_mask, wm_probseg)
+    require_white_matter(wm_probseg, brain_mask)
     return segment_input(models, inputs, brain_mask, device=device, batch_size=batch_size, tta=tta)
 
 

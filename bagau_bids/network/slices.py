@@ -23,6 +23,8 @@ SLAB_MM = 3.0  # thickness that thinner slices are averaged to; thicker ones sta
 BRAIN_MARGIN_MM = 5.0  # FLAIR kept around the brain mask; everything farther out is 0
 Z_SCORE_PERCENTILES = (5.0, 95.0)
 Z_SCORE_LIMITS = (-6.0, 10.0)
+# Of the brain mask, with a white-matter probability of 0.5 or more: 0.26 to 0.32 in whole heads.
+LEAST_WHITE_MATTER = 0.02
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
@@ -143,6 +145,34 @@ def network_input(
         plane=plane,
         notes=notes,
     )
+
+
+def require_white_matter(wm_probseg: FloatArray, brain_mask: BoolArray) -> None:
+    """Refuse a white-matter map that guides to nowhere.
+
+    Networks that are guided by the map find nothing where it is zero, whatever the FLAIR shows,
+    and no lesion is a result that would be believed.
+
+    Parameters
+    ----------
+    wm_probseg : (X, Y, Z) float array
+        White-matter probability map of the template, warped onto the FLAIR's grid.
+    brain_mask : (X, Y, Z) bool array
+        Not empty.
+
+    Raises
+    ------
+    ProcessingError
+        If less than 2 % of the brain mask have a probability of 0.5 or more.
+    """
+    share = float(np.mean(np.asarray(wm_probseg)[np.asarray(brain_mask, dtype=bool)] >= 0.5))
+    if share < LEAST_WHITE_MATTER:
+        raise ProcessingError(
+            f"the registered white-matter map covers {100 * share:.1f} % of the brain mask, "
+            "expected about 30 %: guided by it the network would find no lesion, whatever the "
+            "FLAIR shows; check the field of view, the brain mask, and the template's "
+            "label-WM_probseg, whose values go from 0 to 1"
+        )
 
 
 def add_t1(

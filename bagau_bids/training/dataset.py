@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
-from bagau_bids.network.slices import NetworkInput, SlicePlane, add_t1, network_input
+from bagau_bids.network.slices import (
+    NetworkInput,
+    SlicePlane,
+    add_t1,
+    network_input,
+    require_white_matter,
+)
 from bagau_bids.network.weights import find_weights, read_card
 from bagau_bids.training.code import INPUT_CODE, code_digest
 
@@ -304,6 +310,7 @@ def _preprocess(labelled: LabelledScan, template: "Template", registration: str)
     corrected = correct_bias_field(scan.data, scan.affine, mask)
     registered = register_template(corrected, scan.affine, mask, template, method=registration)
     inputs = network_input(corrected, scan.affine, mask, registered.wm_probseg)
+    require_white_matter(registered.wm_probseg, mask)
     plane = asdict(inputs.plane)
     return {
         "flair": inputs.flair,

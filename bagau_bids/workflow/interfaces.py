@@ -359,7 +359,7 @@ class Segmentation(Step):
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.network.inference import segment, segment_input
-        from bagau_bids.network.slices import add_t1, network_input
+        from bagau_bids.network.slices import add_t1, network_input, require_white_matter
         from bagau_bids.network.weights import load_weights, operating_point
 
         set_torch_threads(self.inputs.num_threads)
@@ -376,6 +376,7 @@ class Segmentation(Step):
         if isdefined(self.inputs.t1w):
             t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
             inputs = network_input(flair, affine, mask, wm_probseg)
+            require_white_matter(wm_probseg, mask)
             inputs = add_t1(inputs, t1, affine, mask)
             result = segment_input(models, inputs, mask, **running)
         else:

@@ -13,8 +13,8 @@ from bagau_bids.network.slices import (
     from_slices,
     network_input,
     normalise_flair,
-    require_white_matter,
     place_plane,
+    require_white_matter,
     to_slices,
 )
 from bagau_bids.spaces import reorient

@@ -6,11 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from synthetic_heads import STILL
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.training.synthesis.acquisition import Grid, average_slabs
 from bagau_bids.training.synthesis.deformation import (
-    PoseSettings,
     head_coordinates,
     nearest_index,
     rotation_matrix,
@@ -25,16 +25,6 @@ from bagau_bids.training.synthesis.fields import Draw, blur, wide_blur
 from bagau_bids.training.synthesis.intensities import IntensitySettings, draw_class_means
 from bagau_bids.training.synthesis.labels import CLASS_NAMES, CLASS_OF, Head, load_head
 from bagau_bids.training.synthesis.lesions import LesionSettings, LesionShapes
-
-STILL = PoseSettings(
-    rotation_sd_deg=(0, 0, 0),
-    scale_sd=0,
-    shear_sd=0,
-    translation_sd_mm=0,
-    mirror_probability=0,
-    elastic_amplitude_mm=(0, 0),
-    tilt_probability=0,
-)
 
 
 def ball(shape, centre, radii):

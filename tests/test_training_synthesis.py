@@ -121,7 +121,7 @@ def test_a_head_may_have_no_lesion(head):
 def test_real_shapes_keep_their_volume(head):
     shape = head.labels.shape
     mask = ball(shape, (25, 60, 45), (4, 5, 4)) | ball(shape, (52, 30, 40), (3, 3, 3))
-    shapes = LesionShapes.from_masks([mask])
+    shapes = LesionShapes.from_masks([mask], head.spacing_mm)
     assert [len(np.unique(c)) for c in shapes.components] == [2]
     only_real = LesionSettings(
         none_probability=0,

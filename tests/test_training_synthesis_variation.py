@@ -28,6 +28,7 @@ from bagau_bids.training.synthesis.intensities import IntensitySettings, add_con
 from bagau_bids.training.synthesis.labels import CLASS_OF, Head
 from bagau_bids.training.synthesis.lesions import (
     LesionSettings,
+    LesionShapes,
     Surroundings,
     draw_lesions,
     paint_lesions,
@@ -278,6 +279,47 @@ def test_dirty_white_matter_surrounds_lesions_and_is_not_labelled():
     assert float((dirty - bare)[halo].min()) > -1e-6
     assert float(dirty[halo].mean()) < float(dirty[lesions].mean()) - 0.1
     torch.testing.assert_close(dirty[~white | lesions], bare[~white | lesions])
+
+
+def test_real_lesions_are_shifted_by_millimetres():
+    mask = np.zeros((12, 14, 16), bool)
+    mask[3:5, 4:6, 5:7] = True
+    shapes = LesionShapes.from_masks([mask], np.array([1.0, 2.0, 4.0]))
+    settings = replace(DEEP, keep_component=(2, 2), shift_sd_mm=4.0)
+    dense = shapes.draw_mask(Midway(0), settings).numpy().reshape(mask.shape)
+    expected = np.zeros_like(mask)
+    expected[7:9, 6:8, 6:8] = True
+    np.testing.assert_array_equal(dense, expected)
+
+
+def test_the_shift_of_real_lesions_has_its_standard_deviation():
+    mask = np.zeros((61, 61, 61), bool)
+    mask[30, 30, 30] = True
+    spacing = np.array([0.5, 1.0, 2.0])
+    shapes = LesionShapes.from_masks([mask], spacing)
+    settings = replace(DEEP, keep_component=(2, 2), shift_sd_mm=3.0)
+    found = [shapes.draw_mask(Draw(seed), settings).reshape(mask.shape) for seed in range(60)]
+    shifts_mm = np.array([(np.argwhere(m.numpy())[0] - 30) * spacing for m in found])
+    np.testing.assert_allclose(shifts_mm.std(axis=0), 3.0, rtol=0.35)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_real_lesions_that_leave_the_grid_are_dropped(axis, sign):
+    mask = np.zeros((6, 7, 8), bool)
+    edge = [slice(None)] * 3
+    edge[axis] = slice(-2, None) if sign > 0 else slice(0, 2)
+    mask[tuple(edge)] = True
+    spacing = np.full(3, 1e3)  # no shift along the other axes
+    spacing[axis] = 1.0
+    shapes = LesionShapes.from_masks([mask], spacing)
+    settings = replace(DEEP, keep_component=(2, 2), shift_sd_mm=float(sign))
+    dense = shapes.draw_mask(Midway(0), settings).numpy().reshape(mask.shape)
+    expected = mask.copy()
+    inner = list(edge)
+    inner[axis] = -2 if sign > 0 else 1
+    expected[tuple(inner)] = False
+    np.testing.assert_array_equal(dense, expected)
 
 
 # Bright structures that are no lesions

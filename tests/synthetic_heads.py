@@ -8,8 +8,19 @@ import numpy as np
 from bagau_bids.preprocessing.registration import Attempt, Registration
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.training import heads
+from bagau_bids.training.synthesis.deformation import PoseSettings
 
 SHAPE, SPACING_MM = (44, 54, 48), 4.0
+
+STILL = PoseSettings(
+    rotation_sd_deg=(0, 0, 0),
+    scale_sd=0,
+    shear_sd=0,
+    translation_sd_mm=0,
+    mirror_probability=0,
+    elastic_amplitude_mm=(0, 0),
+    tilt_probability=0,
+)
 
 
 def ball(centre, radii):

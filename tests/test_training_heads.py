@@ -81,6 +81,7 @@ def test_stored_head_comes_back(prepared, tmp_path):
     for name in ("labels", "affine", "wm_atlas"):
         np.testing.assert_array_equal(getattr(first.head, name), getattr(prepared.head, name))
     assert first.lesions.shape == prepared.lesions.shape
+    np.testing.assert_array_equal(first.lesions.spacing_mm, [4, 4, 4])
     for name in ("voxels", "components"):
         stored, given = getattr(first.lesions, name), getattr(prepared.lesions, name)
         assert len(stored) == len(given) == 3

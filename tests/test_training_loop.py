@@ -15,6 +15,7 @@ from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.training import loop
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.loop import (
+    ScanScore,
     Trainer,
     TrainingData,
     count_steps,
@@ -125,6 +126,102 @@ def test_resuming_with_another_recipe_is_refused(data, tmp_path):
     other = trainer(replace(QUICK, learning_rate=1.0), data, tmp_path / "o")
     with pytest.raises(UsageError, match=r"other settings \(learning_rate: 0.0002 not 1.0\)"):
         other.resume()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.1, 0.1, 0.1, 0.1, 0.1]),
+        # Half a cosine wave from the full rate down to a hundredth of it.
+        ("cosine", [0.1, 0.0855, 0.0505, 0.0155, 0.001]),
+    ],
+)
+def test_learning_rate_follows_its_schedule(data, tmp_path, schedule, expected):
+    settings = replace(QUICK, steps=8, learning_rate=0.1, schedule=schedule)
+    made = trainer(settings, data, tmp_path / "o")
+    used = []
+    for made.step in (0, 2, 4, 6, 8):
+        made._train_step()
+        used.append(made.optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(used, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("adamw", 4 * (1 - 0.1 * 0.5)),  # the decay shrinks a weight by its share
+        ("adam", 4 - 0.1),  # the decay is a gradient like others, and its step has a set length
+    ],
+)
+def test_weight_decay_is_that_of_the_optimizer(data, tmp_path, optimizer, expected):
+    settings = replace(QUICK, optimizer=optimizer, learning_rate=0.1, weight_decay=0.5)
+    made = trainer(settings, data, tmp_path / "o")
+    weight = made.model.head.weight
+    with torch.no_grad():
+        weight.fill_(4.0)
+    weight.grad = torch.zeros_like(weight)
+    made.optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, expected))
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)]
+)
+def test_precision_of_the_network(data, tmp_path, monkeypatch, precision, expected):
+    monkeypatch.setattr(loop, "working_precision", lambda device: torch.bfloat16)
+    made = trainer(replace(QUICK, precision=precision), data, tmp_path / "o")
+    computed = []
+    made.model.head.register_forward_hook(lambda *given: computed.append(given[-1].dtype))
+    made._train_step()
+    assert set(computed) == {expected}
+    assert {weight.dtype for weight in made.model.parameters()} == {torch.float32}
+
+
+def judge_with(monkeypatch, dices):
+    """Let validations give these Dice one after another; return the networks judged."""
+    judged, left = [], iter(dices)
+
+    def validate(model, scans, device):
+        judged.append(model)
+        return [ScanScore("sub-1_FLAIR", next(left), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
+
+    monkeypatch.setattr(loop, "validate", validate)
+    return judged
+
+
+def test_best_weights_are_those_of_the_best_validation(data, tmp_path, monkeypatch):
+    judge_with(monkeypatch, [0.3, 0.6, 0.4])
+    made = trainer(replace(QUICK, steps=6), data, tmp_path / "o", keep_validated=True)
+    (score,) = made.run()
+    assert score.dice == 0.6
+    best, card = load_weights(tmp_path / "o" / "best.safetensors")
+    assert card["recipe"]["step"] == 4
+    kept, _ = load_weights(tmp_path / "o" / "step-000004.safetensors")
+    for name, value in kept.state_dict().items():
+        assert torch.equal(best.state_dict()[name], value), name
+
+
+def test_moving_average_is_what_is_judged_and_exported(data, tmp_path, monkeypatch):
+    judged = judge_with(monkeypatch, [0.5, 0.6])
+    settings = replace(QUICK, ema_decay=0.15, learning_rate=0.05)
+    made = trainer(settings, data, tmp_path / "o")
+    expected, step = made.model.head.weight.detach().clone(), made._train_step
+
+    def step_and_average():
+        loss = step()
+        decay = min(0.15, (1 + made.step) / (10 + made.step))
+        expected.mul_(decay).add_(made.model.head.weight.detach(), alpha=1 - decay)
+        return loss
+
+    monkeypatch.setattr(made, "_train_step", step_and_average)
+    made.run()
+    assert judged == [made.average, made.average]
+    assert (expected - made.model.head.weight).abs().max() > 5e-3
+    for name in ("best", "last"):
+        stored, _ = load_weights(tmp_path / "o" / f"{name}.safetensors")
+        torch.testing.assert_close(
+            stored.head.weight.detach(), expected, atol=1e-3, rtol=1e-3
+        )  # stored in half precision
 
 
 def test_more_steps_may_be_asked_for_on_resuming(data, tmp_path):

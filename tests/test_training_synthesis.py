@@ -6,11 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from synthetic_heads import STILL
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.training.synthesis.acquisition import Grid, average_slabs
 from bagau_bids.training.synthesis.deformation import (
-    PoseSettings,
     head_coordinates,
     nearest_index,
     rotation_matrix,
@@ -25,16 +25,6 @@ from bagau_bids.training.synthesis.fields import Draw, blur, wide_blur
 from bagau_bids.training.synthesis.intensities import IntensitySettings, draw_class_means
 from bagau_bids.training.synthesis.labels import CLASS_NAMES, CLASS_OF, Head, load_head
 from bagau_bids.training.synthesis.lesions import LesionSettings, LesionShapes
-
-STILL = PoseSettings(
-    rotation_sd_deg=(0, 0, 0),
-    scale_sd=0,
-    shear_sd=0,
-    translation_sd_mm=0,
-    mirror_probability=0,
-    elastic_amplitude_mm=(0, 0),
-    tilt_probability=0,
-)
 
 
 def ball(shape, centre, radii):
@@ -131,7 +121,7 @@ def test_a_head_may_have_no_lesion(head):
 def test_real_shapes_keep_their_volume(head):
     shape = head.labels.shape
     mask = ball(shape, (25, 60, 45), (4, 5, 4)) | ball(shape, (52, 30, 40), (3, 3, 3))
-    shapes = LesionShapes.from_masks([mask])
+    shapes = LesionShapes.from_masks([mask], head.spacing_mm)
     assert [len(np.unique(c)) for c in shapes.components] == [2]
     only_real = LesionSettings(
         none_probability=0,

@@ -181,9 +181,8 @@ def prepare_head(
             "there"
         )
     atlas = np.rint(registration.wm_probseg * 255).astype(np.uint8)
-    return TrainingHead(
-        replace(head, wm_atlas=atlas), LesionShapes.from_masks(masks) if masks else None
-    )
+    lesions = LesionShapes.from_masks(masks, head.spacing_mm) if masks else None
+    return TrainingHead(replace(head, wm_atlas=atlas), lesions)
 
 
 def save_training_head(path: Path, prepared: TrainingHead) -> None:
@@ -216,6 +215,7 @@ def load_training_head(path: Path) -> TrainingHead:
             ends = np.cumsum(stored["lesion_counts"])[:-1]
             lesions = LesionShapes(
                 head.labels.shape,
+                head.spacing_mm,
                 tuple(np.split(stored["lesion_voxels"], ends)),
                 tuple(np.split(stored["lesion_components"], ends)),
             )

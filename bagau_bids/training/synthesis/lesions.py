@@ -49,6 +49,8 @@ class LesionShapes:
     ----------
     shape : tuple of int
         (X, Y, Z) of the head's grid.
+    spacing_mm : (3,) array
+        Voxel size of the head's grid.
     voxels : tuple of (N,) int32 arrays
         For each mask, flat indices of its voxels.
     components : tuple of (N,) int16 arrays
@@ -56,11 +58,12 @@ class LesionShapes:
     """
 
     shape: tuple[int, int, int]
+    spacing_mm: np.ndarray
     voxels: tuple[np.ndarray, ...]
     components: tuple[np.ndarray, ...]
 
     @classmethod
-    def from_masks(cls, masks: list[np.ndarray]) -> "LesionShapes":
+    def from_masks(cls, masks: list[np.ndarray], spacing_mm: np.ndarray) -> "LesionShapes":
         """Pack (X, Y, Z) bool masks that lie on the head's grid; 26-connected lesions."""
         voxels, components = [], []
         for mask in masks:
@@ -68,21 +71,25 @@ class LesionShapes:
             flat = np.flatnonzero(numbered)
             voxels.append(flat.astype(np.int32))
             components.append((numbered.ravel()[flat] - 1).astype(np.int16))
-        return cls(masks[0].shape, tuple(voxels), tuple(components))
+        return cls(masks[0].shape, spacing_mm, tuple(voxels), tuple(components))
 
     def draw_mask(self, draw: Draw, settings: LesionSettings) -> torch.Tensor:
-        """Flat uint8 tensor of the head's grid: a random subset of one mask, shifted."""
+        """Flat uint8 tensor of the head's grid: a random subset of one mask, shifted.
+
+        What leaves the grid is dropped.
+        """
         which = draw.integer(0, len(self.voxels))
         voxels, components = self.voxels[which], self.components[which]
         dense = torch.zeros(int(np.prod(self.shape)), dtype=torch.uint8)
         if len(voxels) == 0:
             return dense
         keep = draw.uniforms(int(components.max()) + 1) < draw.uniform(settings.keep_component)
-        shift = [round(draw.normal(settings.shift_sd_mm)) for _ in range(3)]
-        offset = (shift[0] * self.shape[1] + shift[1]) * self.shape[2] + shift[2]
-        moved = torch.from_numpy(voxels.astype(np.int64)) + offset
-        kept = moved[keep[torch.from_numpy(components.astype(np.int64))]]
-        dense[kept[(kept >= 0) & (kept < len(dense))]] = 1
+        shift = [round(draw.normal(settings.shift_sd_mm) / mm) for mm in self.spacing_mm]
+        kept = voxels[keep.numpy()[components]]
+        moved = np.stack(np.unravel_index(kept, self.shape), axis=1) + shift
+        inside = ((moved >= 0) & (moved < self.shape)).all(axis=1)
+        flat = np.ravel_multi_index(tuple(moved[inside].T), self.shape)
+        dense[torch.from_numpy(flat)] = 1
         return dense
 
 

@@ -22,7 +22,8 @@ from bagau_bids.bids.derivatives import claim_origin
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
-WMH, IGNORED = 1, 2  # labels of a target; 2 is "other pathology" in the WMH challenge
+# Labels of a target; what is not judged is "other pathology" in the WMH challenge.
+BACKGROUND, WMH, NOT_JUDGED = 0, 1, 2
 
 ORIGIN_FILE = "pool.json"
 
@@ -130,7 +131,7 @@ def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
         The label that fills at least half of a pixel.
     """
     target = np.zeros((plane.shape[2], plane.size, plane.size), dtype=np.uint8)
-    for label in (IGNORED, WMH):
+    for label in (NOT_JUDGED, WMH):
         target[to_slices(reference == label, plane) >= 0.5] = label
     return target
 

@@ -13,6 +13,7 @@ from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.training import loop
+from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.loop import (
     Trainer,
@@ -252,7 +253,7 @@ def test_network_with_t1_learns_from_it_alone(tmp_path):
 def test_checkpoint_from_before_a_setting_existed_is_resumed(data, tmp_path):
     made = trainer(QUICK, data, tmp_path / "o")
     made.save_checkpoint()
-    path = tmp_path / "o" / loop.CHECKPOINT
+    path = tmp_path / "o" / CHECKPOINT
     state = torch.load(path, weights_only=True)
     del state["settings"]["inputs"]
     torch.save(state, path)

@@ -256,11 +256,10 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    checkpoint = args.output_dir / "checkpoint.pt"
-    if checkpoint.is_file() and not (args.resume or args.prepare_only):
-        raise UsageError(
-            f"{checkpoint}: the folder holds a training; go on with --resume, or name another"
-        )
+    from bagau_bids.training.checkpoint import refuse_overwriting
+
+    if not (args.resume or args.prepare_only):
+        refuse_overwriting(args.output_dir)
 
 
 def _split_of(args: argparse.Namespace, labelled: "Sequence[LabelledScan]") -> "Split":
@@ -302,7 +301,8 @@ def _train(
     import torch
 
     from bagau_bids.training.card import training_card
-    from bagau_bids.training.loop import CHECKPOINT, Trainer, TrainingData
+    from bagau_bids.training.checkpoint import CHECKPOINT
+    from bagau_bids.training.loop import Trainer, TrainingData
     from bagau_bids.training.pool import SlicePool, open_pool, training_shard
 
     if args.threads:

@@ -1,8 +1,6 @@
 """Training of the brain-mask network on synthetic heads, resumable to the step."""
 
-import csv
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,9 @@ from bagau_bids.network.brain_unet import BrainUNet, BrainUNetConfig
 from bagau_bids.network.weights import save_weights
 from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
 from bagau_bids.spaces import resample
+from bagau_bids.training.checkpoint import CHECKPOINT, load_state, save_state
+from bagau_bids.training.curves import append_rows
+from bagau_bids.training.optimisation import cosine_share, move_average
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -26,7 +27,6 @@ from bagau_bids.training.synthesis.engine import (
 )
 from bagau_bids.training.synthesis.labels import Head
 
-CHECKPOINT_NAME = "checkpoint.pt"
 CURVE_NAME = "curve.csv"
 
 
@@ -166,9 +166,9 @@ def train_brain_mask(
     torch.manual_seed(training.seed)
     torch.set_num_threads(training.threads)
     state = _TrainingState(training)
-    checkpoint = out_dir / CHECKPOINT_NAME
+    checkpoint = out_dir / CHECKPOINT
     if resume and checkpoint.exists():
-        state.load(checkpoint)
+        state.take(load_state(checkpoint, torch.device("cpu")))
         report(f"resumed at step {state.step}")
     settings = brain_mask_settings()
     validation = held_out_pairs(held_out, training.validation_heads, training.seed + 1_000_003)
@@ -192,8 +192,8 @@ def train_brain_mask(
                 "validation_worst": round(float(np.min(scores)), 5) if scores else "",
             }
             losses.clear()
-            _append_row(out_dir / CURVE_NAME, row)
-            state.save(checkpoint)
+            append_rows(out_dir / CURVE_NAME, [row])
+            save_state(checkpoint, state.contents())
             report(" ".join(f"{key}={value}" for key, value in row.items()))
     save_weights(
         out_dir / "brain.safetensors",
@@ -235,27 +235,18 @@ class _TrainingState:
         self.optimiser.step()
         self.step += 1
         decay = min(self.training.average_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-            for mean, value in pairs:
-                mean.lerp_(value, 1 - decay)
+        move_average(self.average, self.model, decay)
         return float(loss.detach())
 
-    def save(self, path: Path) -> None:
-        """Write everything needed to go on, by an atomic rename."""
-        temporary = path.with_suffix(".partial")
-        torch.save(self._contents(), temporary)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Read what :meth:`save` wrote; only tensors and plain values are unpickled."""
-        contents = torch.load(path, weights_only=True)
+    def take(self, contents: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`contents` gave."""
         self.step = contents["step"]
         self.model.load_state_dict(contents["model"])
         self.average.load_state_dict(contents["average"])
         self.optimiser.load_state_dict(contents["optimiser"])
 
-    def _contents(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
+        """Everything that is needed to go on."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -267,8 +258,7 @@ class _TrainingState:
 def learning_rate(step: int, training: BrainTraining) -> float:
     """Linear warm-up, then half a cosine down to a hundredth."""
     warm = min(1.0, (step + 1) / training.warmup_steps)
-    progress = min(1.0, step / training.steps)
-    return training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return training.learning_rate * warm * cosine_share(min(1.0, step / training.steps))
 
 
 def dice_at_half(model: nn.Module, volume: NDArray, target: NDArray) -> float:
@@ -298,13 +288,3 @@ def held_out_pairs(heads: Sequence[Head], count: int, seed: int) -> list[tuple[N
         return []
     stream = SyntheticHeads(heads, seed, range(0), brain_mask_settings())
     return [stream.sample(number) for number in range(count)]
-
-
-def _append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one line to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

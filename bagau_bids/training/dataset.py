@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bagau_bids.bids.derivatives import replacing
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
@@ -284,11 +284,8 @@ def _content(path: Path) -> bytes:
 
 
 def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    temporary.replace(path)
 
 
 def _preprocess(labelled: LabelledScan, template: "Template", registration: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ What step number s computes depends on the settings, the data and s alone, so a 
 stopped goes on as if it had not been.
 """
 
-import csv
 import logging
 import math
 import signal
@@ -32,9 +31,17 @@ from bagau_bids.network.weights import (
     save_weights,
 )
 from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
-from bagau_bids.training.curves import TRAINING, VALIDATION, save_curves
+from bagau_bids.training.checkpoint import CHECKPOINT, load_state, refuse_changes, save_state
+from bagau_bids.training.curves import (
+    TRAINING,
+    VALIDATION,
+    append_rows,
+    drop_rows_after,
+    save_curves,
+)
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
+from bagau_bids.training.optimisation import cosine_share, move_average
 from bagau_bids.training.pool import Shard, SlicePool, join_shards, take_slices
 from bagau_bids.training.settings import (
     ABLATIONS,
@@ -45,10 +52,8 @@ from bagau_bids.training.settings import (
 )
 from bagau_bids.training.widening import widen
 
-CHECKPOINT = "checkpoint.pt"
 FREE_ON_RESUME = ("epochs", "steps", "precision")  # may differ from the run that is resumed
 THRESHOLD = 0.5
-LOWEST_RATE = 0.01  # of the learning rate, at the end of the cosine schedule
 
 log = logging.getLogger(__name__)
 
@@ -320,10 +325,7 @@ class Trainer:
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
         }
-        path = self.output_dir / CHECKPOINT
-        temporary = path.with_name(f".{CHECKPOINT}")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        save_state(self.output_dir / CHECKPOINT, state)
 
     def resume(self) -> None:
         """Go on where the checkpoint of the output folder was saved.
@@ -334,25 +336,16 @@ class Trainer:
             If it was made with other settings.
         """
         path = self.output_dir / CHECKPOINT
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        now = asdict(self.settings)
+        state = load_state(path, self.device)
         then = asdict(TrainingSettings()) | state["settings"]  # older ones lack some settings
-        changed = sorted(
-            name for name in now if then[name] != now[name] and name not in FREE_ON_RESUME
-        )
-        if changed:
-            raise UsageError(
-                f"{path}: made with other settings ("
-                + ", ".join(f"{n}: {then[n]} not {now[n]}" for n in changed)
-                + "); resume with the same, or train into another folder"
-            )
+        refuse_changes(path, "settings", then, asdict(self.settings), FREE_ON_RESUME)
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best_dice = state["step"], state["best_dice"]
         for name in (TRAINING, VALIDATION):
-            _drop_rows_after(self.output_dir / name, self.step)
+            drop_rows_after(self.output_dir / name, self.step)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
@@ -365,8 +358,7 @@ class Trainer:
     def _learning_rate(self) -> float:
         if self.settings.schedule == "constant":
             return self.settings.learning_rate
-        cosine = (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
-        return self.settings.learning_rate * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+        return self.settings.learning_rate * cosine_share(self.step / self.total_steps)
 
     def _train_step(self) -> float:
         """One optimiser step over all micro-batches; returns the mean loss."""
@@ -392,7 +384,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            _move_average(self.average, self.model, self.settings.ema_decay, self.step)
+            # The decay grows from 0.1 over the first steps, so that the start is forgotten.
+            decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+            move_average(self.average, self.model, decay)
         return total
 
     def _varied(
@@ -439,7 +433,7 @@ class Trainer:
 
     def _validate(self) -> None:
         scores = validate(self._judged(), self.data.validation, self.device)
-        _append_rows(
+        append_rows(
             self.output_dir / VALIDATION,
             [{"step": self.step, **_rounded(asdict(score))} for score in scores],
         )
@@ -476,7 +470,7 @@ class Trainer:
             "learning_rate": self._learning_rate(),
             "seconds_per_step": seconds_per_step,
         }
-        _append_rows(self.output_dir / TRAINING, [_rounded(row)])
+        append_rows(self.output_dir / TRAINING, [_rounded(row)])
         log.info(
             "step %d of %d: loss %.4f, %.2f s a step",
             self.step,
@@ -486,43 +480,8 @@ class Trainer:
         )
 
 
-@torch.no_grad()
-def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of parameters and batch-norm statistics.
-
-    The decay grows from 0.1 to `decay` over the first steps, so that the start is forgotten.
-    """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    current = model.state_dict()
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(current[name], weight)
-        else:
-            value.copy_(current[name])
-
-
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
-
-
-def _append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        return
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Forget log lines of steps that will be done again."""
-    if not path.is_file():
-        return
-    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
-    path.write_text("".join([header, *kept]), encoding="utf-8")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ On disk a shard is three ``.npy`` files, which are mapped and not read::
 Beside them, ``pool.json`` says from what a synthetic pool was drawn.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import claim_origin
+from bagau_bids.bids.derivatives import claim_origin, replacing
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
@@ -148,17 +147,14 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
     shard : Shard
         Float atlas in [0, 1].
     """
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         "flair": shard.flair.astype(np.float16),
         "atlas": np.rint(shard.atlas * 255).astype(np.uint8),
         "target": shard.target.astype(np.uint8),  # last: its presence completes the shard
     }
     for kind, array in arrays.items():
-        temporary = folder / f".{name}_{kind}.{os.getpid()}"
-        with temporary.open("wb") as stream:
+        with replacing(folder / f"{name}_{kind}.npy") as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
-        temporary.replace(folder / f"{name}_{kind}.npy")
 
 
 def join_shards(shards: Sequence[Shard]) -> Shard:

@@ -1,5 +1,6 @@
 """Training of the brain-mask network on synthetic heads, resumable to the step."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,18 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from bagau_bids.network.brain_unet import BrainUNet, BrainUNetConfig
+from bagau_bids.network.inference import choose_device
 from bagau_bids.network.weights import save_weights
 from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
 from bagau_bids.spaces import resample
-from bagau_bids.training.checkpoint import CHECKPOINT, load_state, save_state
-from bagau_bids.training.curves import append_rows
+from bagau_bids.training.checkpoint import (
+    CHECKPOINT,
+    load_state,
+    refuse_changes,
+    refuse_overwriting,
+    save_state,
+)
+from bagau_bids.training.curves import append_rows, drop_rows_after
 from bagau_bids.training.optimisation import cosine_share, move_average
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
@@ -28,6 +36,7 @@ from bagau_bids.training.synthesis.engine import (
 from bagau_bids.training.synthesis.labels import Head
 
 CURVE_NAME = "curve.csv"
+FREE_ON_RESUME = ("steps", "workers", "threads", "device")  # may differ from the run resumed
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class BrainTraining:
     )
     workers: int = 1
     threads: int = 2
+    device: str = "auto"
 
 
 class SyntheticHeads(IterableDataset):
@@ -153,7 +163,8 @@ def train_brain_mask(
     training : BrainTraining
         Hyper-parameters.
     resume : bool
-        Go on from the checkpoint in ``out_dir``, if there is one.
+        Go on from the checkpoint in ``out_dir``, if there is one; without it a checkpoint there
+        is not overwritten.
     report : callable
         Told of the progress, a line at a time.
 
@@ -161,14 +172,31 @@ def train_brain_mask(
     -------
     BrainUNet
         With the averaged weights.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds a training and `resume` is not asked for, or was made with other
+        settings or label maps.
     """
+    if not resume:
+        refuse_overwriting(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(training.seed)
     torch.set_num_threads(training.threads)
+    identity = {"label maps": _heads_digest(heads), "held out": _heads_digest(held_out)}
     state = _TrainingState(training)
     checkpoint = out_dir / CHECKPOINT
     if resume and checkpoint.exists():
-        state.take(load_state(checkpoint, torch.device("cpu")))
+        contents = load_state(checkpoint, state.device)
+        if "settings" in contents:
+            then = asdict(BrainTraining()) | contents["settings"]
+            refuse_changes(checkpoint, "settings", then, asdict(training), FREE_ON_RESUME)
+            refuse_changes(checkpoint, "label maps", contents["data"], identity)
+        else:  # may be hours of work, and what it was made with cannot be asked any more
+            report(f"{checkpoint}: does not say with which settings; taken to be those given now")
+        state.take(contents)
+        drop_rows_after(out_dir / CURVE_NAME, state.step)
         report(f"resumed at step {state.step}")
     settings = brain_mask_settings()
     validation = held_out_pairs(held_out, training.validation_heads, training.seed + 1_000_003)
@@ -193,7 +221,7 @@ def train_brain_mask(
             }
             losses.clear()
             append_rows(out_dir / CURVE_NAME, [row])
-            save_state(checkpoint, state.contents())
+            save_state(checkpoint, {**state.contents(), "data": identity})
             report(" ".join(f"{key}={value}" for key, value in row.items()))
     save_weights(
         out_dir / "brain.safetensors",
@@ -203,17 +231,28 @@ def train_brain_mask(
     return state.average
 
 
+def _heads_digest(heads: Sequence[Head]) -> str:
+    """SHA-256 of label maps, in hexadecimal."""
+    digest = hashlib.sha256()
+    for head in heads:
+        digest.update(f"{head.labels.shape}".encode())
+        digest.update(np.ascontiguousarray(head.labels).tobytes())
+        digest.update(np.asarray(head.affine, np.float64).tobytes())
+    return digest.hexdigest()
+
+
 class _TrainingState:
     """Network, its moving average, optimiser and step count."""
 
     def __init__(self, training: BrainTraining) -> None:
         self.training = training
+        self.device = choose_device(training.device)
         self.step = 0
-        self.model = BrainUNet(BrainUNetConfig())
+        self.model = BrainUNet(BrainUNetConfig()).to(self.device)
         for parameter in self.model.parameters():
             if parameter.ndim == 5:  # the fast memory layout of 3-D kernels
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-        self.average = BrainUNet(BrainUNetConfig()).eval()
+        self.average = BrainUNet(BrainUNetConfig()).to(self.device).eval()
         self.average.load_state_dict(self.model.state_dict())
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
@@ -225,10 +264,10 @@ class _TrainingState:
         """Take one step and return the loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.training)
-        image = volume.float()[None, None].to(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.model(image)
-        loss = brain_loss(logits.float(), target.float()[None, None])
+        image, wanted = (one.to(self.device).float()[None, None] for one in (volume, target))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(image.to(memory_format=torch.channels_last_3d))
+        loss = brain_loss(logits.float(), wanted)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -248,6 +287,7 @@ class _TrainingState:
     def contents(self) -> dict[str, Any]:
         """Everything that is needed to go on."""
         return {
+            "settings": asdict(self.training),
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -263,9 +303,10 @@ def learning_rate(step: int, training: BrainTraining) -> float:
 
 def dice_at_half(model: nn.Module, volume: NDArray, target: NDArray) -> float:
     """Dice at 0.5 of a prediction and a soft target, both (D, H, W)."""
+    device = next(model.parameters()).device
     with torch.inference_mode():
-        logits = model(torch.from_numpy(volume.astype(np.float32))[None, None])
-    found, true = (logits[0, 0] > 0).numpy(), target > 0.5
+        logits = model(torch.from_numpy(volume.astype(np.float32))[None, None].to(device))
+    found, true = (logits[0, 0] > 0).cpu().numpy(), target > 0.5
     return float(2 * (found & true).sum() / max(1, found.sum() + true.sum()))
 
 

@@ -59,6 +59,9 @@ class TrainingScan:
         Labels on that grid: 0 background, 1 WMH, 2 not to be judged.
     affine : (4, 4) array
         Voxel to world of that grid, mm.
+    key : str
+        Its name and a digest of everything that went into it; empty where it is not from
+        :func:`prepare_scan`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class TrainingScan:
     brain_mask: NDArray[np.bool_]
     reference: NDArray[np.uint8]
     affine: NDArray[np.float64]
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,7 @@ def prepare_scan(
         _save_arrays(cached, _preprocess(labelled, template, registration))
     with np.load(cached, allow_pickle=False) as stored:
         scan = _scan_from(labelled, name, {key: stored[key] for key in stored.files})
+    scan = replace(scan, key=cached.stem)
     return scan if t1w is None else _with_t1(scan, labelled, t1w, cached)
 
 
@@ -271,7 +276,8 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
         _save_arrays(of_t1, {"t1": inputs.t1, "notes": np.array(t1.notes, dtype=np.str_)})
     with np.load(of_t1, allow_pickle=False) as stored:
         notes = (*scan.inputs.notes, *stored["notes"].tolist())
-        return replace(scan, inputs=replace(scan.inputs, t1=stored["t1"], notes=notes))
+        inputs = replace(scan.inputs, t1=stored["t1"], notes=notes)
+    return replace(scan, inputs=inputs, key=of_t1.stem)
 
 
 def _content(path: Path) -> bytes:

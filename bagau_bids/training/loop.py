@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from bagau_bids.network.weights import (
     save_weights,
 )
 from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
+from bagau_bids.training.calibration import note_lost_calibration
 from bagau_bids.training.checkpoint import CHECKPOINT, load_state, refuse_changes, save_state
 from bagau_bids.training.curves import (
     TRAINING,
@@ -42,7 +43,14 @@ from bagau_bids.training.curves import (
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
 from bagau_bids.training.optimisation import cosine_share, move_average
-from bagau_bids.training.pool import Shard, SlicePool, join_shards, take_slices
+from bagau_bids.training.pool import (
+    Shard,
+    SlicePool,
+    join_shards,
+    pool_digest,
+    take_slices,
+    training_shard,
+)
 from bagau_bids.training.settings import (
     ABLATIONS,
     INPUTS,
@@ -69,11 +77,33 @@ class TrainingData:
     synthetic : SlicePool or None
     validation : sequence of TrainingScan
         Whole scans of held-out subjects.
+    training_keys : sequence of str
+        What identifies the scans of `real`, in their order.
     """
 
     real: SlicePool | None
     synthetic: SlicePool | None
     validation: Sequence[TrainingScan]
+    training_keys: Sequence[str] = ()
+
+    @classmethod
+    def of_scans(
+        cls,
+        training: Sequence[TrainingScan],
+        validation: Sequence[TrainingScan],
+        synthetic: SlicePool | None = None,
+    ) -> Self:
+        """Take all slices with brain of the scans to train on."""
+        real = SlicePool([training_shard(scan.inputs, scan.reference) for scan in training])
+        return cls(real, synthetic, validation, [scan.key for scan in training])
+
+    def identity(self) -> dict[str, Any]:
+        """Tell these data from others, by part, as a checkpoint can hold it."""
+        return {
+            "training": list(self.training_keys),
+            "validation": [scan.key for scan in self.validation],
+            "synthetic_pool": None if self.synthetic is None else pool_digest(self.synthetic),
+        }
 
 
 @dataclass(frozen=True)
@@ -246,6 +276,7 @@ class Trainer:
         self.model: nn.Module = network.to(self.device, memory_format=torch.channels_last)
         self.average = network_of(settings).to(self.device) if settings.ema_decay else None
         self.optimizer = self._make_optimizer()
+        self.initial_weights: dict[str, str] | None = None  # file and SHA-256
         self.step = 0
         self.best_dice = -1.0
         self.augmentation = AugmentationSettings()
@@ -271,8 +302,10 @@ class Trainer:
                 f"expected {self.settings.architecture} with {self.model.config}, or with widths "
                 "that divide these: change --width, --architecture or --ablation"
             ) from error
+        note_lost_calibration(weights, other)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
+        self.initial_weights = {"file": weights.name, "sha256": card["sha256"]}
 
     def run(self) -> list[ScanScore]:
         """Train to the last step, or until SIGTERM or SIGINT.
@@ -319,6 +352,8 @@ class Trainer:
         """Write everything that ``--resume`` needs, by an atomic rename."""
         state = {
             "settings": asdict(self.settings),
+            "data": self.data.identity(),
+            "initial_weights": self.initial_weights,
             "step": self.step,
             "best_dice": self.best_dice,
             "model": self.model.state_dict(),
@@ -327,18 +362,25 @@ class Trainer:
         }
         save_state(self.output_dir / CHECKPOINT, state)
 
-    def resume(self) -> None:
+    def resume(self, weights: Path | None = None) -> None:
         """Go on where the checkpoint of the output folder was saved.
+
+        Parameters
+        ----------
+        weights : Path or None
+            Those that the training is said to have started from; None for those that the
+            checkpoint names.
 
         Raises
         ------
         UsageError
-            If it was made with other settings.
+            If it was made with other settings, on other data or from other weights.
         """
         path = self.output_dir / CHECKPOINT
         state = load_state(path, self.device)
         then = asdict(TrainingSettings()) | state["settings"]  # older ones lack some settings
         refuse_changes(path, "settings", then, asdict(self.settings), FREE_ON_RESUME)
+        self._check_origin(path, state, weights)
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -346,6 +388,31 @@ class Trainer:
         self.step, self.best_dice = state["step"], state["best_dice"]
         for name in (TRAINING, VALIDATION):
             drop_rows_after(self.output_dir / name, self.step)
+
+    def _check_origin(self, path: Path, state: Mapping[str, Any], weights: Path | None) -> None:
+        """Compare data and initial weights with those of a checkpoint, and take over the latter.
+
+        A checkpoint from before these were kept is gone on from all the same: it may be days of
+        work, and what it was made with cannot be asked any more.
+        """
+        given = None
+        if weights is not None:
+            given = {"file": weights.name, "sha256": load_weights(weights)[1]["sha256"]}
+        if "data" not in state:
+            log.warning(
+                "%s: from a version that did not keep which data and initial weights it was made "
+                "with; they are taken to be those given now",
+                path,
+            )
+            self.initial_weights = given
+            return
+        refuse_changes(path, "data", state["data"], self.data.identity())
+        self.initial_weights = state["initial_weights"]
+        if given is not None:
+            then = (self.initial_weights or {}).get("sha256")
+            refuse_changes(
+                path, "initial weights", {"SHA-256": then}, {"SHA-256": given["sha256"]}
+            )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
@@ -454,6 +521,8 @@ class Trainer:
         recipe = {**asdict(self.settings), "step": self.step, "total_steps": self.total_steps}
         card = {
             **self.card,
+            "initial_weights": self.initial_weights and self.initial_weights["file"],
+            "initial_weights_sha256": self.initial_weights and self.initial_weights["sha256"],
             "recipe": {**recipe, "augmentation": asdict(self.augmentation)},
             "validation": [_rounded(asdict(score)) for score in scores],
         }

@@ -9,6 +9,8 @@ On disk a shard is three ``.npy`` files, which are mapped and not read::
 Beside them, ``pool.json`` says from what a synthetic pool was drawn.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +204,63 @@ def claim_pool(folder: Path, origin: Mapping[str, Any]) -> None:
             "drawn from, expected a new folder or a pool to go on with; name another folder"
         )
     claim_origin(path, origin)
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """Read from what a pool was drawn; None where its folder does not say.
+
+    Raises
+    ------
+    UsageError
+        If the file that says it cannot be read.
+    """
+    path = folder / ORIGIN_FILE
+    if not path.is_file():
+        return None
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: not a JSON file ({error}), expected what 'bagau synthetic-pool' wrote; "
+            "copy the pool again"
+        ) from error
+    if not isinstance(origin, dict):
+        raise UsageError(
+            f"{path}: found a {type(origin).__name__}, expected a JSON object as "
+            "'bagau synthetic-pool' writes it; copy the pool again"
+        )
+    return origin
+
+
+def describe_pool(pool: SlicePool, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in the card of weights what their synthetic slices are.
+
+    Parameters
+    ----------
+    pool : SlicePool
+    origin : mapping
+        As :func:`read_origin` gives it; empty where it is not known.
+    """
+    counts = {"slices": len(pool)}
+    if "volumes_per_shard" in origin:
+        counts["volumes"] = len(pool.shards) * origin["volumes_per_shard"]
+    return {**origin, **counts}
+
+
+def pool_digest(pool: SlicePool) -> str:
+    """SHA-256 that tells a pool from others, without reading all of it.
+
+    Returns
+    -------
+    digest : str
+        In hexadecimal; of the number of slices and the first slice of each shard, in order.
+    """
+    digest = hashlib.sha256()
+    for shard in pool.shards:
+        digest.update(f"{shard.flair.shape}".encode())
+        for array in (shard.flair, shard.atlas, shard.target):
+            digest.update(np.ascontiguousarray(array[:1]).tobytes())
+    return digest.hexdigest()
 
 
 def open_pool(folder: Path) -> SlicePool:

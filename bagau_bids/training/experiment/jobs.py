@@ -40,7 +40,6 @@ from bagau_bids.training.experiment.folds import Fold
 from bagau_bids.training.experiment.threshold import IntensityThreshold, choose_threshold
 from bagau_bids.training.loop import THRESHOLD as CUT
 from bagau_bids.training.loop import Trainer, TrainingData
-from bagau_bids.training.pool import SlicePool, training_shard
 from bagau_bids.training.settings import LoopSettings
 
 COMPLETE, FAILURE = "complete.json", "failure.json"
@@ -229,12 +228,8 @@ def _models(
     if job.system.architecture == THRESHOLD:
         chosen = choose_threshold([scans[one] for one in (*there.training, *there.validation)])
         return [IntensityThreshold(chosen)], {"z_score_threshold": chosen}
-    data = TrainingData(
-        real=SlicePool(
-            [training_shard(scans[one].inputs, scans[one].reference) for one in there.training]
-        ),
-        synthetic=None,
-        validation=[scans[one] for one in there.validation],
+    data = TrainingData.of_scans(
+        [scans[one] for one in there.training], [scans[one] for one in there.validation]
     )
     models, costs = [], []
     for seed in job.system.seeds:

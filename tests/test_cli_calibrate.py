@@ -23,8 +23,8 @@ AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
 
 @pytest.fixture
 def labelled_data(tmp_path, monkeypatch):
-    """Three subjects of whom the last cannot be preprocessed, and untrained weights."""
-    write_labelled_tree(tmp_path, ("01", "02", "03"))
+    """Two subjects, one that cannot be preprocessed, one without lesions, untrained weights."""
+    write_labelled_tree(tmp_path, ("01", "02", "03", "04"))
 
     def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
         if labelled.scan.subject == "03":
@@ -33,7 +33,8 @@ def labelled_data(tmp_path, monkeypatch):
         brain = np.zeros((40, 40, 3), bool)
         brain[5:35, 5:35] = True
         reference = np.zeros(brain.shape, np.uint8)
-        reference[10:20, 10:20, 1] = 1
+        if labelled.scan.subject != "04":
+            reference[10:20, 10:20, 1] = 1
         flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 3 * reference
         inputs = network_input(flair, AFFINE, brain, np.ones_like(flair))
         name = labelled.scan.stem
@@ -68,10 +69,12 @@ def test_weights_stay_and_the_card_says_which_threshold_becomes_one_half(labelle
     points = {point["threshold"]: point for point in card["calibration"]["points"]}
     highest = max(point["mean_dice"] for point in points.values())
     assert points[threshold]["mean_dice"] >= highest - 0.0051
-    assert card["calibration"]["scans"] == ["sub-01", "sub-02"]
+    assert card["calibration"]["scans"] == ["sub-01", "sub-02", "sub-04"]
     assert [score["scan"] for score in card["validation"]] == card["calibration"]["scans"]
     assert card["licence"] == "CC0"
     assert "sub-03 is left out: no brain" in caplog.text
+    assert "volumes are those of 2 scans; sub-04 without lesions in the reference" in caplog.text
+    assert max(point["worst_volume_error"] for point in points.values()) < 100
 
 
 def test_subjects_may_be_chosen(labelled_data):
@@ -87,6 +90,8 @@ def test_mistakes_are_named(labelled_data, capsys):
     assert "expected a name ending in .safetensors" in capsys.readouterr().err
     assert calibrate(labelled_data, weights=find_weights("brain")) == 2
     assert "a network of the brain mask; expected one that finds" in capsys.readouterr().err
+    assert calibrate(labelled_data, "--participant-label", "04") == 2
+    assert "1 scans to calibrate on, none with a lesion (1) in its" in capsys.readouterr().err
     assert calibrate(labelled_data, "--participant-label", "03") == 1
     assert "no scan could be preprocessed, expected at least one" in capsys.readouterr().err
     assert not (labelled_data / "moved.safetensors").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from synthetic_heads import draw_coarsely, register_nothing, write_inputs
 from threadpoolctl import threadpool_info
 
@@ -71,6 +72,39 @@ def test_blas_has_one_thread_while_drawing(pool, monkeypatch):
     monkeypatch.setattr(heads, "synthetic_shards", watched)
     assert pool() == EXIT_OK
     assert set(seen) == {1}
+
+
+def test_device_reaches_the_engine_and_the_origin(pool, monkeypatch):
+    devices = []
+    draw = heads.synthetic_shards
+
+    def watched(some, numbers, seed, device):
+        devices.append(device)
+        return draw(some, numbers, seed, device)
+
+    monkeypatch.setattr(heads, "synthetic_shards", watched)
+    assert pool() == EXIT_OK
+    assert pool("--device", "cpu", volumes=2) == EXIT_OK
+    assert devices == ["cpu", "cpu"]
+    origin = json.loads((pool.folder / "pool.json").read_text())
+    assert (origin["device"], origin["volumes_per_shard"]) == ("cpu", 1)
+
+
+def test_pool_is_what_the_engine_draws_on_the_cpu(pool):
+    assert pool("--seed", "3") == EXIT_OK
+    (expected,) = heads.synthetic_shards(
+        heads.load_training_heads(pool.folder / "heads"), range(1), 3
+    )
+    read = open_pool(pool.folder).shards[0]
+    np.testing.assert_array_equal(read.flair, expected.flair.astype(np.float16))
+    np.testing.assert_array_equal(read.target, expected.target)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is there")
+def test_gpu_that_is_not_there_is_refused_before_any_work(pool, capsys):
+    assert pool("--device", "cuda") == EXIT_USAGE
+    assert "--device cuda: PyTorch" in capsys.readouterr().err
+    assert not pool.folder.exists()
 
 
 def test_unknown_patient_is_refused_before_any_work(pool, capsys):

@@ -1,18 +1,23 @@
 """``bagau train`` and ``bagau models`` from the command line."""
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from labelled_tree import write_labelled_tree
 
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.train import settings_of
+from bagau_bids.config import TEMPLATES
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import find_weights, load_weights, save_weights
 from bagau_bids.training import dataset, loop
+from bagau_bids.training.code import ENGINE_CODE, code_digest
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.pool import training_shard, write_shard
 from bagau_bids.training.settings import TrainingSettings
@@ -77,7 +82,8 @@ def tiny(tmp_path, monkeypatch):
         flair = rng.normal(9, 1, brain.shape).astype(np.float32)
         inputs = network_input(flair, np.eye(4), brain, flair * 0)
         name = labelled.scan.stem
-        return TrainingScan(name, labelled.scan.subject, 0, inputs, brain, reference, np.eye(4))
+        subject, key = labelled.scan.subject, f"{name}_0a"
+        return TrainingScan(name, subject, 0, inputs, brain, reference, np.eye(4), key)
 
     monkeypatch.setattr(dataset, "prepare_scan", prepared)
     monkeypatch.setattr(
@@ -121,6 +127,83 @@ def test_folder_with_a_training_is_not_overwritten(tiny, capsys, caplog):
     assert "holds a training; go on with --resume" in capsys.readouterr().err
     assert train(tiny, "--resume", "--steps", "3") == 0
     assert "step 3 of 3" in caplog.text
+
+
+def test_resuming_with_another_split_or_pool_is_refused(tiny, capsys):
+    assert train(tiny, "--validation", "02") == 0
+    assert train(tiny, "--validation", "01", "--resume") == 2
+    told = capsys.readouterr().err
+    assert "checkpoint.pt: made with other data (training: sub-01_0a not sub-02_0a" in told
+    pool = ("--synthetic-pool", f"{tiny / 'pool'}", "--synthetic-fraction", "0")
+    assert train(tiny, "--validation", "02", "--resume", *pool) == 2
+    assert "synthetic_pool: None not" in capsys.readouterr().err
+
+
+def test_resumed_fine_tuning_keeps_its_initial_weights(tiny, capsys):
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        network = BagauNet(BagauNetConfig((4, 4, 6, 6, 8)))
+        save_weights(tiny / f"{name}.safetensors", network, {})
+    assert train(tiny, "--init", f"{tiny / 'first.safetensors'}") == 0
+    assert train(tiny, "--steps", "3", "--resume") == 0
+    _, card = load_weights(tiny / "out" / "last.safetensors")
+    assert card["initial_weights"] == "first.safetensors"
+    assert train(tiny, "--resume", "--init", f"{tiny / 'second.safetensors'}") == 2
+    assert "made with other initial weights (SHA-256: " in capsys.readouterr().err
+
+
+def claim(folder, **changes):
+    origin = {
+        "label_maps": ["head1.nii.gz"],
+        "lesion_masks": ["patient01_mask.nii.gz"],
+        "template": TEMPLATES[0],
+        "seed": 4,
+        "volumes_per_shard": 10,
+        "engine": code_digest(ENGINE_CODE),
+    }
+    (folder / "pool" / "pool.json").write_text(json.dumps(origin | changes))
+    return "--synthetic-pool", f"{folder / 'pool'}"
+
+
+def test_card_names_what_the_pool_was_drawn_from(tiny, caplog):
+    assert train(tiny, *claim(tiny)) == 0
+    _, card = load_weights(tiny / "out" / "best.safetensors")
+    pool = card["synthetic_pool"]
+    assert pool["label_maps"] == ["head1.nii.gz"]
+    assert pool["lesion_masks"] == ["patient01_mask.nii.gz"]
+    assert (pool["seed"], pool["volumes"], pool["slices"]) == (4, 10, 3)
+    assert "another version of the engine" not in caplog.text
+
+
+def test_pool_of_another_template_is_refused(tiny, capsys):
+    assert train(tiny, *claim(tiny, template="Other")) == 2
+    expected = f"pool.json: slices with the atlas of Other, expected {TEMPLATES[0]}"
+    assert expected in capsys.readouterr().err
+    assert not (tiny / "out").exists()
+
+
+def test_pool_of_another_engine_or_of_unknown_origin_is_told(tiny, caplog):
+    assert train(tiny, *claim(tiny, engine="0123456789")) == 0
+    here = code_digest(ENGINE_CODE)[:8]
+    assert f"another version of the engine (01234567, here {here})" in caplog.text
+    (tiny / "pool" / "pool.json").unlink()
+    assert train(tiny, "--synthetic-pool", f"{tiny / 'pool'}", "--resume", "--steps", "3") == 0
+    assert "pool.json: not there, so nothing tells what the pool was drawn from" in caplog.text
+
+
+@pytest.mark.parametrize("name", toolbox.SUBCOMMANDS)
+def test_every_option_says_what_it_is(name):
+    parser = toolbox.build_parser(name, toolbox.load_subcommand(name))
+    (subparsers,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    chosen = subparsers.choices[name]
+    formatter = chosen._get_formatter()
+    for action in chosen._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        text = formatter._expand_help(action) if action.help else ""
+        words = re.sub(r"\(.*?\)", "", text)
+        assert re.search(r"[a-z]{2}", words), f"{name} {action.dest}: {text!r}"
+        assert "('" not in text, f"{name} {action.dest}: {text!r}"
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ import torch
 
 from bagau_bids.cli import toolbox
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
-from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.network.weights import load_weights, operating_point, save_weights
+from bagau_bids.training.averaging import average_weights
 
 WIDTHS = (4, 4, 6, 6, 8)
 
 
-def write(folder, name, seed, widths=WIDTHS):
+def write(folder, name, seed, widths=WIDTHS, threshold=0.5):
     torch.manual_seed(seed)
     path = folder / f"{name}.safetensors"
-    save_weights(path, BagauNet(BagauNetConfig(widths=widths)), {"name": name})
+    card = {"name": name, "calibration": {"threshold": threshold}}
+    save_weights(path, BagauNet(BagauNetConfig(widths=widths)), card)
     return path
 
 
@@ -29,6 +31,22 @@ def test_every_tensor_is_the_mean_of_its_like(tmp_path):
     assert card["name"] == "step-0"
     assert card["averaged_of"] == [load_weights(path)[1]["sha256"] for path in paths]
     assert card["validation"] == []
+
+
+def test_calibrations_are_not_averaged_and_this_is_told(tmp_path, caplog):
+    paths = [write(tmp_path, f"step-{n}", n, threshold=t) for n, t in enumerate((0.8, 0.5, 0.6))]
+    output = tmp_path / "mean.safetensors"
+    model, _ = average_weights(paths)
+    assert operating_point(model) == 0.5
+    caplog.clear()
+    assert toolbox.main(["average", *map(str, paths), str(output)]) == 0
+    model, card = load_weights(output)
+    assert "calibration" not in card
+    assert operating_point(model) == 0.5
+    assert [record.getMessage().split(" is not")[0] for record in caplog.records] == [
+        f"{paths[0]}: their operating point of 0.80",
+        f"{paths[2]}: their operating point of 0.60",
+    ]
 
 
 def test_networks_of_another_kind_are_refused(tmp_path, capsys):

@@ -1,9 +1,12 @@
 """Where a network calls a voxel a lesion, and moving it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import set_operating_point
 from bagau_bids.training.calibration import (
@@ -11,6 +14,7 @@ from bagau_bids.training.calibration import (
     OperatingPoint,
     best_point,
     operating_points,
+    without_lesions,
 )
 from bagau_bids.training.dataset import TrainingScan
 
@@ -61,6 +65,28 @@ def test_scans_count_alike_and_the_worst_volume_tells():
     for together, one, other in zip(both, first, second, strict=True):
         assert together.mean_dice == pytest.approx((one.mean_dice + other.mean_dice) / 2)
         assert together.worst_volume_error == max(one.worst_volume_error, other.worst_volume_error)
+
+
+def test_scan_without_lesions_counts_in_dice_and_not_in_volumes():
+    diseased = scan_with_best_threshold(0.7)
+    healthy = replace(diseased, name="h", reference=np.zeros_like(diseased.reference))
+    other = replace(healthy, reference=np.where(diseased.reference, 2, 0).astype(np.uint8))
+    device = torch.device("cpu")
+    alone = operating_points(Ramp(), [diseased], device)
+    together = operating_points(Ramp(), [diseased, healthy, other], device)
+    assert without_lesions([diseased, healthy, other]) == ["h", "h"]
+    for one, all_three in zip(alone, together, strict=True):
+        assert all_three.worst_volume_error == one.worst_volume_error
+    # Below 0.7 something is found in the healthy one; where 2 is not judged, from 0.7 on nothing.
+    highest = together[THRESHOLDS.index(0.75)]
+    assert highest.mean_dice == pytest.approx((alone[THRESHOLDS.index(0.75)].mean_dice + 1) / 3)
+
+
+def test_scans_without_any_lesion_are_refused():
+    scan = scan_with_best_threshold(0.7)
+    healthy = replace(scan, reference=np.zeros_like(scan.reference))
+    with pytest.raises(UsageError, match=r"2 scans to calibrate on, none with a lesion \(1\)"):
+        operating_points(Ramp(), [healthy, healthy], torch.device("cpu"))
 
 
 def test_where_dice_is_flat_volumes_decide_and_then_nearness_to_one_half():

@@ -266,6 +266,7 @@ def test_cache_of_the_t1w_follows_the_t1w_alone(tmp_path, labelled, quick_steps,
     second = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
     assert (calls, len(list(cache.iterdir()))) == (["brain"], 3)
     assert not np.array_equal(first.inputs.t1, second.inputs.t1)
+    assert len({without.key, first.key, second.key}) == 3
     np.testing.assert_array_equal(first.inputs.flair, second.inputs.flair)
 
 
@@ -296,4 +297,6 @@ def test_cache_is_used_until_the_input_changes(tmp_path, labelled, quick_steps):
     save(labelled.mask_path, np.zeros((60, 64, 8), np.uint8), np.diag([-2.5, 3, 6, 1.0]))
     prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache")
     assert len(calls) == 3
+    assert first.key == again.key
+    assert (tmp_path / "cache" / f"{first.key}.npz").is_file()
     assert all(p.suffix == ".npz" for p in (tmp_path / "cache").iterdir())

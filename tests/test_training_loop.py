@@ -1,6 +1,7 @@
 """The loop: learns, resumes to the step, stops on a signal, exports what was judged."""
 
 import csv
+import hashlib
 import os
 import signal
 from dataclasses import replace
@@ -11,8 +12,9 @@ import torch
 
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.network.weights import load_weights, operating_point, save_weights
 from bagau_bids.training import loop
+from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.loop import (
     ScanScore,
@@ -47,14 +49,13 @@ def training_scan():
     flair = rng.normal(100, 5, brain.shape).astype(np.float32) + 40 * reference
     affine = np.diag([1.0, 1.0, 5.0, 1.0])
     inputs = network_input(flair, affine, brain, brain.astype(np.float32))
-    return TrainingScan("sub-1_FLAIR", "1", 0, inputs, brain, reference, affine)
+    return TrainingScan("sub-1_FLAIR", "1", 0, inputs, brain, reference, affine, "sub-1_FLAIR_0a")
 
 
 @pytest.fixture
 def data():
     scan = training_scan()
-    pool = SlicePool([training_shard(scan.inputs, scan.reference)])
-    return TrainingData(pool, None, [scan])
+    return TrainingData.of_scans([scan], [scan])
 
 
 def trainer(settings, data, folder, **loop_settings):
@@ -224,6 +225,91 @@ def test_moving_average_is_what_is_judged_and_exported(data, tmp_path, monkeypat
         )  # stored in half precision
 
 
+def other_data(data, what):
+    """The same data but for one thing, and what the message says of it."""
+    (scan,) = data.validation
+    changed = replace(scan, key="sub-1_FLAIR_0b")
+    real = data.real.read(range(3))
+    return {
+        "training": (
+            TrainingData.of_scans([changed], [scan]),
+            "training: sub-1_FLAIR_0a not sub-1_FLAIR_0b",
+        ),
+        "validation": (
+            TrainingData.of_scans([scan], [scan, changed]),
+            "validation: none not sub-1_FLAIR_0b",
+        ),
+        "pool": (replace(data, synthetic=SlicePool([real])), "synthetic_pool: None not [0-9a-f]+"),
+    }[what]
+
+
+@pytest.mark.parametrize("what", ["training", "validation", "pool"])
+def test_resuming_on_other_data_is_refused(data, tmp_path, what):
+    trainer(QUICK, data, tmp_path / "o").save_checkpoint()
+    other, message = other_data(data, what)
+    with pytest.raises(UsageError, match=rf"checkpoint.pt: made with other data \({message}\)"):
+        trainer(QUICK, other, tmp_path / "o").resume()
+
+
+def weights_file(folder, name, seed):
+    path = folder / f"{name}.safetensors"
+    save_weights(path, network_of(replace(QUICK, seed=seed)), {})
+    return path
+
+
+def test_card_of_a_resumed_training_names_the_weights_it_started_from(data, tmp_path):
+    first = weights_file(tmp_path, "first", 5)
+    begun = trainer(QUICK, data, tmp_path / "o")
+    begun.start_from(first)
+    begun.save_checkpoint()
+    resumed = trainer(QUICK, data, tmp_path / "o")
+    resumed.resume()
+    resumed.run()
+    _, card = load_weights(tmp_path / "o" / "last.safetensors")
+    assert card["initial_weights"] == "first.safetensors"
+    assert card["initial_weights_sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+
+
+def test_resuming_from_other_weights_is_refused(data, tmp_path):
+    first, second = (weights_file(tmp_path, name, n) for n, name in enumerate(("a", "b")))
+    digest, other = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second))
+    begun = trainer(QUICK, data, tmp_path / "o")
+    begun.start_from(first)
+    begun.save_checkpoint()
+    trainer(QUICK, data, tmp_path / "o").resume(first)
+    message = rf"made with other initial weights \(SHA-256: {digest} not {other}\)"
+    with pytest.raises(UsageError, match=message):
+        trainer(QUICK, data, tmp_path / "o").resume(second)
+    trainer(QUICK, data, tmp_path / "plain").save_checkpoint()
+    with pytest.raises(UsageError, match=rf"\(SHA-256: None not {digest}\)"):
+        trainer(QUICK, data, tmp_path / "plain").resume(first)
+
+
+def test_checkpoint_from_before_data_were_kept_is_resumed_with_a_warning(data, tmp_path, caplog):
+    first = weights_file(tmp_path, "first", 5)
+    trainer(QUICK, data, tmp_path / "o").save_checkpoint()
+    path = tmp_path / "o" / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    del state["data"], state["initial_weights"]
+    torch.save(state, path)
+    resumed = trainer(QUICK, other_data(data, "training")[0], tmp_path / "o")
+    resumed.resume(first)
+    assert "did not keep which data and initial weights" in caplog.text
+    assert resumed.initial_weights["file"] == "first.safetensors"
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_lost_calibration_of_initial_weights_is_told(data, tmp_path, caplog, threshold):
+    path = tmp_path / "init.safetensors"
+    save_weights(path, network_of(QUICK), {"calibration": {"threshold": threshold}})
+    made = trainer(QUICK, data, tmp_path / "o")
+    made.start_from(path)
+    assert operating_point(made.model) == 0.5
+    told = f"{path}: their operating point of 0.80 is not taken over"
+    assert (told in caplog.text) == (threshold == 0.8)
+    assert ("'bagau calibrate' sets another" in caplog.text) == (threshold == 0.8)
+
+
 def test_more_steps_may_be_asked_for_on_resuming(data, tmp_path):
     trainer(QUICK, data, tmp_path / "o").save_checkpoint()
     trainer(replace(QUICK, steps=9), data, tmp_path / "o").resume()
@@ -349,7 +435,7 @@ def test_network_with_t1_learns_from_it_alone(tmp_path):
 def test_checkpoint_from_before_a_setting_existed_is_resumed(data, tmp_path):
     made = trainer(QUICK, data, tmp_path / "o")
     made.save_checkpoint()
-    path = tmp_path / "o" / loop.CHECKPOINT
+    path = tmp_path / "o" / CHECKPOINT
     state = torch.load(path, weights_only=True)
     del state["settings"]["inputs"]
     torch.save(state, path)

@@ -8,7 +8,11 @@ from bagau_bids.network.slices import PLANE_SIZE, SlicePlane, network_input
 from bagau_bids.training.pool import (
     Shard,
     SlicePool,
+    claim_pool,
+    describe_pool,
     open_pool,
+    pool_digest,
+    read_origin,
     target_slices,
     training_shard,
     write_shard,
@@ -65,6 +69,50 @@ def test_slices_of_another_size_are_refused(tmp_path):
     write_shard(tmp_path, "a", shard(1, 0, size=64))
     with pytest.raises(UsageError, match=r"slices of \[\(64, 64\)\]; expected 200 x 200"):
         open_pool(tmp_path)
+
+
+def test_pools_are_told_apart_by_their_shards():
+    pools = [
+        SlicePool([shard(3, 0), shard(2, 3)]),
+        SlicePool([shard(2, 3), shard(3, 0)]),
+        SlicePool([shard(3, 0)]),
+        SlicePool([shard(3, 0), shard(1, 3)]),
+        SlicePool([shard(3, 0), shard(2, 4)]),
+    ]
+    digests = [pool_digest(pool) for pool in pools]
+    assert len(set(digests)) == len(pools)
+    assert digests[0] == pool_digest(SlicePool([shard(3, 0), shard(2, 3)]))
+
+
+def test_pool_on_disk_is_the_one_that_was_written(tmp_path):
+    write_shard(tmp_path, "a", shard(2, 0))
+    digest = pool_digest(open_pool(tmp_path))
+    assert digest == pool_digest(open_pool(tmp_path))
+    write_shard(tmp_path, "b", shard(2, 2))
+    assert pool_digest(open_pool(tmp_path)) != digest
+
+
+def test_origin_of_a_pool_is_described_as_far_as_it_is_known(tmp_path):
+    pool = SlicePool([shard(3, 0), shard(2, 3)])
+    assert read_origin(tmp_path) is None
+    assert describe_pool(pool, {}) == {"slices": 5}
+    claim_pool(tmp_path, {"seed": 4, "volumes_per_shard": 10})
+    origin = read_origin(tmp_path)
+    assert describe_pool(pool, origin) == {
+        "seed": 4,
+        "volumes_per_shard": 10,
+        "slices": 5,
+        "volumes": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "pool.json: not a JSON file"), ("[]", "pool.json: found a list")]
+)
+def test_damaged_origin_is_refused(tmp_path, text, message):
+    (tmp_path / "pool.json").write_text(text)
+    with pytest.raises(UsageError, match=rf"{message}.*copy the pool again"):
+        read_origin(tmp_path)
 
 
 def test_target_takes_the_label_that_fills_half_of_a_pixel():

@@ -129,8 +129,19 @@ def bids_uri(dataset: str, path: str | Path) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Path to write to; renamed to `path` when the block ends well, removed when it does not."""
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file in one step, by a temporary name in its own folder.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made where missing.
+
+    Yields
+    ------
+    Path
+        To write to; renamed to `path` when the block ends well, removed when it does not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -157,7 +168,7 @@ def write_bytes(path: Path, content: bytes) -> bool:
     """
     if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return False
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
     return True
 
@@ -190,7 +201,7 @@ def copy_file(source: Path, path: Path) -> bool:
     """Copy a file in one step, unless its copy is there already; see `write_bytes`."""
     if _same_content(source, path):
         return False
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
     return True
 
@@ -226,7 +237,7 @@ def place_file(source: Path, path: Path, how: str) -> bool:
     # A rename onto a hard link of the same file does nothing and would leave the other name.
     if how == "hard" and path.exists() and not path.is_symlink() and path.samefile(source):
         return False
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         if how == "symlink":
             temporary.symlink_to(target)
         else:

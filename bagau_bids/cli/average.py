@@ -1,6 +1,8 @@
 """``bagau average``: one network from several checkpoints of a training."""
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
 from bagau_bids.errors import EXIT_OK, UsageError
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the subcommand out; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if args.output.suffix != ".safetensors":
         raise UsageError(f"{args.output}: expected a name ending in .safetensors")
     if args.output.exists():

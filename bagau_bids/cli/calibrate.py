@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bagau_bids.cli import values
 from bagau_bids.cli.labelled import (
+    add_device_option,
     add_mask_options,
     add_registration_option,
     add_template_options,
@@ -51,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_template_options(parser)
     add_registration_option(parser)
-    parser.add_argument("--device", type=values.device, default="auto")
-    parser.add_argument("--threads", metavar="N", type=values.whole_number(1), help="on the CPU")
+    add_device_option(parser, "the network runs")
+    parser.add_argument(
+        "--threads", metavar="N", type=values.whole_number(1), help="threads on the CPU"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
         save_weights,
         set_operating_point,
     )
-    from bagau_bids.training.calibration import best_point, operating_points
+    from bagau_bids.training.calibration import (
+        best_point,
+        operating_points,
+        without_lesions,
+    )
     from bagau_bids.training.loop import validate
 
     if args.threads:
@@ -84,6 +91,13 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     scans = _scans(args, with_t1="t1" in inputs_of_card(card))
     points = operating_points(model, scans, device)
+    bare = without_lesions(scans)
+    if bare:
+        log.info(
+            "volumes are those of %d scans; %s without lesions in the reference, by Dice alone",
+            len(scans) - len(bare),
+            ", ".join(bare),
+        )
     for point in points:
         log.info(
             "threshold %.2f: mean Dice %.3f, volumes wrong by up to %.0f %%",

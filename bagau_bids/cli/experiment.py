@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bagau_bids.cli import values
-from bagau_bids.cli.labelled import add_registration_option, add_template_options, template_of
+from bagau_bids.cli.labelled import (
+    add_device_option,
+    add_registration_option,
+    add_template_options,
+    template_of,
+)
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
 
@@ -86,7 +91,7 @@ def _add_running_options(group: argparse._ArgumentGroup) -> None:
         type=values.whole_number(1),
         help="threads of each job on the CPU (default: the cores divided by --jobs)",
     )
-    group.add_argument("--device", type=values.device, default="auto")
+    add_device_option(group, "networks are trained and run")
     group.add_argument(
         "--set",
         metavar="KEY=VALUE",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bagau_bids.cli import values
 from bagau_bids.config import TEMPLATES, Selection
 from bagau_bids.errors import UsageError
 
@@ -48,8 +49,18 @@ def add_template_options(
     path : callable
         Type of a path on the command line.
     """
-    group.add_argument("--template", choices=TEMPLATES, default=TEMPLATES[0])
-    group.add_argument("--templateflow-home", metavar="PATH", type=path)
+    group.add_argument(
+        "--template",
+        choices=TEMPLATES,
+        default=TEMPLATES[0],
+        help="template whose white-matter map guides the network (default: %(default)s)",
+    )
+    group.add_argument(
+        "--templateflow-home",
+        metavar="PATH",
+        type=path,
+        help="TemplateFlow folder (default: $TEMPLATEFLOW_HOME, then ~/.cache/templateflow)",
+    )
     group.add_argument(
         "--offline", action="store_true", help="never use the network, not even for the template"
     )
@@ -57,7 +68,31 @@ def add_template_options(
 
 def add_registration_option(group: argparse._ActionsContainer) -> None:
     """Add ``--registration``: how the template is brought to each FLAIR."""
-    group.add_argument("--registration", choices=("robust", "paper"), default="robust")
+    group.add_argument(
+        "--registration",
+        choices=("robust", "paper"),
+        default="robust",
+        help="parameters of the registration of the template (default: %(default)s)",
+    )
+
+
+def add_device_option(group: argparse._ActionsContainer, what: str, default: str = "auto") -> None:
+    """Add ``--device``.
+
+    Parameters
+    ----------
+    group : parser or group of a parser
+    what : str
+        What runs there, with its verb, for the help.
+    default : str
+    """
+    group.add_argument(
+        "--device",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        type=values.device,
+        default=default,
+        help=f"where {what}; auto: CUDA if usable (default: %(default)s)",
+    )
 
 
 def datasets(args: argparse.Namespace) -> list[tuple[Path, Path]]:

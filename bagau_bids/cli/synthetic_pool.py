@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bagau_bids.cli import values
-from bagau_bids.cli.labelled import add_template_options, template_of
+from bagau_bids.cli.labelled import add_device_option, add_template_options, template_of
 from bagau_bids.errors import EXIT_OK, UsageError
 
 
@@ -49,8 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scans to draw, a multiple of 10; of each, at most 32 slices are kept "
         "(default: %(default)s)",
     )
-    parser.add_argument("--seed", metavar="SEED", type=values.whole_number(0), default=0)
+    parser.add_argument(
+        "--seed",
+        metavar="SEED",
+        type=values.whole_number(0),
+        default=0,
+        help="of every scan (default: %(default)s)",
+    )
     add_template_options(parser)
+    add_device_option(
+        parser, "scans are drawn, which decides with the seed what they are", default="cpu"
+    )
     parser.add_argument(
         "--threads",
         metavar="N",
@@ -68,10 +77,12 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from bagau_bids.network.inference import choose_device
     from bagau_bids.training.code import ENGINE_CODE, code_digest
-    from bagau_bids.training.heads import draw_pool, prepare_heads
+    from bagau_bids.training.heads import SHARD_VOLUMES, draw_pool, prepare_heads
     from bagau_bids.training.pool import claim_pool, open_pool
 
+    device = choose_device(args.device)
     torch.set_num_threads(args.threads)
     template = template_of(args, args.output_dir / "cache")
     origin = {
@@ -79,13 +90,15 @@ def run(args: argparse.Namespace) -> int:
         "lesion_masks": [path.name for path in masks],
         "template": args.template,
         "seed": args.seed,
+        "device": device.type,  # its noise is another
+        "volumes_per_shard": SHARD_VOLUMES,
         "engine": code_digest(ENGINE_CODE),
     }
     claim_pool(args.output_dir, origin)
     heads = prepare_heads(
         label_maps, template, masks, args.output_dir / "heads", threads=args.threads
     )
-    draw_pool(heads, args.output_dir, args.volumes, args.seed)
+    draw_pool(heads, args.output_dir, args.volumes, args.seed, str(device))
     print(f"{args.output_dir}: {len(open_pool(args.output_dir))} slices")
     return EXIT_OK
 

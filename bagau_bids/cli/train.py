@@ -3,12 +3,13 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bagau_bids.cli import values
 from bagau_bids.cli.labelled import (
+    add_device_option,
     add_mask_options,
     add_registration_option,
     add_template_options,
@@ -84,9 +85,17 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--architecture", choices=choices.ARCHITECTURES, default=RECIPE.architecture
+        "--architecture",
+        choices=choices.ARCHITECTURES,
+        default=RECIPE.architecture,
+        help="network that is trained (default: %(default)s)",
     )
-    group.add_argument("--width", choices=tuple(choices.WIDTHS), default=RECIPE.width)
+    group.add_argument(
+        "--width",
+        choices=tuple(choices.WIDTHS),
+        default=RECIPE.width,
+        help="its channels: full as in the paper, small a quarter of them (default: %(default)s)",
+    )
     group.add_argument(
         "--ablation",
         choices=choices.ABLATIONS,
@@ -100,9 +109,14 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=RECIPE.inputs,
         help="what the U-Net is given: flair, flair t1 or flair atlas; t1 takes the T1w beside "
-        "each FLAIR and leaves out scans without one (default: %(default)s)",
+        f"each FLAIR and leaves out scans without one (default: {' '.join(RECIPE.inputs)})",
     )
-    group.add_argument("--loss", choices=choices.LOSSES, default=RECIPE.loss)
+    group.add_argument(
+        "--loss",
+        choices=choices.LOSSES,
+        default=RECIPE.loss,
+        help="Tversky alone, or with cross-entropy (default: %(default)s)",
+    )
     group.add_argument(
         "--false-negative-weight",
         metavar="ALPHA",
@@ -117,14 +131,32 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         type=float,
         help="the same for synthetic slices (default: as for real ones)",
     )
-    group.add_argument("--optimizer", choices=choices.OPTIMIZERS, default=RECIPE.optimizer)
     group.add_argument(
-        "--lr", metavar="RATE", type=float, default=RECIPE.learning_rate, help="%(default)s"
+        "--optimizer",
+        choices=choices.OPTIMIZERS,
+        default=RECIPE.optimizer,
+        help="adamw decays weights apart from the gradient (default: %(default)s)",
     )
     group.add_argument(
-        "--weight-decay", metavar="W", type=float, default=RECIPE.weight_decay, help="%(default)s"
+        "--lr",
+        metavar="RATE",
+        type=float,
+        default=RECIPE.learning_rate,
+        help="learning rate, at the start where it falls (default: %(default)s)",
     )
-    group.add_argument("--schedule", choices=choices.SCHEDULES, default=RECIPE.schedule)
+    group.add_argument(
+        "--weight-decay",
+        metavar="W",
+        type=float,
+        default=RECIPE.weight_decay,
+        help="of the optimizer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=choices.SCHEDULES,
+        default=RECIPE.schedule,
+        help="of the learning rate; cosine: down to a hundredth (default: %(default)s)",
+    )
     group.add_argument(
         "--batch-size",
         metavar="N",
@@ -139,7 +171,13 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         default=RECIPE.micro_batch_size,
         help="slices at once, gradients being accumulated (default: %(default)s)",
     )
-    group.add_argument("--epochs", metavar="N", type=values.whole_number(1), default=RECIPE.epochs)
+    group.add_argument(
+        "--epochs",
+        metavar="N",
+        type=values.whole_number(1),
+        default=RECIPE.epochs,
+        help="passes over the slices of the scans (default: %(default)s)",
+    )
     group.add_argument(
         "--steps", metavar="N", type=values.whole_number(1), help="optimiser steps, not epochs"
     )
@@ -149,7 +187,8 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         type=values.whole_number(16),
         nargs=2,
         default=RECIPE.crop,
-        help="train on the central X (left-right) x Y (front-back) mm, e.g. 160 192 for speed",
+        help="train on the central X (left-right) x Y (front-back) mm, e.g. 160 192 for speed "
+        f"(default: {RECIPE.crop[0]} {RECIPE.crop[1]})",
     )
     group.add_argument(
         "--ema",
@@ -158,8 +197,19 @@ def _add_recipe_options(group: argparse._ArgumentGroup) -> None:
         default=RECIPE.ema_decay,
         help="judge and export a moving average of the weights, e.g. 0.998 (default: none)",
     )
-    group.add_argument("--random-seed", metavar="SEED", type=int, default=RECIPE.seed)
-    group.add_argument("--precision", choices=choices.PRECISIONS, default=RECIPE.precision)
+    group.add_argument(
+        "--random-seed",
+        metavar="SEED",
+        type=int,
+        default=RECIPE.seed,
+        help="of the drawn split, first weights, batches and augmentation (default: %(default)s)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=choices.PRECISIONS,
+        default=RECIPE.precision,
+        help="auto: bfloat16 where the device is faster with it (default: %(default)s)",
+    )
 
 
 def _add_loop_options(group: argparse._ArgumentGroup) -> None:
@@ -175,14 +225,16 @@ def _add_loop_options(group: argparse._ArgumentGroup) -> None:
         help="keep the weights of every validation, as step-N.safetensors, for 'bagau average'",
     )
     group.add_argument("--prepare-only", action="store_true", help="fill the cache and stop")
-    group.add_argument("--device", type=values.device, default=LOOP.device)
-    group.add_argument("--threads", metavar="N", type=values.whole_number(1), help="on the CPU")
+    add_device_option(group, "the network is trained", LOOP.device)
+    group.add_argument(
+        "--threads", metavar="N", type=values.whole_number(1), help="threads on the CPU"
+    )
     group.add_argument(
         "--validate-every",
         metavar="STEPS",
         type=values.whole_number(1),
         default=LOOP.validate_every,
-        help="%(default)s",
+        help="steps from one validation to the next (default: %(default)s)",
     )
 
 
@@ -191,12 +243,13 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     settings, loop = settings_of(args)
     _check_output(args)
+    origin = _pool_origin(args)
     labelled = labelled_scans(datasets(args), args.exclude)
     split = _split_of(args, labelled)
     scans = _prepare(args, (*split.training, *split.validation))
     if args.prepare_only:
         return EXIT_OK
-    return _train(args, settings, loop, split, scans)
+    return _train(args, settings, loop, split, scans, origin)
 
 
 def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSettings]:
@@ -256,11 +309,40 @@ def settings_of(args: argparse.Namespace) -> tuple[TrainingSettings, LoopSetting
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    checkpoint = args.output_dir / "checkpoint.pt"
-    if checkpoint.is_file() and not (args.resume or args.prepare_only):
+    from bagau_bids.training.checkpoint import refuse_overwriting
+
+    if not (args.resume or args.prepare_only):
+        refuse_overwriting(args.output_dir)
+
+
+def _pool_origin(args: argparse.Namespace) -> dict[str, Any]:
+    """From what the synthetic pool was drawn; empty without a pool, or where it does not say."""
+    if args.synthetic_pool is None:
+        return {}
+
+    from bagau_bids.training.code import ENGINE_CODE, code_digest
+    from bagau_bids.training.pool import ORIGIN_FILE, read_origin
+
+    path = args.synthetic_pool / ORIGIN_FILE
+    origin = read_origin(args.synthetic_pool)
+    if origin is None:
+        log.warning("%s: not there, so nothing tells what the pool was drawn from", path)
+        return {}
+    if origin.get("template") != args.template:
         raise UsageError(
-            f"{checkpoint}: the folder holds a training; go on with --resume, or name another"
+            f"{path}: slices with the atlas of {origin.get('template')}, expected "
+            f"{args.template}, as the scans have; change --template, or draw another pool"
         )
+    engine = code_digest(ENGINE_CODE)
+    if origin.get("engine") != engine:
+        log.warning(
+            "%s: drawn by another version of the engine (%.8s, here %.8s); slices that are drawn "
+            "now may differ, draw the pool again if they shall not",
+            path,
+            origin.get("engine"),
+            engine,
+        )
+    return origin
 
 
 def _split_of(args: argparse.Namespace, labelled: "Sequence[LabelledScan]") -> "Split":
@@ -298,12 +380,14 @@ def _train(
     loop: LoopSettings,
     split: "Split",
     scans: "dict[LabelledScan, TrainingScan]",
+    origin: Mapping[str, Any],
 ) -> int:
     import torch
 
     from bagau_bids.training.card import training_card
-    from bagau_bids.training.loop import CHECKPOINT, Trainer, TrainingData
-    from bagau_bids.training.pool import SlicePool, open_pool, training_shard
+    from bagau_bids.training.checkpoint import CHECKPOINT
+    from bagau_bids.training.loop import Trainer, TrainingData
+    from bagau_bids.training.pool import describe_pool, open_pool
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -314,11 +398,8 @@ def _train(
             f"{len(training)} scans to train on and {len(validation)} to validate on could be "
             "preprocessed; expected at least one of each, see the reasons above"
         )
-    data = TrainingData(
-        real=SlicePool([training_shard(scan.inputs, scan.reference) for scan in training]),
-        synthetic=open_pool(args.synthetic_pool) if args.synthetic_pool else None,
-        validation=validation,
-    )
+    pool = open_pool(args.synthetic_pool) if args.synthetic_pool else None
+    data = TrainingData.of_scans(training, validation, pool)
     card = training_card(
         settings,
         split,
@@ -326,11 +407,11 @@ def _train(
         template=args.template,
         registration=args.registration,
         licence=args.licence,
-        initial_weights=args.init.name if args.init else None,
+        synthetic_pool=None if pool is None else describe_pool(pool, origin),
     )
     trainer = Trainer(settings, loop, data, args.output_dir, card)
     if args.resume and (args.output_dir / CHECKPOINT).is_file():
-        trainer.resume()
+        trainer.resume(args.init)
     elif args.init is not None:
         trainer.start_from(args.init)
     log.info(

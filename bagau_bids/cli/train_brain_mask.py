@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
+from bagau_bids.cli.labelled import add_device_option
 from bagau_bids.errors import EXIT_OK, UsageError
-
-HELP = "train the brain-mask network on synthetic heads made from label maps"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="label maps to validate on and not to train on, names without .nii.gz",
     )
+    add_device_option(parser, "the network is trained")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     parser.add_argument(
         "--workers", type=int, default=1, help="processes that draw heads (%(default)s)"
@@ -64,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
         [load_head(names[name]) for name in sorted(args.held_out)],
         args.out,
         BrainTraining(
-            steps=args.steps, seed=args.seed, threads=args.threads, workers=args.workers
+            steps=args.steps,
+            seed=args.seed,
+            threads=args.threads,
+            workers=args.workers,
+            device=args.device,
         ),
         resume=args.resume,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bagau_bids.network.slices import Z_SCORE_LIMITS
-from bagau_bids.training.pool import IGNORED, WMH
+from bagau_bids.training.pool import BACKGROUND, NOT_JUDGED, WMH
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def augment(
     flair, atlas : (N, 1, crop) and (N, C, crop) float tensors
     target : (N, 1, crop) uint8 tensor
     """
-    labels = [(target == label).to(flair.dtype) for label in (WMH, IGNORED)]
+    labels = [(target == label).to(flair.dtype) for label in (WMH, NOT_JUDGED)]
     stack = torch.cat((flair, atlas, *labels), dim=1)  # (N, 3 + C, H, W)
     matrices = random_matrices(len(flair), generator, settings).to(flair.device)
     grid = _sampling_grid(matrices, (flair.shape[2], flair.shape[3]), crop)
     stack = functional.grid_sample(stack, grid, mode="bilinear", align_corners=False)
-    flair, atlas, wmh, ignored = stack.split((1, atlas.shape[1], 1, 1), dim=1)
-    target = torch.where(wmh >= 0.5, WMH, torch.where(ignored >= 0.5, IGNORED, 0))
+    flair, atlas, wmh, not_judged = stack.split((1, atlas.shape[1], 1, 1), dim=1)
+    target = torch.where(wmh >= 0.5, WMH, torch.where(not_judged >= 0.5, NOT_JUDGED, BACKGROUND))
     flair = vary_intensity(flair, generator, settings)
     spoilt = spoil_atlas(atlas[:, :1], generator, settings)
     return flair, torch.cat((spoilt, atlas[:, 1:]), dim=1), target.to(torch.uint8)

@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from bagau_bids.errors import UsageError
-from bagau_bids.network.weights import load_weights
+from bagau_bids.network.weights import UNCALIBRATED, load_weights, set_operating_point
+from bagau_bids.training.calibration import note_lost_calibration
 
 
 def average_weights(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
     """Average weights of one architecture, parameter by parameter, each file counting the same.
 
     Batch-norm statistics are averaged too. Files of different trainings may be given, but only
-    those that started from common weights have a mean that is worth something.
+    those that started from common weights have a mean that is worth something. Calibrations are
+    not averaged: the log says which are lost.
 
     Parameters
     ----------
@@ -53,6 +55,9 @@ def average_weights(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
         for name, value in states[0].items()
     }
     model.load_state_dict(mean)
-    card.pop("calibration", None)  # of the first file alone
+    for path, (member, _) in zip(paths, ((model, card), *others), strict=True):
+        note_lost_calibration(path, member)
+    set_operating_point(model, UNCALIBRATED)
+    card.pop("calibration", None)
     averaged_of = [card["sha256"], *(other["sha256"] for _, other in others)]
     return model, {**card, "averaged_of": averaged_of, "validation": []}

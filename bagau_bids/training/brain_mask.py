@@ -1,8 +1,7 @@
 """Training of the brain-mask network on synthetic heads, resumable to the step."""
 
-import csv
-import math
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,19 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from bagau_bids.network.brain_unet import BrainUNet, BrainUNetConfig
+from bagau_bids.network.inference import choose_device
 from bagau_bids.network.weights import save_weights
 from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
 from bagau_bids.spaces import resample
+from bagau_bids.training.checkpoint import (
+    CHECKPOINT,
+    load_state,
+    refuse_changes,
+    refuse_overwriting,
+    save_state,
+)
+from bagau_bids.training.curves import append_rows, drop_rows_after
+from bagau_bids.training.optimisation import cosine_share, move_average
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -26,8 +35,8 @@ from bagau_bids.training.synthesis.engine import (
 )
 from bagau_bids.training.synthesis.labels import Head
 
-CHECKPOINT_NAME = "checkpoint.pt"
 CURVE_NAME = "curve.csv"
+FREE_ON_RESUME = ("steps", "workers", "threads", "device")  # may differ from the run resumed
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class BrainTraining:
     )
     workers: int = 1
     threads: int = 2
+    device: str = "auto"
 
 
 class SyntheticHeads(IterableDataset):
@@ -153,7 +163,8 @@ def train_brain_mask(
     training : BrainTraining
         Hyper-parameters.
     resume : bool
-        Go on from the checkpoint in ``out_dir``, if there is one.
+        Go on from the checkpoint in ``out_dir``, if there is one; without it a checkpoint there
+        is not overwritten.
     report : callable
         Told of the progress, a line at a time.
 
@@ -161,14 +172,31 @@ def train_brain_mask(
     -------
     BrainUNet
         With the averaged weights.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds a training and `resume` is not asked for, or was made with other
+        settings or label maps.
     """
+    if not resume:
+        refuse_overwriting(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(training.seed)
     torch.set_num_threads(training.threads)
+    identity = {"label maps": _heads_digest(heads), "held out": _heads_digest(held_out)}
     state = _TrainingState(training)
-    checkpoint = out_dir / CHECKPOINT_NAME
+    checkpoint = out_dir / CHECKPOINT
     if resume and checkpoint.exists():
-        state.load(checkpoint)
+        contents = load_state(checkpoint, state.device)
+        if "settings" in contents:
+            then = asdict(BrainTraining()) | contents["settings"]
+            refuse_changes(checkpoint, "settings", then, asdict(training), FREE_ON_RESUME)
+            refuse_changes(checkpoint, "label maps", contents["data"], identity)
+        else:  # may be hours of work, and what it was made with cannot be asked any more
+            report(f"{checkpoint}: does not say with which settings; taken to be those given now")
+        state.take(contents)
+        drop_rows_after(out_dir / CURVE_NAME, state.step)
         report(f"resumed at step {state.step}")
     settings = brain_mask_settings()
     validation = held_out_pairs(held_out, training.validation_heads, training.seed + 1_000_003)
@@ -192,8 +220,8 @@ def train_brain_mask(
                 "validation_worst": round(float(np.min(scores)), 5) if scores else "",
             }
             losses.clear()
-            _append_row(out_dir / CURVE_NAME, row)
-            state.save(checkpoint)
+            append_rows(out_dir / CURVE_NAME, [row])
+            save_state(checkpoint, {**state.contents(), "data": identity})
             report(" ".join(f"{key}={value}" for key, value in row.items()))
     save_weights(
         out_dir / "brain.safetensors",
@@ -203,17 +231,28 @@ def train_brain_mask(
     return state.average
 
 
+def _heads_digest(heads: Sequence[Head]) -> str:
+    """SHA-256 of label maps, in hexadecimal."""
+    digest = hashlib.sha256()
+    for head in heads:
+        digest.update(f"{head.labels.shape}".encode())
+        digest.update(np.ascontiguousarray(head.labels).tobytes())
+        digest.update(np.asarray(head.affine, np.float64).tobytes())
+    return digest.hexdigest()
+
+
 class _TrainingState:
     """Network, its moving average, optimiser and step count."""
 
     def __init__(self, training: BrainTraining) -> None:
         self.training = training
+        self.device = choose_device(training.device)
         self.step = 0
-        self.model = BrainUNet(BrainUNetConfig())
+        self.model = BrainUNet(BrainUNetConfig()).to(self.device)
         for parameter in self.model.parameters():
             if parameter.ndim == 5:  # the fast memory layout of 3-D kernels
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-        self.average = BrainUNet(BrainUNetConfig()).eval()
+        self.average = BrainUNet(BrainUNetConfig()).to(self.device).eval()
         self.average.load_state_dict(self.model.state_dict())
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
@@ -225,38 +264,30 @@ class _TrainingState:
         """Take one step and return the loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.training)
-        image = volume.float()[None, None].to(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.model(image)
-        loss = brain_loss(logits.float(), target.float()[None, None])
+        image, wanted = (one.to(self.device).float()[None, None] for one in (volume, target))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(image.to(memory_format=torch.channels_last_3d))
+        loss = brain_loss(logits.float(), wanted)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
         decay = min(self.training.average_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-            for mean, value in pairs:
-                mean.lerp_(value, 1 - decay)
+        move_average(self.average, self.model, decay)
         return float(loss.detach())
 
-    def save(self, path: Path) -> None:
-        """Write everything needed to go on, by an atomic rename."""
-        temporary = path.with_suffix(".partial")
-        torch.save(self._contents(), temporary)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Read what :meth:`save` wrote; only tensors and plain values are unpickled."""
-        contents = torch.load(path, weights_only=True)
+    def take(self, contents: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`contents` gave."""
         self.step = contents["step"]
         self.model.load_state_dict(contents["model"])
         self.average.load_state_dict(contents["average"])
         self.optimiser.load_state_dict(contents["optimiser"])
 
-    def _contents(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
+        """Everything that is needed to go on."""
         return {
+            "settings": asdict(self.training),
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -267,15 +298,15 @@ class _TrainingState:
 def learning_rate(step: int, training: BrainTraining) -> float:
     """Linear warm-up, then half a cosine down to a hundredth."""
     warm = min(1.0, (step + 1) / training.warmup_steps)
-    progress = min(1.0, step / training.steps)
-    return training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return training.learning_rate * warm * cosine_share(min(1.0, step / training.steps))
 
 
 def dice_at_half(model: nn.Module, volume: NDArray, target: NDArray) -> float:
     """Dice at 0.5 of a prediction and a soft target, both (D, H, W)."""
+    device = next(model.parameters()).device
     with torch.inference_mode():
-        logits = model(torch.from_numpy(volume.astype(np.float32))[None, None])
-    found, true = (logits[0, 0] > 0).numpy(), target > 0.5
+        logits = model(torch.from_numpy(volume.astype(np.float32))[None, None].to(device))
+    found, true = (logits[0, 0] > 0).cpu().numpy(), target > 0.5
     return float(2 * (found & true).sum() / max(1, found.sum() + true.sum()))
 
 
@@ -298,13 +329,3 @@ def held_out_pairs(heads: Sequence[Head], count: int, seed: int) -> list[tuple[N
         return []
     stream = SyntheticHeads(heads, seed, range(0), brain_mask_settings())
     return [stream.sample(number) for number in range(count)]
-
-
-def _append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one line to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

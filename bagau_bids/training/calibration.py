@@ -1,19 +1,25 @@
 """Moving the point at which a network calls a voxel a lesion to the usual threshold."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from bagau_bids.errors import UsageError
 from bagau_bids.measures.metrics import comparable_masks, dice
 from bagau_bids.network.inference import segment_input
-from bagau_bids.network.weights import UNCALIBRATED, set_operating_point
+from bagau_bids.network.weights import UNCALIBRATED, operating_point, set_operating_point
 from bagau_bids.training.dataset import TrainingScan
+from bagau_bids.training.pool import WMH
 
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 FLAT_DICE = 0.005
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,23 @@ class OperatingPoint:
         Each scan counts the same, whatever its lesion load.
     worst_volume_error : float
         Largest error of a scan's volume, as a share of the reference's (0.25 for 25 % too much
-        or too little).
+        or too little). Scans without lesions in the reference are left out, as no share can be
+        stated for them.
     """
 
     threshold: float
     mean_dice: float
     worst_volume_error: float
+
+
+def has_lesions(scan: TrainingScan) -> bool:
+    """Whether the reference of a scan has a voxel of WMH."""
+    return bool((scan.reference == WMH).any())
+
+
+def without_lesions(scans: Sequence[TrainingScan]) -> list[str]:
+    """Names of the scans that :attr:`OperatingPoint.worst_volume_error` leaves out."""
+    return [scan.name for scan in scans if not has_lesions(scan)]
 
 
 def operating_points(
@@ -52,21 +69,52 @@ def operating_points(
     -------
     points : list of OperatingPoint
         In the order of the thresholds, at native resolution.
+
+    Raises
+    ------
+    UsageError
+        If no scan has a lesion in its reference.
     """
+    if len(without_lesions(scans)) == len(scans):
+        raise UsageError(
+            f"{len(scans)} scans to calibrate on, none with a lesion (1) in its mask; expected "
+            "at least one: choose other subjects, or check --masks"
+        )
     set_operating_point(model, UNCALIBRATED)
     scores, errors = [], []
     for scan in scans:
         found = segment_input([model], scan.inputs, scan.brain_mask, device=device).probability
         pairs = [comparable_masks(scan.reference, found >= level) for level in THRESHOLDS]
         scores.append([dice(true, result) for true, result in pairs])
-        errors.append(
-            [abs(int(result.sum()) - true.sum()) / max(true.sum(), 1) for true, result in pairs]
-        )
+        if has_lesions(scan):
+            errors.append(
+                [abs(int(result.sum()) - true.sum()) / true.sum() for true, result in pairs]
+            )
     means, worst = np.mean(scores, axis=0), np.max(errors, axis=0)
     return [
         OperatingPoint(level, float(mean), float(error))
         for level, mean, error in zip(THRESHOLDS, means, worst, strict=True)
     ]
+
+
+def note_lost_calibration(weights: Path, model: nn.Module) -> None:
+    """Say in the log that a network made from calibrated weights has no calibration of its own.
+
+    Parameters
+    ----------
+    weights : Path
+        Where the network is from.
+    model : torch.nn.Module
+        With its calibration as it was loaded.
+    """
+    point = operating_point(model)
+    if point != UNCALIBRATED:
+        log.warning(
+            "%s: their operating point of %.2f is not taken over; what is made from them calls a "
+            "lesion what has a probability of 0.5, and 'bagau calibrate' sets another point",
+            weights,
+            point,
+        )
 
 
 def best_point(points: Sequence[OperatingPoint]) -> OperatingPoint:

@@ -1,7 +1,7 @@
 """What the card of trained weights says of their data and their preprocessing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def training_card(
     template: str,
     registration: str,
     licence: str,
-    initial_weights: str | None = None,
+    synthetic_pool: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a training, as far as the trainer does not know it itself.
 
@@ -34,14 +34,13 @@ def training_card(
         Options of the preprocessing.
     licence : str
         Of the weights.
-    initial_weights : str, optional
-        File they started from.
+    synthetic_pool : mapping, optional
+        What the synthetic slices were drawn from.
     """
     return {
         "name": f"{settings.architecture} {settings.width}",
         "software": f"bagau-bids {__version__}",
         "licence": licence,
-        "initial_weights": initial_weights,
         "preprocessing": {
             "template": template,
             "registration": registration,
@@ -63,6 +62,7 @@ def training_card(
             for number, bids_dir in enumerate(bids_dirs)
         ],
         "synthetic_share": settings.synthetic_fraction,
+        "synthetic_pool": None if synthetic_pool is None else dict(synthetic_pool),
     }
 
 

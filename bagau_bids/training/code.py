@@ -5,8 +5,15 @@ from pathlib import Path
 
 import bagau_bids
 
-INPUT_CODE = ("preprocessing", "network/slices.py", "spaces.py")  # from a FLAIR to tensors
-ENGINE_CODE = ("training/synthesis", "training/heads.py", *INPUT_CODE)
+# From a FLAIR to tensors, of real scans and of synthetic ones.
+TENSOR_CODE = ("preprocessing", "network/slices.py", "spaces.py", "data/registration")
+INPUT_CODE = (
+    *TENSOR_CODE,
+    "network/brain_unet.py",
+    "evaluation/scoring.py",  # reads the reference
+    "training/dataset.py",
+)
+ENGINE_CODE = (*TENSOR_CODE, "training/synthesis", "training/heads.py", "training/pool.py")
 
 
 def code_digest(rooms: tuple[str, ...]) -> str:
@@ -18,7 +25,8 @@ def code_digest(rooms: tuple[str, ...]) -> str:
     Parameters
     ----------
     rooms : tuple of str
-        Folders or files below the package, as ``"preprocessing"`` or ``"spaces.py"``.
+        Folders or files below the package, as ``"preprocessing"`` or ``"spaces.py"``. Of a
+        folder of ``data`` every file counts, of others the Python files.
 
     Returns
     -------
@@ -29,7 +37,8 @@ def code_digest(rooms: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for room in rooms:
         path = package / room
-        sources = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        pattern = "*" if room.startswith("data/") else "*.py"
+        sources = [path] if path.is_file() else sorted(path.rglob(pattern))
         for source in sources:
             digest.update(source.relative_to(package).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(source.read_bytes()).digest())

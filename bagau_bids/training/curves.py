@@ -1,10 +1,14 @@
-"""The course of a training as a picture, drawn from the tables that it writes."""
+"""The course of a training: the tables that grow with it, and a picture drawn from them."""
 
-import os
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+from bagau_bids.bids.derivatives import replacing
 
 TRAINING, VALIDATION = "training.csv", "validation.csv"
 CURVES = "curves.png"
@@ -43,6 +47,33 @@ def draw_curves(folder: Path) -> Figure:
 
 def save_curves(folder: Path) -> None:
     """Draw the curves of a training into ``curves.png`` beside its tables, by a rename."""
-    temporary = folder / f".{os.getpid()}.{CURVES}"
-    draw_curves(folder).savefig(temporary, format="png")
-    temporary.replace(folder / CURVES)
+    with replacing(folder / CURVES) as temporary:
+        draw_curves(folder).savefig(temporary, format="png")
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to a CSV file, with a header if it is new.
+
+    Parameters
+    ----------
+    path : Path
+    rows : sequence of mapping
+        All with the same keys, ``step`` first; may be empty.
+    """
+    if not rows:
+        return
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Forget the lines of steps that will be done again; nothing where there is no table."""
+    if not path.is_file():
+        return
+    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
+    path.write_text("".join([header, *kept]), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bagau_bids.bids.derivatives import replacing
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
@@ -65,6 +65,9 @@ class TrainingScan:
         Labels on that grid: 0 background, 1 WMH, 2 not to be judged.
     affine : (4, 4) array
         Voxel to world of that grid, mm.
+    key : str
+        Its name and a digest of everything that went into it; empty where it is not from
+        :func:`prepare_scan`.
     """
 
     name: str
@@ -74,6 +77,7 @@ class TrainingScan:
     brain_mask: NDArray[np.bool_]
     reference: NDArray[np.uint8]
     affine: NDArray[np.float64]
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,7 @@ def prepare_scan(
         _save_arrays(cached, _preprocess(labelled, template, registration))
     with np.load(cached, allow_pickle=False) as stored:
         scan = _scan_from(labelled, name, {key: stored[key] for key in stored.files})
+    scan = replace(scan, key=cached.stem)
     return scan if t1w is None else _with_t1(scan, labelled, t1w, cached)
 
 
@@ -277,7 +282,8 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
         _save_arrays(of_t1, {"t1": inputs.t1, "notes": np.array(t1.notes, dtype=np.str_)})
     with np.load(of_t1, allow_pickle=False) as stored:
         notes = (*scan.inputs.notes, *stored["notes"].tolist())
-        return replace(scan, inputs=replace(scan.inputs, t1=stored["t1"], notes=notes))
+        inputs = replace(scan.inputs, t1=stored["t1"], notes=notes)
+    return replace(scan, inputs=inputs, key=of_t1.stem)
 
 
 def _content(path: Path) -> bytes:
@@ -290,11 +296,8 @@ def _content(path: Path) -> bytes:
 
 
 def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    temporary.replace(path)
 
 
 def _preprocess(labelled: LabelledScan, template: "Template", registration: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
+from bagau_bids.bids.derivatives import replacing
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
@@ -199,11 +200,8 @@ def save_training_head(path: Path, prepared: TrainingHead) -> None:
         arrays["lesion_voxels"] = np.concatenate(lesions.voxels)
         arrays["lesion_components"] = np.concatenate(lesions.components)
         arrays["lesion_counts"] = np.array([len(voxels) for voxels in lesions.voxels])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    temporary.replace(path)
 
 
 def load_training_head(path: Path) -> TrainingHead:

@@ -4,7 +4,6 @@ What step number s computes depends on the settings, the data and s alone, so a 
 stopped goes on as if it had not been.
 """
 
-import csv
 import logging
 import math
 import signal
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -32,10 +31,26 @@ from bagau_bids.network.weights import (
     save_weights,
 )
 from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
-from bagau_bids.training.curves import TRAINING, VALIDATION, save_curves
+from bagau_bids.training.calibration import note_lost_calibration
+from bagau_bids.training.checkpoint import CHECKPOINT, load_state, refuse_changes, save_state
+from bagau_bids.training.curves import (
+    TRAINING,
+    VALIDATION,
+    append_rows,
+    drop_rows_after,
+    save_curves,
+)
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
-from bagau_bids.training.pool import Shard, SlicePool, join_shards, take_slices
+from bagau_bids.training.optimisation import cosine_share, move_average
+from bagau_bids.training.pool import (
+    Shard,
+    SlicePool,
+    join_shards,
+    pool_digest,
+    take_slices,
+    training_shard,
+)
 from bagau_bids.training.settings import (
     ABLATIONS,
     INPUTS,
@@ -45,10 +60,8 @@ from bagau_bids.training.settings import (
 )
 from bagau_bids.training.widening import widen
 
-CHECKPOINT = "checkpoint.pt"
 FREE_ON_RESUME = ("epochs", "steps", "precision")  # may differ from the run that is resumed
 THRESHOLD = 0.5
-LOWEST_RATE = 0.01  # of the learning rate, at the end of the cosine schedule
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +77,33 @@ class TrainingData:
     synthetic : SlicePool or None
     validation : sequence of TrainingScan
         Whole scans of held-out subjects.
+    training_keys : sequence of str
+        What identifies the scans of `real`, in their order.
     """
 
     real: SlicePool | None
     synthetic: SlicePool | None
     validation: Sequence[TrainingScan]
+    training_keys: Sequence[str] = ()
+
+    @classmethod
+    def of_scans(
+        cls,
+        training: Sequence[TrainingScan],
+        validation: Sequence[TrainingScan],
+        synthetic: SlicePool | None = None,
+    ) -> Self:
+        """Take all slices with brain of the scans to train on."""
+        real = SlicePool([training_shard(scan.inputs, scan.reference) for scan in training])
+        return cls(real, synthetic, validation, [scan.key for scan in training])
+
+    def identity(self) -> dict[str, Any]:
+        """Tell these data from others, by part, as a checkpoint can hold it."""
+        return {
+            "training": list(self.training_keys),
+            "validation": [scan.key for scan in self.validation],
+            "synthetic_pool": None if self.synthetic is None else pool_digest(self.synthetic),
+        }
 
 
 @dataclass(frozen=True)
@@ -241,6 +276,7 @@ class Trainer:
         self.model: nn.Module = network.to(self.device, memory_format=torch.channels_last)
         self.average = network_of(settings).to(self.device) if settings.ema_decay else None
         self.optimizer = self._make_optimizer()
+        self.initial_weights: dict[str, str] | None = None  # file and SHA-256
         self.step = 0
         self.best_dice = -1.0
         self.augmentation = AugmentationSettings()
@@ -266,8 +302,10 @@ class Trainer:
                 f"expected {self.settings.architecture} with {self.model.config}, or with widths "
                 "that divide these: change --width, --architecture or --ablation"
             ) from error
+        note_lost_calibration(weights, other)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
+        self.initial_weights = {"file": weights.name, "sha256": card["sha256"]}
 
     def run(self) -> list[ScanScore]:
         """Train to the last step, or until SIGTERM or SIGINT.
@@ -314,45 +352,67 @@ class Trainer:
         """Write everything that ``--resume`` needs, by an atomic rename."""
         state = {
             "settings": asdict(self.settings),
+            "data": self.data.identity(),
+            "initial_weights": self.initial_weights,
             "step": self.step,
             "best_dice": self.best_dice,
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
         }
-        path = self.output_dir / CHECKPOINT
-        temporary = path.with_name(f".{CHECKPOINT}")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        save_state(self.output_dir / CHECKPOINT, state)
 
-    def resume(self) -> None:
+    def resume(self, weights: Path | None = None) -> None:
         """Go on where the checkpoint of the output folder was saved.
+
+        Parameters
+        ----------
+        weights : Path or None
+            Those that the training is said to have started from; None for those that the
+            checkpoint names.
 
         Raises
         ------
         UsageError
-            If it was made with other settings.
+            If it was made with other settings, on other data or from other weights.
         """
         path = self.output_dir / CHECKPOINT
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        now = asdict(self.settings)
+        state = load_state(path, self.device)
         then = asdict(TrainingSettings()) | state["settings"]  # older ones lack some settings
-        changed = sorted(
-            name for name in now if then[name] != now[name] and name not in FREE_ON_RESUME
-        )
-        if changed:
-            raise UsageError(
-                f"{path}: made with other settings ("
-                + ", ".join(f"{n}: {then[n]} not {now[n]}" for n in changed)
-                + "); resume with the same, or train into another folder"
-            )
+        refuse_changes(path, "settings", then, asdict(self.settings), FREE_ON_RESUME)
+        self._check_origin(path, state, weights)
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best_dice = state["step"], state["best_dice"]
         for name in (TRAINING, VALIDATION):
-            _drop_rows_after(self.output_dir / name, self.step)
+            drop_rows_after(self.output_dir / name, self.step)
+
+    def _check_origin(self, path: Path, state: Mapping[str, Any], weights: Path | None) -> None:
+        """Compare data and initial weights with those of a checkpoint, and take over the latter.
+
+        A checkpoint from before these were kept is gone on from all the same: it may be days of
+        work, and what it was made with cannot be asked any more.
+        """
+        given = None
+        if weights is not None:
+            given = {"file": weights.name, "sha256": load_weights(weights)[1]["sha256"]}
+        if "data" not in state:
+            log.warning(
+                "%s: from a version that did not keep which data and initial weights it was made "
+                "with; they are taken to be those given now",
+                path,
+            )
+            self.initial_weights = given
+            return
+        refuse_changes(path, "data", state["data"], self.data.identity())
+        self.initial_weights = state["initial_weights"]
+        if given is not None:
+            then = (self.initial_weights or {}).get("sha256")
+            refuse_changes(
+                path, "initial weights", {"SHA-256": then}, {"SHA-256": given["sha256"]}
+            )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
@@ -365,8 +425,7 @@ class Trainer:
     def _learning_rate(self) -> float:
         if self.settings.schedule == "constant":
             return self.settings.learning_rate
-        cosine = (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
-        return self.settings.learning_rate * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+        return self.settings.learning_rate * cosine_share(self.step / self.total_steps)
 
     def _train_step(self) -> float:
         """One optimiser step over all micro-batches; returns the mean loss."""
@@ -392,7 +451,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            _move_average(self.average, self.model, self.settings.ema_decay, self.step)
+            # The decay grows from 0.1 over the first steps, so that the start is forgotten.
+            decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+            move_average(self.average, self.model, decay)
         return total
 
     def _varied(
@@ -439,7 +500,7 @@ class Trainer:
 
     def _validate(self) -> None:
         scores = validate(self._judged(), self.data.validation, self.device)
-        _append_rows(
+        append_rows(
             self.output_dir / VALIDATION,
             [{"step": self.step, **_rounded(asdict(score))} for score in scores],
         )
@@ -460,6 +521,8 @@ class Trainer:
         recipe = {**asdict(self.settings), "step": self.step, "total_steps": self.total_steps}
         card = {
             **self.card,
+            "initial_weights": self.initial_weights and self.initial_weights["file"],
+            "initial_weights_sha256": self.initial_weights and self.initial_weights["sha256"],
             "recipe": {**recipe, "augmentation": asdict(self.augmentation)},
             "validation": [_rounded(asdict(score)) for score in scores],
         }
@@ -476,7 +539,7 @@ class Trainer:
             "learning_rate": self._learning_rate(),
             "seconds_per_step": seconds_per_step,
         }
-        _append_rows(self.output_dir / TRAINING, [_rounded(row)])
+        append_rows(self.output_dir / TRAINING, [_rounded(row)])
         log.info(
             "step %d of %d: loss %.4f, %.2f s a step",
             self.step,
@@ -486,43 +549,8 @@ class Trainer:
         )
 
 
-@torch.no_grad()
-def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of parameters and batch-norm statistics.
-
-    The decay grows from 0.1 to `decay` over the first steps, so that the start is forgotten.
-    """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    current = model.state_dict()
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(current[name], weight)
-        else:
-            value.copy_(current[name])
-
-
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
-
-
-def _append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        return
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Forget log lines of steps that will be done again."""
-    if not path.is_file():
-        return
-    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if int(line.split(",", 1)[0]) <= step]
-    path.write_text("".join([header, *kept]), encoding="utf-8")
 
 
 @contextmanager

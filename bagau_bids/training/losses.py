@@ -12,7 +12,7 @@ fully convolutional deep networks. 2017. doi:10.1007/978-3-319-67389-9_44.
 from torch import Tensor
 from torch.nn import functional
 
-from bagau_bids.training.pool import IGNORED, WMH
+from bagau_bids.training.pool import NOT_JUDGED, WMH
 
 
 def tversky_loss(
@@ -42,7 +42,7 @@ def tversky_loss(
     -------
     loss : scalar tensor
     """
-    judged = (target != IGNORED).float()
+    judged = (target != NOT_JUDGED).float()
     truth = (target == WMH).float()
     probability = logits.float().sigmoid() * judged
     axes = (1, 2, 3)
@@ -66,7 +66,7 @@ def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     -------
     loss : scalar tensor
     """
-    judged = (target != IGNORED).float()
+    judged = (target != NOT_JUDGED).float()
     truth = (target == WMH).float()
     loss = functional.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
     return (loss * judged).sum() / judged.sum().clamp(min=1)

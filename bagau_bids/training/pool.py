@@ -9,7 +9,8 @@ On disk a shard is three ``.npy`` files, which are mapped and not read::
 Beside them, ``pool.json`` says from what a synthetic pool was drawn.
 """
 
-import os
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import claim_origin
+from bagau_bids.bids.derivatives import claim_origin, replacing
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
-WMH, IGNORED = 1, 2  # labels of a target; 2 is "other pathology" in the WMH challenge
+# Labels of a target; what is not judged is "other pathology" in the WMH challenge.
+BACKGROUND, WMH, NOT_JUDGED = 0, 1, 2
 
 ORIGIN_FILE = "pool.json"
 
@@ -130,7 +132,7 @@ def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
         The label that fills at least half of a pixel.
     """
     target = np.zeros((plane.shape[2], plane.size, plane.size), dtype=np.uint8)
-    for label in (IGNORED, WMH):
+    for label in (NOT_JUDGED, WMH):
         target[to_slices(reference == label, plane) >= 0.5] = label
     return target
 
@@ -147,17 +149,14 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
     shard : Shard
         Float atlas in [0, 1].
     """
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         "flair": shard.flair.astype(np.float16),
         "atlas": np.rint(shard.atlas * 255).astype(np.uint8),
         "target": shard.target.astype(np.uint8),  # last: its presence completes the shard
     }
     for kind, array in arrays.items():
-        temporary = folder / f".{name}_{kind}.{os.getpid()}"
-        with temporary.open("wb") as stream:
+        with replacing(folder / f"{name}_{kind}.npy") as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
-        temporary.replace(folder / f"{name}_{kind}.npy")
 
 
 def join_shards(shards: Sequence[Shard]) -> Shard:
@@ -205,6 +204,63 @@ def claim_pool(folder: Path, origin: Mapping[str, Any]) -> None:
             "drawn from, expected a new folder or a pool to go on with; name another folder"
         )
     claim_origin(path, origin)
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """Read from what a pool was drawn; None where its folder does not say.
+
+    Raises
+    ------
+    UsageError
+        If the file that says it cannot be read.
+    """
+    path = folder / ORIGIN_FILE
+    if not path.is_file():
+        return None
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: not a JSON file ({error}), expected what 'bagau synthetic-pool' wrote; "
+            "copy the pool again"
+        ) from error
+    if not isinstance(origin, dict):
+        raise UsageError(
+            f"{path}: found a {type(origin).__name__}, expected a JSON object as "
+            "'bagau synthetic-pool' writes it; copy the pool again"
+        )
+    return origin
+
+
+def describe_pool(pool: SlicePool, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in the card of weights what their synthetic slices are.
+
+    Parameters
+    ----------
+    pool : SlicePool
+    origin : mapping
+        As :func:`read_origin` gives it; empty where it is not known.
+    """
+    counts = {"slices": len(pool)}
+    if "volumes_per_shard" in origin:
+        counts["volumes"] = len(pool.shards) * origin["volumes_per_shard"]
+    return {**origin, **counts}
+
+
+def pool_digest(pool: SlicePool) -> str:
+    """SHA-256 that tells a pool from others, without reading all of it.
+
+    Returns
+    -------
+    digest : str
+        In hexadecimal; of the number of slices and the first slice of each shard, in order.
+    """
+    digest = hashlib.sha256()
+    for shard in pool.shards:
+        digest.update(f"{shard.flair.shape}".encode())
+        for array in (shard.flair, shard.atlas, shard.target):
+            digest.update(np.ascontiguousarray(array[:1]).tobytes())
+    return digest.hexdigest()
 
 
 def open_pool(folder: Path) -> SlicePool:

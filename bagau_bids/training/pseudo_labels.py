@@ -24,8 +24,8 @@ from bagau_bids.bids.masks import LesionMask, find_lesion_masks
 from bagau_bids.errors import InputImageError
 from bagau_bids.measures.lesions import label_lesions
 from bagau_bids.spaces import reorient, same_grid, voxel_sizes
+from bagau_bids.training.pool import BACKGROUND, NOT_JUDGED, WMH
 
-BACKGROUND, WMH, NOT_JUDGED = 0, 1, 2
 MAPS = ("wmh_probseg", "preproc_flair", "brain_mask", "wm_atlas", "ventricle_mask")
 MAD_TO_SD = 1.4826  # of a normal distribution
 SMOOTHING_MM = 0.5  # of the FLAIR before bands are sought
@@ -104,7 +104,7 @@ def pseudo_labels(
     """
     voxel_ml = float(np.prod(voxel_sizes(affine))) / 1000
     found = probability >= settings.wmh
-    labels = np.zeros(found.shape, np.uint8)
+    labels = np.full(found.shape, BACKGROUND, np.uint8)
     labels[probability >= settings.doubtful] = NOT_JUDGED
     labels[_of_size(found, settings.smallest_ml / voxel_ml)] = WMH
     certain = labels == WMH

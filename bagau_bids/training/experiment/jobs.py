@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import derivative_path, write_json
+from bagau_bids.bids.derivatives import derivative_path, write_bytes, write_json
 from bagau_bids.bids.scans import find_t1w
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import ProcessingError, UsageError
@@ -32,14 +32,14 @@ from bagau_bids.measures.metrics import challenge_scores
 from bagau_bids.network.inference import choose_device, segment_input
 from bagau_bids.network.weights import load_weights
 from bagau_bids.training.card import training_card
+from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.curves import TRAINING
 from bagau_bids.training.dataset import LabelledScan, Split, TrainingScan, read_reference
 from bagau_bids.training.experiment.definition import RATER, THRESHOLD, Experiment, System
 from bagau_bids.training.experiment.folds import Fold
 from bagau_bids.training.experiment.threshold import IntensityThreshold, choose_threshold
-from bagau_bids.training.loop import CHECKPOINT, Trainer, TrainingData
 from bagau_bids.training.loop import THRESHOLD as CUT
-from bagau_bids.training.pool import SlicePool, training_shard
+from bagau_bids.training.loop import Trainer, TrainingData
 from bagau_bids.training.settings import LoopSettings
 
 COMPLETE, FAILURE = "complete.json", "failure.json"
@@ -228,12 +228,8 @@ def _models(
     if job.system.architecture == THRESHOLD:
         chosen = choose_threshold([scans[one] for one in (*there.training, *there.validation)])
         return [IntensityThreshold(chosen)], {"z_score_threshold": chosen}
-    data = TrainingData(
-        real=SlicePool(
-            [training_shard(scans[one].inputs, scans[one].reference) for one in there.training]
-        ),
-        synthetic=None,
-        validation=[scans[one] for one in there.validation],
+    data = TrainingData.of_scans(
+        [scans[one] for one in there.training], [scans[one] for one in there.validation]
     )
     models, costs = [], []
     for seed in job.system.seeds:
@@ -335,11 +331,8 @@ def _write_mask(root: Path, one: LabelledScan, mask: np.ndarray) -> None:
     from bagau_bids.preprocessing.conform import to_source
 
     path = derivative_path(root, one.scan.entities, "wmh_mask")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     image = to_source(mask.astype(np.uint8), nib.load(one.scan.path), np.uint8)
-    temporary.write_bytes(_gzipped(image))
-    temporary.replace(path)
+    write_bytes(path, _gzipped(image))
 
 
 def _gzipped(image: Any) -> bytes:

@@ -35,7 +35,7 @@ from bagau_bids.measures.changes import (
 from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.rigid import align_sessions, half_way, movement
 from bagau_bids.preprocessing.transforms import TemplateTransform
-from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare
+from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare, literal
 from bagau_bids.reports.figures import figure_image
 from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
@@ -345,7 +345,7 @@ def _draw_states(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         counts = np.array([row[f"n_{state}"] for row in rows])
         axes.barh(places, counts, left=ends, color=colour, height=0.7, label=state)
         ends += counts
-    labels = [row["after"].removesuffix("_FLAIR") for row in rows]
+    labels = [literal(row["after"].removesuffix("_FLAIR")) for row in rows]
     axes.set_yticks(places, labels=labels, fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("lesions, since the session before", color=NOTE_COLOUR)

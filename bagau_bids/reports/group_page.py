@@ -16,7 +16,7 @@ from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
 from bagau_bids.reports import strips
 from bagau_bids.reports.changes import Changes
-from bagau_bids.reports.covariates import draw_covariates, find_covariates
+from bagau_bids.reports.covariates import drawn_covariates, find_covariates
 from bagau_bids.reports.group_table import (
     NAMES,
     SCALES,
@@ -128,17 +128,18 @@ def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
         if row["volume_mm3"] is not None
     }
     covariates, left_out = find_covariates(participants, volumes)
+    drawn, failed = drawn_covariates(covariates)
     without = [name for name in volumes if name not in participants.listed]
-    notes = []
-    if left_out:
-        notes.append(f"Not shown of participants.tsv: {'; '.join(left_out)}.")
+    notes = [participants.note] if participants.note else []
+    if left_out or failed:
+        notes.append(f"Not shown of participants.tsv: {'; '.join([*left_out, *failed])}.")
     if without:
         notes.append(f"Not in participants.tsv: {listed(without)}.")
     if absent := sorted(
         set(participants.listed) - {row["participant_id"] for row in cohort.rows}, key=natural_key
     ):
         notes.append(f"In participants.tsv, without any result here: {listed(absent)}.")
-    if not covariates:
+    if drawn is None:
         return None, " ".join(notes)
     caption = (
         f"One point a participant, with its first complete scan. From {participants.source}. "
@@ -146,7 +147,7 @@ def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
         "known."
     )
     names = ("covariates", "WMH volume and participants.tsv", caption)
-    return embed(names, draw_covariates(covariates)), " ".join(notes)
+    return embed(names, drawn), " ".join(notes)
 
 
 def write_group_page(

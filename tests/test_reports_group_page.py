@@ -138,6 +138,18 @@ def test_covariates_are_drawn_and_those_missing_are_named(cohort):
     assert sum(picture.startswith("data:image/png;base64,") for picture in page.pictures) == 1
 
 
+def test_a_difficult_table_of_participants_costs_nothing_but_what_is_wrong_with_it(cohort):
+    """Formulas that are none, digits that are no numbers, tabs at the end, a row too many."""
+    rows = [f"sub-{n:02}\t{50 + n}\t{'$a^$ & x' if n % 2 else 'pat'}\t" for n in range(1, 13)]
+    lines = ["participant_id\tage\tgroup", *rows, "sub-99²\t1\tpat\t", "sub-01\t1\tpat\t"]
+    (cohort / "participants.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = Page(write_group(cohort).page)
+    assert "One point a participant" in page.text
+    assert "without any result here: sub-99²." in page.text
+    assert "participants are there again, the first row counts: sub-01 in line 15;" in page.text
+    assert sum(picture.startswith("data:image/png;base64,") for picture in page.pictures) == 1
+
+
 def test_without_a_table_of_participants_the_page_says_so(cohort):
     page = Page(write_group(cohort).page)
     assert f"No participants.tsv was found in {cohort}." in page.text

@@ -29,6 +29,8 @@ PAGES = {
     "failed": "sub-03.html",
     "crash files alone": "sub-04.html",
     "three planes, two sessions": "sub-05.html",
+    "overview of many sessions": "sub-06.html",
+    "one of many sessions": "sub-06_ses-5.html",
     "group": "group_FLAIR.html",
     "evaluation": "evaluation/evaluation_FLAIR.html",
     "experiment": "experiment/table.html",
@@ -57,8 +59,11 @@ def study(browser, tmp_path_factory):
         scan = {"sub": "05", "ses": session}
         write_scan(folder, scan, cube)
         write_transform(folder, scan, TemplateTransform(np.eye(4)))
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    for session in range(1, 6):
+        write_scan(folder, {"sub": "06", "ses": str(session)}, small)
     write_citation(folder, Processing())
-    for label in ("01", "02", "03", "04", "05"):
+    for label in ("01", "02", "03", "04", "05", "06"):
         write_participant_report(folder, label)
     write_group(folder)
     evaluate(folder / "evaluation")

@@ -49,6 +49,20 @@ def test_page_is_whole_and_its_links_lead_somewhere(cohort):
     assert "nan" not in page.text.lower()
 
 
+def test_links_lead_to_the_page_that_shows_the_scan(tmp_path, head):
+    scans = [{"sub": "1", "ses": "1", "run": "1"}, {"sub": "1", "ses": "2"}, {"sub": "1"}]
+    for entities in scans:
+        write_scan(tmp_path, entities, head)
+    for name in ("sub-1", "sub-1_ses-1_run-1", "sub-1_ses-2"):
+        (tmp_path / f"{name}.html").write_text("page")
+    links = [link for link in Page(write_group(tmp_path).page).links if link.startswith("sub-")]
+    assert {
+        "sub-1_ses-1_run-1.html#sub-1_ses-1_run-1",
+        "sub-1_ses-2.html#sub-1_ses-2",
+        "sub-1.html#sub-1",
+    } == set(links)
+
+
 def test_outliers_are_named_in_table_and_page(cohort):
     group = write_group(cohort)
     rows = [line.split("\t") for line in group.path.read_text().splitlines()]

@@ -16,7 +16,9 @@ from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.description import write_citation
 from bagau_bids.config import Processing
 from bagau_bids.errors import UsageError
+from bagau_bids.reports import participant
 from bagau_bids.reports.participant import write_participant_report
+from bagau_bids.reports.results import find_results
 
 IMAGES = ("preproc_flair", "brain_mask", "wm_atlas", "wmh_mask", "wmh_probseg")
 FIGURES = (
@@ -197,12 +199,52 @@ def test_many_sessions_get_a_page_each(tmp_path):
     names = ["sub-07.html", "sub-07_ses-1.html", "sub-07_ses-2.html", "sub-07_ses-10.html"]
     assert [page.name for page in pages] == names
     overview = Page(pages[0])
-    assert set(names[1:]) <= set(overview.links)
+    assert {f"sub-07_ses-{n}.html#sub-07_ses-{n}" for n in (1, 2, 10)} <= set(overview.links)
     assert not overview.pictures
     assert "Session 2" in Page(pages[2]).text
     assert "Session 10" not in Page(pages[2]).text
     (page,) = write_participant_report(tmp_path, "07", aggregate_session_reports=3)
     assert len(Page(page).pictures) == 3  # a histogram a scan
+    assert sorted(path.name for path in tmp_path.glob("*.html")) == ["sub-07.html"]
+
+
+def test_a_page_is_no_larger_than_expected(finished):
+    output_dir, path = finished
+    (scan,) = find_results(output_dir, "01")
+    section = participant._section(scan)
+    size = path.stat().st_size
+    assert sum(picture.bytes for picture in section.pictures.all) < size
+    assert size < participant.page_bytes([section]) < participant.LARGEST_PAGE_BYTES
+
+
+def test_large_pages_are_split_by_session_and_then_by_scan(tmp_path, monkeypatch):
+    for entities in ({"ses": "1", "run": "1"}, {"ses": "1", "run": "2"}, {"ses": "2"}, {}):
+        write_scan(tmp_path, {"sub": "08", **entities}, leave_out=IMAGES)
+
+    def pages_below(largest):
+        monkeypatch.setattr(participant, "LARGEST_PAGE_BYTES", largest)
+        pages = write_participant_report(tmp_path, "08")
+        assert sorted(page.name for page in pages) == sorted(
+            path.name for path in tmp_path.glob("*.html")
+        )
+        for page in map(Page, pages):
+            for link in (link for link in page.links if ".html#" in link):
+                file, anchor = link.split("#")
+                assert anchor in Page(tmp_path / file).ids
+        return [page.name for page in pages], Page(pages[0])
+
+    sections = [participant._section(scan) for scan in find_results(tmp_path, "08")]
+    whole, session = participant.page_bytes(sections), participant.page_bytes(sections[1:3])
+    assert pages_below(whole)[0] == ["sub-08.html"]
+    names, page = pages_below(session)
+    assert names == ["sub-08.html", "sub-08_ses-1.html", "sub-08_ses-2.html"]
+    assert {"sub-08", "summary"} <= set(page.ids)  # the scan without a session
+    names, page = pages_below(session - 1)
+    assert names == [
+        *("sub-08.html", "sub-08_ses-1_run-1.html", "sub-08_ses-1_run-2.html"),
+        "sub-08_ses-2.html",
+    ]
+    assert "sub-08_ses-1_run-2.html#sub-08_ses-1_run-2" in page.links
 
 
 def test_nothing_of_the_participant_is_an_error(tmp_path):
@@ -294,6 +336,27 @@ def test_what_older_runs_did_not_write_is_left_out(tmp_path):
     assert "Fazekas" not in page.text
     assert "flag" not in page.text
     assert "incomplete" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("flair", "outlined on the FLAIR itself"),
+        ("template", "of the registered template, since CSF could not be told from tissue"),
+        (None, "Ventricles: the lateral ventricles; distances"),
+    ],
+)
+def test_page_says_where_the_ventricles_come_from_and_what_was_averaged(tmp_path, source, words):
+    steps = {
+        "regions": {"rule": "10mm", "ventricles": source},
+        "segmentation": {"models": [{"Name": "small"}], "tta": source == "flair"},
+    }
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    write_scan(tmp_path, {"sub": "01"}, small, record={"steps": steps})
+    text = " ".join(Page(write_participant_report(tmp_path, "01")[0]).text.split())
+    assert words in text
+    assert ("outlined on the FLAIR itself" in text) == (source == "flair")
+    assert ("averaged with the mirrored FLAIR" in text) == (source == "flair")
 
 
 def test_long_lists_of_lesions_end_on_the_page_and_say_so(tmp_path, monkeypatch):

@@ -78,11 +78,17 @@ class Cohort:
         return list(first.values())
 
     def link(self, row: Mapping[str, Any]) -> str:
-        """Return the link to a scan on its participant's page, empty where there is none."""
-        page = f"{row['participant_id']}.html"
-        if not (self.output_dir / page).is_file():
-            return ""
-        return f"{page}#{row['bids_name'].removesuffix('_FLAIR')}"
+        """Return the link to a scan on the page that shows it, empty where there is none.
+
+        That is a page of the scan's own, of its session or of its participant.
+        """
+        stem = row["bids_name"].removesuffix("_FLAIR")
+        participant = stem.split("_")[0]
+        session = next((part for part in stem.split("_") if part.startswith("ses-")), None)
+        names = (stem, f"{participant}_{session}" if session else participant, participant)
+        pages = (f"{name}.html" for name in names)
+        page = next((page for page in pages if (self.output_dir / page).is_file()), None)
+        return f"{page}#{stem}" if page else ""
 
     def head(self, column: str) -> str:
         """Return the name of a column for a person."""

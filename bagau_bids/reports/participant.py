@@ -4,13 +4,12 @@ Built from the derivatives folder alone, so it can be made again at any time. Th
 in ``sub-<label>/figures`` and are also embedded: the page is one file that can be mailed.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bagau_bids.bids.derivatives import write_text
+from bagau_bids.bids.derivatives import remove_stale, write_text
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
@@ -20,7 +19,6 @@ from bagau_bids.reports.pages import Picture, render
 from bagau_bids.reports.results import FAILED, ScanResults, find_results
 from bagau_bids.reports.scan_tables import Grade, Reason, Row
 
-LOGGER = logging.getLogger(__name__)
 LONGEST_LESION_LIST = 200
 LARGEST_PAGE_BYTES = 15_000_000  # more cannot be mailed
 SECTION_TEXT_BYTES = 150_000  # tables of a scan, with the longest list of lesions
@@ -182,10 +180,8 @@ def write_participant_report(
     sections = [_section(scan) for scan in scans]
     pages = _pages(participant, sections, aggregate_session_reports)
     written = tuple(_write_page(output_dir, name, pages, crashes) for name in pages)
-    for path in sorted(output_dir.glob(f"{participant}_*.html")):
-        if path not in written:  # of a run that split the page otherwise
-            path.unlink()
-            LOGGER.info("%s: removed, what it showed is on %s", path, written[0].name)
+    others = set(output_dir.glob(f"{participant}_*.html")) - set(written)
+    remove_stale(sorted(others), f"what it showed is on {written[0].name} or linked there")
     return written
 
 
@@ -281,6 +277,8 @@ def _section(scan: ScanResults) -> ScanSection:
     lesions = attempt(lambda: scan_tables.read_rows(scan, "lesions_table"), [])
     grades = tuple(attempt(lambda: scan_tables.grades(scan), ()))
     whole = scan_tables.whole_brain(volumes)
+    if scan.flags_problem:
+        trouble.append(scan.flags_problem)
     return ScanSection(
         anchor=scan.stem,
         title=scan.title,

@@ -226,6 +226,8 @@ def test_lesions_and_volumes_agree(go, tmp_path):
     expected = (head() > 150).sum() * 8 * 8 * 14
     assert volumes.volume_mm3[0] == expected == lesions.volume_mm3.sum()
     assert set(np.unique(labels)) == {0, *lesions["index"]}
+    sidecar = folder / "sub-01_space-orig_seg-WMHlesions_dseg.json"
+    assert set(lesions.columns) <= set(json.loads(sidecar.read_text()))
 
 
 def test_regions_add_up_to_the_mask(go, tmp_path):
@@ -243,6 +245,7 @@ def test_regions_add_up_to_the_mask(go, tmp_path):
         assert rows.volume_voxels[entry["name"]] == (numbers == entry["index"]).sum()
     assert lookup["name"].str.contains("juxtaventricular").sum() == 2
     sidecar = json.loads((folder / "sub-01_space-orig_seg-WMHregions_dseg.json").read_text())
+    assert set(lookup.columns) <= set(sidecar)
     assert sidecar["PeriventricularRule"] == "3mm"
     assert "10.1016/j.biopsych.2008.03.024" in sidecar["PeriventricularRuleDescription"]
     grades = pd.read_csv(folder / "sub-01_label-WMH_desc-fazekas_morph.tsv", sep="\t")

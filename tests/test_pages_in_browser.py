@@ -23,6 +23,8 @@ from bagau_bids.reports.participant import write_participant_report
 
 pytestmark = pytest.mark.slow
 
+WIDTHS = (375, 768, 1280, 1920)  # a telephone, a tablet, screens
+
 PAGES = {
     "thick slices": "sub-01.html",
     "no lesions": "sub-02.html",
@@ -109,7 +111,7 @@ def test_page_is_whole_and_quiet(open_page, kind):
     assert opened.complaints == []
     assert opened.broken_pictures() == []
     assert opened.dead_links() == []
-    assert opened.overflow() == 0
+    assert opened.overflows(WIDTHS) == {}
 
 
 def test_page_notices_what_it_looks_for(browser, tmp_path):
@@ -127,6 +129,7 @@ def test_page_notices_what_it_looks_for(browser, tmp_path):
     assert opened.broken_pictures()
     assert opened.dead_links() == ["#gone", "gone.tsv"]
     assert opened.overflow() > 1000
+    assert list(opened.overflows((375, 3200))) == [375]
     context.close()
 
 

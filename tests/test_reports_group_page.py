@@ -97,6 +97,34 @@ def test_scans_without_any_difference(tmp_path, head):
     assert "All complete scans have the same figures." in words
 
 
+def test_volumes_are_shown_in_ml_and_nothing_twice(cohort, head):
+    other = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0), n_lesions=3, seed=1)
+    write_scan(cohort, {"sub": "02"}, other)
+    group = write_group(cohort)
+    rows = [line.split("\t") for line in group.path.read_text().splitlines()]
+    volume = {row[0]: row[rows[0].index("volume_mm3")] for row in rows[1:]}["sub-02_FLAIR"]
+    text = group.page.read_text()
+    strip = text.split('aria-label="Distribution of WMH volume"')[1].split("</svg>")[0]
+    assert f"<title>sub-02: {float(volume) / 1000:.4g}</title>" in strip
+    words = " ".join(Page(group.page).text.split())
+    assert "WMH volume (ml)" in words
+    assert words.count("Share of all WMH") == 0
+    assert "is-brain_mm3" not in text
+    assert "Largest lesion volume (mm³)" in words
+
+
+def test_flags_are_listed_with_spaces(tmp_path, head):
+    write_scan(tmp_path, {"sub": "1"}, head)
+    flags = [
+        {"name": name, "figure": "noise_snr", "value": 1.0, "limit": 2.0, "words": "look"}
+        for name in ("resolution", "uncertainty")
+    ]
+    change_record(tmp_path, "1", measure={"quality": {}, "flags": flags})
+    group = write_group(tmp_path)
+    assert "resolution, uncertainty" in Page(group.page).text
+    assert "resolution,uncertainty" in group.path.read_text()
+
+
 def test_few_scans_have_no_outliers(tmp_path, head):
     for number in range(3):
         write_scan(tmp_path, {"sub": str(number)}, head)

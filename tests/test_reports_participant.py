@@ -12,11 +12,13 @@ from fake_derivatives import NEWER, drawn_head, write_failure, write_scan
 from page_checks import Page
 from PIL import Image
 
-from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids.derivatives import derivative_path, write_table
 from bagau_bids.bids.description import write_citation
 from bagau_bids.config import Processing
 from bagau_bids.errors import UsageError
-from bagau_bids.reports import participant
+from bagau_bids.measures import fazekas, lesions, regions
+from bagau_bids.reports import participant, scan_pictures
+from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
 from bagau_bids.reports.results import find_results
 
@@ -357,6 +359,57 @@ def test_page_says_where_the_ventricles_come_from_and_what_was_averaged(tmp_path
     assert words in text
     assert ("outlined on the FLAIR itself" in text) == (source == "flair")
     assert ("averaged with the mirrored FLAIR" in text) == (source == "flair")
+
+
+def test_one_slice_and_several_are_counted_in_words():
+    mask = np.zeros((5, 6, 7), bool)
+    mask[2, 3, 4] = True
+    shown = scan_pictures.Shown(None, mask * 1.0, np.eye(4), ~mask, (0.0, 1.0))
+    assert scan_pictures._lesion_slices(shown, mask, 2, 9) == ("The only slice with lesions", [4])
+    mask[2, 3, 1] = True
+    words, slices = scan_pictures._lesion_slices(shown, mask, 2, 9)
+    assert (words, sorted(slices)) == ("All 2 slices with lesions", [1, 4])
+    assert scan_pictures._lesion_slices(shown, mask, 2, 1)[0] == "1 of the 2 slices with lesions"
+
+
+def test_without_ventricles_pages_say_so_and_nothing_is_zero(tmp_path):
+    entities = {"sub": "01"}
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    _, affine, brain, _, probability = write_scan(tmp_path, entities, small)
+    mask, nowhere = probability >= 0.5, np.full(brain.shape, np.inf)
+    numbers = np.full(brain.shape, regions.region_number("deep", "left"))
+    tables = {
+        "volumes_table": lesions.volume_table(mask, affine, brain, numbers, ventricles=False),
+        "fazekas_table": fazekas.fazekas_table(mask, nowhere, numbers, affine),
+    }
+    for name, table in tables.items():
+        write_table(derivative_path(tmp_path, entities, name), table)
+    text = " ".join(Page(write_participant_report(tmp_path, "01")[0]).text.split())
+    assert "periventricular n/a – n/a – – – – – –" in text
+    assert "The scan has no lateral ventricles: what follows from the distance" in text
+    assert "Fazekas grade, estimate" not in text
+    group = write_group(tmp_path)
+    row = pd.read_csv(group.path, sep="\t", na_values="n/a").iloc[0]
+    assert row.status == "complete"
+    assert row[["deep_mm3", "fazekas_deep_estimate", "fazekas_periventricular_mm"]].isna().all()
+    assert row.left_mm3 == pytest.approx(row.volume_mm3)
+    (said,) = [note for note in group.notes if note.startswith("Without ")]
+    assert said.startswith("Without lateral ventricles in the scan: sub-01_FLAIR.")
+
+
+@pytest.mark.parametrize(
+    "flags", ["many", 3, [3], [{"name": "x"}], [{"name": "x", "limit": 1.0, "value": "y"}]]
+)
+def test_damaged_flags_are_named_and_the_rest_is_shown(tmp_path, flags):
+    measured = {"quality": {}, "flags": flags}
+    write_scan(tmp_path, {"sub": "01"}, record={"steps": {"measure": measured}}, leave_out=IMAGES)
+    text = " ".join(Page(write_participant_report(tmp_path, "01")[0]).text.split())
+    record = derivative_path(tmp_path, {"sub": "01"}, "record")
+    assert f"{record}: flags cannot be read" in text
+    assert "expected name, figure, value, limit and words of each: process the scan again" in text
+    assert "WMH volume" in text
+    assert "No flag was raised" not in text
+    assert "no flag" not in text
 
 
 def test_long_lists_of_lesions_end_on_the_page_and_say_so(tmp_path, monkeypatch):

@@ -137,9 +137,10 @@ def _lesion_slices(shown: Shown, mask: np.ndarray, axis: int, count: int) -> tup
         slices = figures.spread_slices(shown.brain, axis, LESION_SLICES // 2)
         return "No lesion was found; slices spread over the brain", slices
     slices = figures.busiest_slices(mask, axis, count)
+    if touched == 1:
+        return "The only slice with lesions", slices
     share = "All" if len(slices) == touched else f"{len(slices)} of the"
-    plural = "" if touched == 1 else "s"
-    return f"{share} {touched} slice{plural} with lesions", slices
+    return f"{share} {touched} slices with lesions", slices
 
 
 DrawLayer = Callable[[figures.Mosaic], Image.Image]

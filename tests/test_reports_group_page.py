@@ -162,6 +162,13 @@ def test_the_axis_of_volumes_is_a_cube_root():
     assert drawn.ticks[-1] == (strips.WIDTH - strips.SIDE, "1\N{NARROW NO-BREAK SPACE}000")
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [0, 3, 40], [1, 2], [0, 500, 12000]])
+def test_the_axis_of_counts_has_whole_numbers(numbers):
+    ticks = [text for _, text in strips.strip(values(numbers), "lesions").ticks]
+    assert len(ticks) >= 2
+    assert all(text.replace("\N{NARROW NO-BREAK SPACE}", "").isdecimal() for text in ticks)
+
+
 def test_one_value_and_equal_values_have_a_strip():
     for numbers in ([3], [0, 0], [-2, -2]):
         drawn = strips.strip(values(numbers), "mm^3")

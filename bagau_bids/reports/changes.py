@@ -375,5 +375,5 @@ def _draw_states(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("lesions, since the session before", color=NOTE_COLOUR)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=8)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, fontsize=8)
     bare(axes)

@@ -398,7 +398,12 @@ def test_without_ventricles_pages_say_so_and_nothing_is_zero(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", ["many", 3, [3], [{"name": "x"}], [{"name": "x", "limit": 1.0, "value": "y"}]]
+    "flags",
+    [
+        *("many", 3, [3], [{"name": "x"}]),
+        [{"name": "x", "figure": "noise_snr", "limit": 1.0, "value": "y", "words": "z"}],
+        [{"name": 3, "figure": "noise_snr", "limit": 1.0, "value": 2.0, "words": "z"}],
+    ],
 )
 def test_damaged_flags_are_named_and_the_rest_is_shown(tmp_path, flags):
     measured = {"quality": {}, "flags": flags}

@@ -140,7 +140,11 @@ class ScanResults:
 
     def _read_flags(self) -> tuple[Flag, ...]:
         """Read the flags as recorded; raises TypeError or ValueError at another shape."""
-        read = tuple(Flag(**flag) for flag in self.step("measure").get("flags") or ())
+        read = [Flag(**flag) for flag in self.step("measure").get("flags") or ()]
+        if not all(
+            isinstance(t, str) for flag in read for t in (flag.name, flag.figure, flag.words)
+        ):
+            raise TypeError("a name, figure or words is no text")
         return tuple(
             replace(flag, value=float(flag.value), limit=float(flag.limit)) for flag in read
         )

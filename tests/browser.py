@@ -82,6 +82,15 @@ class OpenedPage:
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
 
+    def overflows(self, widths):
+        """As `overflow`, for windows of other widths; those that hold the page are left out."""
+        found = {}
+        for width in widths:
+            self.page.set_viewport_size({"width": width, "height": 900})
+            if pixels := self.overflow():
+                found[width] = pixels
+        return found
+
     def dead_links(self):
         """Links that lead to no element, or to no file; those to other sites are not followed."""
         links = self.page.eval_on_selector_all(

@@ -164,10 +164,11 @@ def example_record(flair, affine, figures):
                     "segmentation": {
                         "device": "cpu",
                         "precision": "float32",
+                        "tta": False,
                         "models": [{"Name": "small", "Version": "1", "SHA256": "0" * 64}],
                         "notes": [],
                     },
-                    "regions": {"rule": "10mm", "notes": []},
+                    "regions": {"rule": "10mm", "ventricles": "flair", "notes": []},
                     "measure": {
                         "notes": [],
                         "quality": figures,

@@ -8,11 +8,10 @@ from bagau_bids.bids.derivatives import sidecar_path
 
 # Columns that BIDS itself defines, by the end of the name of their table.
 BIDS_COLUMNS = {
-    "_dseg.tsv": {"index", "name", "abbreviation", "color", "mapping"},
     "descriptions.tsv": {"desc_id", "description"},
 }
 # Numbers of things, which have no unit.
-NUMBERED = {"index"}
+NUMBERED = {"index", "mapping"}
 
 
 def undescribed(output_dir):

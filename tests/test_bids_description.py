@@ -154,6 +154,22 @@ def test_citation_fits_every_choice_of_options(tmp_path):
     assert "0.3 or more" in own
     assert "below 5 mm3" in citation_text(Processing(min_lesion_size_mm3=5))
     assert "skull-stripped beforehand" in citation_text(Processing(skull_strip="skip"))
+    assert "mirrored" not in own
+    mirrored = " ".join(citation_text(Processing(tta=True)).split())
+    assert "The images mirrored from left to right were given to it too, and" in mirrored
+
+
+def test_methods_tell_regions_grades_and_ventricles_with_their_sources():
+    text = " ".join(citation_text(Processing()).split())
+    for words in (
+        "U-Net trained on synthetic FLAIRs of heads, 15 % of them with random contrast",
+        "taken from the template where CSF could not be told from tissue",
+        "10 mm from the ventricles are called periventricular [@periventricular10mm]",
+        "4 mm from the cortex of the template [@periventricular3mm]",
+        "Fazekas grades [@fazekas] were estimated from the lengths that the CREDOS scale gives "
+        "[@credos]",
+    ):
+        assert words in text, words
 
 
 @pytest.mark.parametrize(

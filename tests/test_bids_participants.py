@@ -66,3 +66,44 @@ def test_damaged_descriptions_are_passed_over(tmp_path):
     for text in ("{", "[1]"):
         (tmp_path / "participants.json").write_text(text)
         assert find_participants(tmp_path).descriptions == {}
+
+
+def note_of(tmp_path, text):
+    path = tmp_path / "participants.tsv"
+    path.write_text(text, newline="")
+    found = find_participants(tmp_path)
+    return found, found.note.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\t\n", "\t\t\r\n"])
+@pytest.mark.parametrize("header_end", ["", "\t"])
+def test_tabs_at_the_end_of_lines_shift_no_column(tmp_path, end, header_end):
+    text = f"participant_id\tage\tsex{header_end}\nsub-1\t70\tF{end}sub-2\t\tM{end}"
+    found, note = note_of(tmp_path, text)
+    assert found.values == {"age": {"sub-1": "70"}, "sex": {"sub-1": "F", "sub-2": "M"}}
+    assert note == ""
+
+
+def test_rows_of_another_length_are_named_and_passed_over(tmp_path):
+    text = "participant_id\tage\tsex\nsub-1\t70\n\nsub-2\t71\tM\tx\nsub-3\t72\tF\n"
+    found, note = note_of(tmp_path, text)
+    assert found.listed == ("sub-3",)
+    assert found.values == {"age": {"sub-3": "72"}, "sex": {"sub-3": "F"}}
+    assert note == (
+        "rows were passed over: line 2 has 2 fields, line 4 has 4 fields; expected 3, as the "
+        "header; repair it and run again."
+    )
+
+
+def test_a_participant_that_is_there_again_is_named(tmp_path):
+    text = "participant_id\tage\nsub-1\t70\n1\t71\n" + "sub-1\t72\n" * 5
+    found, note = note_of(tmp_path, text)
+    assert found.values == {"age": {"sub-1": "70"}}
+    assert note.startswith(
+        "participants are there again, the first row counts: sub-1 in line 3, sub-1 in line 4,"
+    )
+    assert note.endswith("sub-1 in line 7 and 1 more; repair it and run again.")
+
+
+def test_an_empty_table_is_named(tmp_path):
+    assert "participant_id" in note_of(tmp_path, "")[1]

@@ -83,10 +83,15 @@ def test_no_lesion_is_grade_zero():
     grades, table = estimate(np.zeros(SHAPE, bool))
     assert set(grades.values()) == {0}
     assert table.measured_mm.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("thickness", [0, 30])
+def test_without_ventricles_in_the_scan_nothing_is_estimated(thickness):
     nowhere = np.full(SHAPE, np.inf)
     regions = np.full(SHAPE, region_number("deep", "left"))
-    table = fazekas.fazekas_table(band(30), nowhere, regions, AFFINE)
-    assert table.fazekas_estimate.tolist() == [0, 3]
+    table = fazekas.fazekas_table(band(thickness), nowhere, regions, AFFINE)
+    lines = table.to_csv(sep="\t", index=False, na_rep="n/a").splitlines()
+    assert lines[1:] == ["periventricular\tn/a\tn/a", "deep\tn/a\tn/a"]
 
 
 def test_every_column_is_described_and_called_an_estimate():

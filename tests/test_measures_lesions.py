@@ -153,6 +153,42 @@ def test_regions_and_sides_add_up(rule):
         assert both.tolist() == rows.loc[side].tolist()
 
 
+@pytest.mark.parametrize("rule", ["10mm", "3mm"])
+def test_without_ventricles_regions_by_distance_are_missing_and_sides_are_not(rule):
+    mask = random_mask(4)
+    deep, below = (regions.region_number(name, "left") for name in ("deep", "infratentorial"))
+    numbers = np.full(mask.shape, deep)
+    numbers[: mask.shape[0] // 2] = below
+    told = lesions.volume_table(mask, AFFINE, np.ones_like(mask), numbers, rule)
+    table = lesions.volume_table(
+        mask, AFFINE, np.ones_like(mask), numbers, rule, ventricles=False
+    ).set_index("region")
+    told = told.set_index("region")
+    for name in told.index:
+        known = not name.endswith(("ventricular", "deep", "juxtacortical"))
+        of_region = table.loc[name].drop(["voxel_mm3", "brain_mm3"])
+        assert of_region.isna().all() != known
+        if known:
+            assert table.loc[name].equals(told.loc[name])
+
+
+def test_without_ventricles_lesions_have_a_side_and_no_region():
+    labels = np.zeros((6, 6, 6), int)
+    labels[1, 1, 1], labels[4, 4, 4] = 1, 2
+    numbers = np.full(labels.shape, regions.region_number("deep", "right"))
+    numbers[4] = regions.region_number("infratentorial", "left")
+    points = np.zeros((3, 2, 2, 2))
+    around = lesions.Surroundings(
+        numbers, np.full(labels.shape, np.inf), points, np.diag([5.0, 5, 5, 1]), 1.0
+    )
+    ones = np.ones(labels.shape)
+    table = lesions.lesion_table(labels, np.eye(4), ones, ones, ones, around)
+    assert table.side.tolist() == ["right", "left"]
+    assert pd.isna(table.region[0])
+    assert table.region[1] == "infratentorial"
+    assert table.ventricle_distance_mm.isna().all()
+
+
 def test_no_lesion_gives_zeros_and_missing_sizes_not_nan():
     empty = np.zeros((4, 4, 4), bool)
     table = lesions.volume_table(empty, AFFINE, np.ones_like(empty))
@@ -273,7 +309,8 @@ def test_what_is_not_known_of_a_lesion_is_missing():
     )
     table = lesions.lesion_table(labels, AFFINE, mask, mask, mask, nowhere)
     assert table[["ventricle_distance_mm", "flair_to_wm"]].isna().all(axis=None)
-    assert set(table.region) == {"juxtaventricular"}
+    assert table.region.isna().all()
+    assert set(table.side) == {"left"}
 
 
 def test_every_column_is_described_with_its_unit():

@@ -23,12 +23,16 @@ from bagau_bids.reports.participant import write_participant_report
 
 pytestmark = pytest.mark.slow
 
+WIDTHS = (375, 768, 1280, 1920)  # a telephone, a tablet, screens
+
 PAGES = {
     "thick slices": "sub-01.html",
     "no lesions": "sub-02.html",
     "failed": "sub-03.html",
     "crash files alone": "sub-04.html",
     "three planes, two sessions": "sub-05.html",
+    "overview of many sessions": "sub-06.html",
+    "one of many sessions": "sub-06_ses-5.html",
     "group": "group_FLAIR.html",
     "evaluation": "evaluation/evaluation_FLAIR.html",
     "experiment": "experiment/table.html",
@@ -57,8 +61,11 @@ def study(browser, tmp_path_factory):
         scan = {"sub": "05", "ses": session}
         write_scan(folder, scan, cube)
         write_transform(folder, scan, TemplateTransform(np.eye(4)))
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    for session in range(1, 6):
+        write_scan(folder, {"sub": "06", "ses": str(session)}, small)
     write_citation(folder, Processing())
-    for label in ("01", "02", "03", "04", "05"):
+    for label in ("01", "02", "03", "04", "05", "06"):
         write_participant_report(folder, label)
     write_group(folder)
     evaluate(folder / "evaluation")
@@ -104,7 +111,7 @@ def test_page_is_whole_and_quiet(open_page, kind):
     assert opened.complaints == []
     assert opened.broken_pictures() == []
     assert opened.dead_links() == []
-    assert opened.overflow() == 0
+    assert opened.overflows(WIDTHS) == {}
 
 
 def test_page_notices_what_it_looks_for(browser, tmp_path):
@@ -122,6 +129,7 @@ def test_page_notices_what_it_looks_for(browser, tmp_path):
     assert opened.broken_pictures()
     assert opened.dead_links() == ["#gone", "gone.tsv"]
     assert opened.overflow() > 1000
+    assert list(opened.overflows((375, 3200))) == [375]
     context.close()
 
 

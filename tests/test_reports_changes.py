@@ -1,12 +1,14 @@
 """Changes between sessions, from the derivatives folder to its tables."""
 
 import json
+import logging
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from fake_derivatives import drawn_head, write_scan, write_transform
+from matplotlib.figure import Figure
 from page_checks import Page
 from scipy import ndimage
 from table_checks import undescribed
@@ -241,6 +243,44 @@ def test_no_participant_with_two_sessions_writes_nothing(tmp_path):
     write_scan(tmp_path, {"sub": "2", "ses": "1"})
     assert write_changes(tmp_path, find_results(tmp_path)).rows == ()
     assert not (tmp_path / "group_changes.tsv").exists()
+
+
+def test_what_an_earlier_run_left_of_pairs_that_are_gone_is_removed(cohort, caplog):
+    folder, _ = cohort
+    write_changes(folder, find_results(folder))
+    table = derivative_path(folder, SECOND, "changes_table")
+    beside = [table, table.with_suffix(".json"), derivative_path(folder, SECOND, "changes_record")]
+    group = [folder / "group_changes.tsv", folder / "group_changes.json"]
+    other = derivative_path(folder, {"sub": "2", "ses": "1"}, "changes_record")
+    other.write_text("{}")  # beside a scan that is in no pair
+    assert all(path.is_file() for path in (*beside, *group))
+    with caplog.at_level(logging.INFO):
+        write_changes(folder, find_results(folder))
+    assert all(path.is_file() for path in (*beside, *group))
+    (said,) = [text for text in caplog.messages if "removed" in text]
+    assert said == f"{other}: removed, since the pair of sessions is not compared any more"
+    derivative_path(folder, FIRST, "wmh_mask").unlink()
+    complete = [scan for scan in find_results(folder) if scan.status == "complete"]
+    assert write_changes(folder, complete).rows == ()
+    assert not any(path.exists() for path in (*beside, *group))
+    assert derivative_path(folder, SECOND, "wmh_mask").is_file()
+
+
+def test_a_pair_that_fails_now_leaves_no_table_of_an_earlier_run(cohort):
+    folder, _ = cohort
+    write_changes(folder, find_results(folder))
+    derivative_path(folder, FIRST, "wmh_mask").write_bytes(b"broken")
+    write_changes(folder, find_results(folder))
+    assert not derivative_path(folder, SECOND, "changes_table").exists()
+    assert (folder / "group_changes.tsv").is_file()
+
+
+def test_counts_of_lesions_have_whole_numbers_at_their_axis(cohort):
+    folder, _ = cohort
+    (row,) = write_changes(folder, find_results(folder)).rows
+    axes = Figure().subplots()
+    changes._draw_states(axes, [row])
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_each_session_is_paired_with_the_one_before(tmp_path):

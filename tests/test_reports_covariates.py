@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from bagau_bids.bids.participants import Participants
-from bagau_bids.reports.covariates import draw_covariates, find_covariates
+from bagau_bids.reports.charts import literal
+from bagau_bids.reports.covariates import (
+    Covariate,
+    draw_covariates,
+    drawn_covariates,
+    find_covariates,
+)
+from bagau_bids.reports.figures import figure_image
 
 NAMES = [f"sub-{number:02}" for number in range(20)]
 VOLUMES = {name: float(number) for number, name in enumerate(NAMES)}
@@ -68,3 +76,43 @@ def test_charts_bear_zeros_and_few_values():
     assert np.asarray(draw_covariates(covariates)).std() > 0
     covariates, _ = find_covariates(participants(sex=["F", "M"]), VOLUMES)
     assert draw_covariates(covariates).width > 600
+
+
+def pixels(*covariates):
+    return np.asarray(draw_covariates(covariates))
+
+
+def test_dollars_of_a_table_are_no_formula():
+    """Odd and even numbers of dollars, as a name, a unit and a group."""
+    nonsense = "$a^$ & x"
+    table = Participants(
+        "participants.tsv",
+        {nonsense: {name: nonsense if n % 2 else "$" for n, name in enumerate(NAMES)}},
+        {nonsense: {"Units": r"$\\frac$"}},
+    )
+    ((covariate,), _) = find_covariates(table, VOLUMES)
+    assert covariate.levels == ("$", nonsense)
+    picture, failed = drawn_covariates([covariate])
+    assert failed == []
+    assert picture.width > 600
+
+
+@pytest.mark.parametrize("text", ["$b$", "a $", r"\$a$", "$$", "no dollar"])
+def test_texts_are_shown_letter_by_letter(text):
+    def drawn(words, **options):
+        figure = Figure(figsize=(2, 1))
+        figure.text(0.1, 0.4, words, **options)
+        return np.asarray(figure_image(figure))
+
+    assert (drawn(literal(text)) == drawn(text, parse_math=False)).all()
+
+
+def test_a_covariate_that_cannot_be_drawn_leaves_the_others():
+    good = Covariate("age", ("1", "2"), (1.0, 2.0))
+    bad = Covariate("weight", ("1", "nan"), (1.0, float("inf")))
+    picture, failed = drawn_covariates([good, bad])
+    assert (np.asarray(picture) == pixels(good)).all()
+    assert [text.split(" (")[0] for text in failed] == ["weight"]
+    assert "cannot be drawn: " in failed[0]
+    assert drawn_covariates([bad]) == (None, failed)
+    assert drawn_covariates([]) == (None, [])

@@ -1,6 +1,7 @@
 """The lesion frequency map: written where it belongs, and clear about what is not in it."""
 
 import json
+import logging
 
 import nibabel as nib
 import numpy as np
@@ -81,6 +82,26 @@ def test_no_transform_at_all_writes_no_map(tmp_path):
     group = write_group(tmp_path)
     assert not (tmp_path / NAME).exists()
     assert "no such file" in group.notes[-1]
+
+
+def test_a_map_that_no_scan_belongs_to_any_more_is_removed(tmp_path, caplog):
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    write_scan(tmp_path, {"sub": "1"}, small)
+    write_transform(tmp_path, {"sub": "1"}, shifted(0))
+    other = tmp_path / NAME.replace(TEMPLATE, "Other")
+    both = [tmp_path / NAME, tmp_path / NAME.replace(".nii.gz", ".json")]
+    other.write_bytes(b"of scans that are gone")
+    write_frequency_maps(tmp_path, find_results(tmp_path))
+    assert all(path.is_file() for path in both)
+    assert not other.exists()
+    derivative_path(tmp_path, {"sub": "1"}, "template_to_flair_xfm", template=TEMPLATE).unlink()
+    with caplog.at_level(logging.INFO):
+        (one,) = write_frequency_maps(tmp_path, find_results(tmp_path))
+    assert one.picture is None
+    assert not any(path.exists() for path in both)
+    assert caplog.messages == [
+        f"{path}: removed, since no complete scan is left that belongs to it" for path in both
+    ]
 
 
 def test_the_first_complete_scan_of_a_participant_counts(tmp_path):

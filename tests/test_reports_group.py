@@ -67,6 +67,13 @@ def test_problems_are_returned_logged_and_in_the_table(cohort, caplog):
     assert pd.isna(table.problem[0])
 
 
+def test_pages_of_sessions_are_no_participants(cohort):
+    for name in ("sub-2.html", "sub-2_ses-1.html", "sub-3_run-1.html", "sub-5_ses-1.html"):
+        (cohort / name).write_text("page")
+    without = [problem.split(":")[0] for problem in write_group(cohort).problems]
+    assert without == ["sub-2_ses-2_FLAIR", "sub-3_FLAIR", "sub-4", "sub-5"]
+
+
 def test_every_column_is_described(cohort):
     path = write_group(cohort).path
     described = json.loads(path.with_suffix(".json").read_text())

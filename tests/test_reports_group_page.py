@@ -49,6 +49,20 @@ def test_page_is_whole_and_its_links_lead_somewhere(cohort):
     assert "nan" not in page.text.lower()
 
 
+def test_links_lead_to_the_page_that_shows_the_scan(tmp_path, head):
+    scans = [{"sub": "1", "ses": "1", "run": "1"}, {"sub": "1", "ses": "2"}, {"sub": "1"}]
+    for entities in scans:
+        write_scan(tmp_path, entities, head)
+    for name in ("sub-1", "sub-1_ses-1_run-1", "sub-1_ses-2"):
+        (tmp_path / f"{name}.html").write_text("page")
+    links = [link for link in Page(write_group(tmp_path).page).links if link.startswith("sub-")]
+    assert {
+        "sub-1_ses-1_run-1.html#sub-1_ses-1_run-1",
+        "sub-1_ses-2.html#sub-1_ses-2",
+        "sub-1.html#sub-1",
+    } == set(links)
+
+
 def test_outliers_are_named_in_table_and_page(cohort):
     group = write_group(cohort)
     rows = [line.split("\t") for line in group.path.read_text().splitlines()]
@@ -81,6 +95,34 @@ def test_scans_without_any_difference(tmp_path, head):
         write_scan(tmp_path, {"sub": label}, head)
     words = Page(write_group(tmp_path).page).text
     assert "All complete scans have the same figures." in words
+
+
+def test_volumes_are_shown_in_ml_and_nothing_twice(cohort, head):
+    other = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0), n_lesions=3, seed=1)
+    write_scan(cohort, {"sub": "02"}, other)
+    group = write_group(cohort)
+    rows = [line.split("\t") for line in group.path.read_text().splitlines()]
+    volume = {row[0]: row[rows[0].index("volume_mm3")] for row in rows[1:]}["sub-02_FLAIR"]
+    text = group.page.read_text()
+    strip = text.split('aria-label="Distribution of WMH volume"')[1].split("</svg>")[0]
+    assert f"<title>sub-02: {float(volume) / 1000:.4g}</title>" in strip
+    words = " ".join(Page(group.page).text.split())
+    assert "WMH volume (ml)" in words
+    assert words.count("Share of all WMH") == 0
+    assert "is-brain_mm3" not in text
+    assert "Largest lesion volume (mm³)" in words
+
+
+def test_flags_are_listed_with_spaces(tmp_path, head):
+    write_scan(tmp_path, {"sub": "1"}, head)
+    flags = [
+        {"name": name, "figure": "noise_snr", "value": 1.0, "limit": 2.0, "words": "look"}
+        for name in ("resolution", "uncertainty")
+    ]
+    change_record(tmp_path, "1", measure={"quality": {}, "flags": flags})
+    group = write_group(tmp_path)
+    assert "resolution, uncertainty" in Page(group.page).text
+    assert "resolution,uncertainty" in group.path.read_text()
 
 
 def test_few_scans_have_no_outliers(tmp_path, head):
@@ -120,6 +162,13 @@ def test_the_axis_of_volumes_is_a_cube_root():
     assert drawn.ticks[-1] == (strips.WIDTH - strips.SIDE, "1\N{NARROW NO-BREAK SPACE}000")
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [0, 3, 40], [1, 2], [0, 500, 12000]])
+def test_the_axis_of_counts_has_whole_numbers(numbers):
+    ticks = [text for _, text in strips.strip(values(numbers), "lesions").ticks]
+    assert len(ticks) >= 2
+    assert all(text.replace("\N{NARROW NO-BREAK SPACE}", "").isdecimal() for text in ticks)
+
+
 def test_one_value_and_equal_values_have_a_strip():
     for numbers in ([3], [0, 0], [-2, -2]):
         drawn = strips.strip(values(numbers), "mm^3")
@@ -135,6 +184,18 @@ def test_covariates_are_drawn_and_those_missing_are_named(cohort):
     assert "One point a participant" in page.text
     assert "Not in participants.tsv: sub-01." in page.text
     assert "without any result here: sub-77." in page.text
+    assert sum(picture.startswith("data:image/png;base64,") for picture in page.pictures) == 1
+
+
+def test_a_difficult_table_of_participants_costs_nothing_but_what_is_wrong_with_it(cohort):
+    """Formulas that are none, digits that are no numbers, tabs at the end, a row too many."""
+    rows = [f"sub-{n:02}\t{50 + n}\t{'$a^$ & x' if n % 2 else 'pat'}\t" for n in range(1, 13)]
+    lines = ["participant_id\tage\tgroup", *rows, "sub-99²\t1\tpat\t", "sub-01\t1\tpat\t"]
+    (cohort / "participants.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = Page(write_group(cohort).page)
+    assert "One point a participant" in page.text
+    assert "without any result here: sub-99²." in page.text
+    assert "participants are there again, the first row counts: sub-01 in line 15;" in page.text
     assert sum(picture.startswith("data:image/png;base64,") for picture in page.pictures) == 1
 
 

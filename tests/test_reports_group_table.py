@@ -117,6 +117,17 @@ def test_an_older_version_lacks_columns_and_is_named(tmp_path, head):
     assert "Without quality flags: sub-2_FLAIR." in Page(group.page).text
 
 
+def test_averaging_with_the_mirrored_scan_is_in_the_table(tmp_path, head):
+    for label, tta in (("1", True), ("2", False), ("3", None)):
+        scan(tmp_path, label, head)
+        damage_record(
+            tmp_path, label, lambda r, tta=tta: r["steps"]["segmentation"].update(tta=tta)
+        )
+    table = read(write_group(tmp_path))
+    assert table.tta.tolist()[:2] == ["yes", "no"]
+    assert pd.isna(table.tta.iloc[2])
+
+
 def test_every_column_belongs_to_one_heading(tmp_path):
     names = [name for section in column_sections().values() for name in section]
     assert len(names) == len(set(names))

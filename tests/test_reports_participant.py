@@ -12,11 +12,15 @@ from fake_derivatives import NEWER, drawn_head, write_failure, write_scan
 from page_checks import Page
 from PIL import Image
 
-from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids.derivatives import derivative_path, write_table
 from bagau_bids.bids.description import write_citation
 from bagau_bids.config import Processing
 from bagau_bids.errors import UsageError
+from bagau_bids.measures import fazekas, lesions, regions
+from bagau_bids.reports import participant, scan_pictures
+from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
+from bagau_bids.reports.results import find_results
 
 IMAGES = ("preproc_flair", "brain_mask", "wm_atlas", "wmh_mask", "wmh_probseg")
 FIGURES = (
@@ -197,12 +201,52 @@ def test_many_sessions_get_a_page_each(tmp_path):
     names = ["sub-07.html", "sub-07_ses-1.html", "sub-07_ses-2.html", "sub-07_ses-10.html"]
     assert [page.name for page in pages] == names
     overview = Page(pages[0])
-    assert set(names[1:]) <= set(overview.links)
+    assert {f"sub-07_ses-{n}.html#sub-07_ses-{n}" for n in (1, 2, 10)} <= set(overview.links)
     assert not overview.pictures
     assert "Session 2" in Page(pages[2]).text
     assert "Session 10" not in Page(pages[2]).text
     (page,) = write_participant_report(tmp_path, "07", aggregate_session_reports=3)
     assert len(Page(page).pictures) == 3  # a histogram a scan
+    assert sorted(path.name for path in tmp_path.glob("*.html")) == ["sub-07.html"]
+
+
+def test_a_page_is_no_larger_than_expected(finished):
+    output_dir, path = finished
+    (scan,) = find_results(output_dir, "01")
+    section = participant._section(scan)
+    size = path.stat().st_size
+    assert sum(picture.bytes for picture in section.pictures.all) < size
+    assert size < participant.page_bytes([section]) < participant.LARGEST_PAGE_BYTES
+
+
+def test_large_pages_are_split_by_session_and_then_by_scan(tmp_path, monkeypatch):
+    for entities in ({"ses": "1", "run": "1"}, {"ses": "1", "run": "2"}, {"ses": "2"}, {}):
+        write_scan(tmp_path, {"sub": "08", **entities}, leave_out=IMAGES)
+
+    def pages_below(largest):
+        monkeypatch.setattr(participant, "LARGEST_PAGE_BYTES", largest)
+        pages = write_participant_report(tmp_path, "08")
+        assert sorted(page.name for page in pages) == sorted(
+            path.name for path in tmp_path.glob("*.html")
+        )
+        for page in map(Page, pages):
+            for link in (link for link in page.links if ".html#" in link):
+                file, anchor = link.split("#")
+                assert anchor in Page(tmp_path / file).ids
+        return [page.name for page in pages], Page(pages[0])
+
+    sections = [participant._section(scan) for scan in find_results(tmp_path, "08")]
+    whole, session = participant.page_bytes(sections), participant.page_bytes(sections[1:3])
+    assert pages_below(whole)[0] == ["sub-08.html"]
+    names, page = pages_below(session)
+    assert names == ["sub-08.html", "sub-08_ses-1.html", "sub-08_ses-2.html"]
+    assert {"sub-08", "summary"} <= set(page.ids)  # the scan without a session
+    names, page = pages_below(session - 1)
+    assert names == [
+        *("sub-08.html", "sub-08_ses-1_run-1.html", "sub-08_ses-1_run-2.html"),
+        "sub-08_ses-2.html",
+    ]
+    assert "sub-08_ses-1_run-2.html#sub-08_ses-1_run-2" in page.links
 
 
 def test_nothing_of_the_participant_is_an_error(tmp_path):
@@ -294,6 +338,83 @@ def test_what_older_runs_did_not_write_is_left_out(tmp_path):
     assert "Fazekas" not in page.text
     assert "flag" not in page.text
     assert "incomplete" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("flair", "outlined on the FLAIR itself"),
+        ("template", "of the registered template, since CSF could not be told from tissue"),
+        (None, "Ventricles: the lateral ventricles; distances"),
+    ],
+)
+def test_page_says_where_the_ventricles_come_from_and_what_was_averaged(tmp_path, source, words):
+    steps = {
+        "regions": {"rule": "10mm", "ventricles": source},
+        "segmentation": {"models": [{"Name": "small"}], "tta": source == "flair"},
+    }
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    write_scan(tmp_path, {"sub": "01"}, small, record={"steps": steps})
+    text = " ".join(Page(write_participant_report(tmp_path, "01")[0]).text.split())
+    assert words in text
+    assert ("outlined on the FLAIR itself" in text) == (source == "flair")
+    assert ("averaged with the mirrored FLAIR" in text) == (source == "flair")
+
+
+def test_one_slice_and_several_are_counted_in_words():
+    mask = np.zeros((5, 6, 7), bool)
+    mask[2, 3, 4] = True
+    shown = scan_pictures.Shown(None, mask * 1.0, np.eye(4), ~mask, (0.0, 1.0))
+    assert scan_pictures._lesion_slices(shown, mask, 2, 9) == ("The only slice with lesions", [4])
+    mask[2, 3, 1] = True
+    words, slices = scan_pictures._lesion_slices(shown, mask, 2, 9)
+    assert (words, sorted(slices)) == ("All 2 slices with lesions", [1, 4])
+    assert scan_pictures._lesion_slices(shown, mask, 2, 1)[0] == "1 of the 2 slices with lesions"
+
+
+def test_without_ventricles_pages_say_so_and_nothing_is_zero(tmp_path):
+    entities = {"sub": "01"}
+    small = drawn_head(shape=(24, 28, 8), spacing=(8.0, 8.0, 18.0))
+    _, affine, brain, _, probability = write_scan(tmp_path, entities, small)
+    mask, nowhere = probability >= 0.5, np.full(brain.shape, np.inf)
+    numbers = np.full(brain.shape, regions.region_number("deep", "left"))
+    tables = {
+        "volumes_table": lesions.volume_table(mask, affine, brain, numbers, ventricles=False),
+        "fazekas_table": fazekas.fazekas_table(mask, nowhere, numbers, affine),
+    }
+    for name, table in tables.items():
+        write_table(derivative_path(tmp_path, entities, name), table)
+    text = " ".join(Page(write_participant_report(tmp_path, "01")[0]).text.split())
+    assert "periventricular n/a – n/a – – – – – –" in text
+    assert "The scan has no lateral ventricles: what follows from the distance" in text
+    assert "Fazekas grade, estimate" not in text
+    group = write_group(tmp_path)
+    row = pd.read_csv(group.path, sep="\t", na_values="n/a").iloc[0]
+    assert row.status == "complete"
+    assert row[["deep_mm3", "fazekas_deep_estimate", "fazekas_periventricular_mm"]].isna().all()
+    assert row.left_mm3 == pytest.approx(row.volume_mm3)
+    (said,) = [note for note in group.notes if note.startswith("Without ")]
+    assert said.startswith("Without lateral ventricles in the scan: sub-01_FLAIR.")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("many", 3, [3], [{"name": "x"}]),
+        [{"name": "x", "figure": "noise_snr", "limit": 1.0, "value": "y", "words": "z"}],
+        [{"name": 3, "figure": "noise_snr", "limit": 1.0, "value": 2.0, "words": "z"}],
+    ],
+)
+def test_damaged_flags_are_named_and_the_rest_is_shown(tmp_path, flags):
+    measured = {"quality": {}, "flags": flags}
+    write_scan(tmp_path, {"sub": "01"}, record={"steps": {"measure": measured}}, leave_out=IMAGES)
+    text = " ".join(Page(write_participant_report(tmp_path, "01")[0]).text.split())
+    record = derivative_path(tmp_path, {"sub": "01"}, "record")
+    assert f"{record}: flags cannot be read" in text
+    assert "expected name, figure, value, limit and words of each: process the scan again" in text
+    assert "WMH volume" in text
+    assert "No flag was raised" not in text
+    assert "no flag" not in text
 
 
 def test_long_lists_of_lesions_end_on_the_page_and_say_so(tmp_path, monkeypatch):

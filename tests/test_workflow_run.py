@@ -226,6 +226,8 @@ def test_lesions_and_volumes_agree(go, tmp_path):
     expected = (head() > 150).sum() * 8 * 8 * 14
     assert volumes.volume_mm3[0] == expected == lesions.volume_mm3.sum()
     assert set(np.unique(labels)) == {0, *lesions["index"]}
+    sidecar = folder / "sub-01_space-orig_seg-WMHlesions_dseg.json"
+    assert set(lesions.columns) <= set(json.loads(sidecar.read_text()))
 
 
 def test_regions_add_up_to_the_mask(go, tmp_path):
@@ -243,10 +245,38 @@ def test_regions_add_up_to_the_mask(go, tmp_path):
         assert rows.volume_voxels[entry["name"]] == (numbers == entry["index"]).sum()
     assert lookup["name"].str.contains("juxtaventricular").sum() == 2
     sidecar = json.loads((folder / "sub-01_space-orig_seg-WMHregions_dseg.json").read_text())
+    assert set(lookup.columns) <= set(sidecar)
     assert sidecar["PeriventricularRule"] == "3mm"
     assert "10.1016/j.biopsych.2008.03.024" in sidecar["PeriventricularRuleDescription"]
     grades = pd.read_csv(folder / "sub-01_label-WMH_desc-fazekas_morph.tsv", sep="\t")
     assert grades.fazekas_estimate.between(0, 3).all()
+
+
+def test_a_scan_without_ventricles_has_no_regions_by_distance(go, tmp_path, monkeypatch):
+    import pandas as pd
+
+    from bagau_bids.measures import regions
+
+    def nowhere(flair, *_):
+        return regions.Ventricles(np.zeros(flair.shape, bool), "template", None, None, ())
+
+    monkeypatch.setattr(regions, "find_ventricles", nowhere)
+    go("sub-01")
+    folder = tmp_path / "out" / "sub-01" / "anat"
+    rows = pd.read_csv(folder / "sub-01_label-WMH_desc-volumes_morph.tsv", sep="\t")
+    volume = rows.set_index("region").volume_mm3
+    by_distance = ["periventricular", "deep", "juxtacortical", "left-deep"]
+    assert volume[by_distance].isna().all()
+    assert volume["left"] + volume["right"] == pytest.approx(volume["all"])
+    image = nib.load(folder / "sub-01_space-orig_seg-WMHregions_dseg.nii.gz")
+    numbers = np.asarray(image.dataobj)
+    below = [regions.region_number("infratentorial", side) for side in regions.SIDES]
+    assert set(np.unique(numbers)) <= {0, *below}
+    record = json.loads((folder / "sub-01_desc-processing_record.json").read_text())
+    (note,) = record["steps"]["measure"]["notes"]
+    assert note.startswith("The scan has no lateral ventricles")
+    grades = pd.read_csv(folder / "sub-01_label-WMH_desc-fazekas_morph.tsv", sep="\t")
+    assert grades[["fazekas_estimate", "measured_mm"]].isna().all(axis=None)
 
 
 def test_no_lesion_is_a_result(go, tmp_path):

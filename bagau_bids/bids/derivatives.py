@@ -6,11 +6,12 @@ is already right is left alone, so its time stamp tells when a result last chang
 """
 
 import json
+import logging
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -22,6 +23,7 @@ import pandas as pd
 from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import InputImageError, UsageError
 
+LOGGER = logging.getLogger(__name__)
 READ_SIZE_BYTES = 1 << 20
 
 
@@ -195,6 +197,22 @@ def write_table(path: Path, table: pd.DataFrame) -> bool:
         sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n"
     )
     return write_text(path, text)
+
+
+def remove_stale(paths: Iterable[Path], why: str) -> None:
+    """Remove results that an earlier run left and this one would not make, and log it.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Those that are not there are passed over.
+    why : str
+        What is not so any more, for the log.
+    """
+    for path in paths:
+        if path.is_file():
+            path.unlink()
+            LOGGER.info("%s: removed, since %s", path, why)
 
 
 def copy_file(source: Path, path: Path) -> bool:

@@ -44,10 +44,14 @@ REGISTRATION_TEXTS = {
     "paper": "the settings of the paper on BAGAU-Net",
 }
 RULE_CITATIONS = {
-    "10mm": "WMH up to 10 mm from them are called periventricular [@periventricular10mm].",
-    "3mm": "WMH up to 3 mm from them are called juxtaventricular, from there to 13 mm "
+    "10mm": "WMH up to 10 mm from the ventricles are called periventricular "
+    "[@periventricular10mm].",
+    "3mm": "WMH up to 3 mm from the ventricles are called juxtaventricular, from there to 13 mm "
     "periventricular [@periventricular3mm].",
 }
+MIRRORED_TEXT = (
+    "The images mirrored from left to right were given to it too, and the probabilities averaged. "
+)
 
 
 def derivative_links(folders: Iterable[Path]) -> dict[str, Path]:
@@ -158,6 +162,7 @@ def citation_text(processing: Processing) -> str:
         rule_text=RULE_CITATIONS[processing.periventricular_rule],
         registration_text=REGISTRATION_TEXTS[processing.registration],
         model_text=f"weights {weights}" if weights else f"model `{processing.model}`",
+        tta_text=MIRRORED_TEXT if processing.tta else "",
         threshold=processing.threshold,
         min_size_text=f", lesions below {size:g} mm3 were dropped" if size > 0 else "",
     )

@@ -1,15 +1,17 @@
 """What is known of participants beside their scans: ``participants.tsv``."""
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import pandas as pd
-
 FILE_NAME = "participants.tsv"
+UNKNOWN = ("", "n/a", "N/A", "NaN", "nan")
+MOST_NAMED = 5  # rows that are complained of
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Participants:
         Content of ``participants.json``, empty where there is none.
     note : str
         Why there is no table, or what is wrong with it; empty otherwise.
+    listed : tuple of str
+        Every participant of the table, in its order.
     """
 
     source: Path | None = None
@@ -58,7 +62,7 @@ def find_participants(output_dir: Path) -> Participants:
         return Participants(note=f"No {FILE_NAME} was found in {places}.")
     try:
         return _read(found[0])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         return Participants(
             note=f"{found[0]}: cannot be read ({error}); expected a tab-separated table with the "
             "column participant_id: repair it and run the group level again."
@@ -79,21 +83,60 @@ def _raw_folder(output_dir: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Participants:
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if "participant_id" not in table.columns:
-        raise ValueError(f"its columns are {', '.join(table.columns)}")
-    names = [str(name) for name in table["participant_id"]]
-    ids = [name if name.startswith("sub-") else f"sub-{name}" for name in names]
-    values = {
-        str(column): {
-            participant: text.strip()
-            for participant, text in zip(ids, table[column], strict=True)
-            if text.strip() not in ("", "n/a", "N/A", "NaN", "nan")
-        }
-        for column in table.columns
+    text = io.StringIO(path.read_text(encoding="utf-8-sig"))
+    lines = [
+        (number, [field.strip() for field in fields])
+        for number, fields in enumerate(csv.reader(text, delimiter="\t"), start=1)
+        if any(field.strip() for field in fields)
+    ]
+    header = _without_empty_ends(lines[0][1], 0) if lines else []
+    if "participant_id" not in header:
+        raise ValueError(f"its columns are {', '.join(header)}")
+    known: dict[str, dict[str, str]] = {}
+    uneven, again = [], []
+    for number, fields in lines[1:]:
+        row = _without_empty_ends(fields, len(header))
+        if len(row) != len(header):
+            uneven.append(f"line {number} has {len(row)} fields")
+            continue
+        values = dict(zip(header, row, strict=True))
+        name = values.pop("participant_id")
+        participant = name if name.startswith("sub-") else f"sub-{name}"
+        if participant in known:
+            again.append(f"{participant} in line {number}")
+            continue
+        known[participant] = values
+    columns = {
+        column: {name: row[column] for name, row in known.items() if row[column] not in UNKNOWN}
+        for column in header
         if column != "participant_id"
     }
-    return Participants(path, values, _descriptions(path.with_suffix(".json")), "", tuple(ids))
+    described = _descriptions(path.with_suffix(".json"))
+    note = _note(path, len(header), uneven, again)
+    return Participants(path, columns, described, note, tuple(known))
+
+
+def _without_empty_ends(fields: Sequence[str], fewest: int) -> list[str]:
+    """Take empty fields off the end, which tabs at the end of lines make, but for so many."""
+    length = len(fields)
+    while length > fewest and not fields[length - 1]:
+        length -= 1
+    return list(fields[:length])
+
+
+def _note(path: Path, columns: int, uneven: Sequence[str], again: Sequence[str]) -> str:
+    """Say which rows of the table were passed over, and why; empty where none was."""
+    parts = []
+    if uneven:
+        parts.append(f"rows were passed over: {_first(uneven)}; expected {columns}, as the header")
+    if again:
+        parts.append(f"participants are there again, the first row counts: {_first(again)}")
+    return f"{path}: {'; '.join(parts)}; repair it and run again." if parts else ""
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
+    return ", ".join(texts[:MOST_NAMED]) + more
 
 
 def _descriptions(path: Path) -> dict[str, Any]:

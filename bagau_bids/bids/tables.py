@@ -46,7 +46,7 @@ def described_table(
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key by which ``sub-2`` comes before ``sub-10``."""
     return [
-        (0, int(part), part) if part.isdigit() else (1, 0, part)
+        (0, int(part), part) if part.isdecimal() else (1, 0, part)
         for part in re.split(r"(\d+)", text)
         if part
     ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.measures.lesions import label_lesions
-from bagau_bids.measures.regions import SIDES, region_number
+from bagau_bids.measures.regions import SIDES, region_number, ventricles_seen
 from bagau_bids.spaces import voxel_sizes
 
 TOUCHING_MM = 3.0  # a lesion that comes this near to the ventricles is a cap or a band
@@ -46,8 +46,14 @@ def fazekas_table(
     -------
     DataFrame
         Rows ``periventricular`` and ``deep``; the columns are described in
-        ``data/tables/fazekas.json``.
+        ``data/tables/fazekas.json``. Grades and lengths are missing where the scan has no lateral
+        ventricles, which both are measured from.
     """
+    scales = ["periventricular", "deep"]
+    if not ventricles_seen(ventricle_distance_mm):
+        return pd.DataFrame(
+            {"scale": scales, "fazekas_estimate": pd.NA, "measured_mm": pd.NA},
+        )
     below = [region_number("infratentorial", side) for side in SIDES]
     above = (np.asarray(mask) != 0) & ~np.isin(regions, below)
     thickness = band_thickness_mm(above, ventricle_distance_mm)
@@ -56,7 +62,7 @@ def fazekas_table(
         diameter = 0.0
     return pd.DataFrame(
         {
-            "scale": ["periventricular", "deep"],
+            "scale": scales,
             "fazekas_estimate": [
                 grade(thickness, PERIVENTRICULAR_MM),
                 grade(diameter, DEEP_DIAMETER_MM),

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from bagau_bids.measures.regions import REGIONS, SIDES, region_number, regions_of_rule
+from bagau_bids.measures.regions import BY_DISTANCE, REGIONS, SIDES, region_number, regions_of_rule
 
 # A lesion of exactly the minimum size stays although |det(affine)| carries rounding errors.
 RELATIVE_TOLERANCE = 1e-6
@@ -82,6 +82,8 @@ def volume_table(
     brain_mask: np.ndarray,
     regions: np.ndarray | None = None,
     rule: str = "10mm",
+    *,
+    ventricles: bool = True,
 ) -> pd.DataFrame:
     """Volumes and lesion counts, one row a region.
 
@@ -95,6 +97,9 @@ def volume_table(
         Region of every voxel of the brain, as by `measures.regions.partition`.
     rule : str
         The rule by which `regions` were told apart.
+    ventricles : bool
+        Whether the scan has lateral ventricles. Without them everything is missing of the regions
+        that follow from the distance to them.
 
     Returns
     -------
@@ -131,7 +136,12 @@ def volume_table(
             own &= home == REGIONS.index(region)
         if where:
             own &= side == SIDES.index(where)
-        rows.append(size.row(name, int(tally[:, numbers].sum()), voxels[own]))
+        told = ventricles or region not in BY_DISTANCE
+        rows.append(
+            size.row(name, int(tally[:, numbers].sum()), voxels[own])
+            if told
+            else size.unknown_row(name)
+        )
     integers = {"volume_voxels": "Int64", "n_lesions": "Int64"}
     return pd.DataFrame(rows).astype(
         {name: integers.get(name, "Float64") for name in rows[0] if name != "region"}
@@ -163,6 +173,12 @@ class Sizes:
             "fraction_of_brain": volume_voxels / brain if brain else pd.NA,
             "fraction_of_wmh": volume_voxels / wmh if wmh else pd.NA,
         }
+
+    def unknown_row(self, name: str) -> dict[str, Any]:
+        """Row of a region that could not be told: what is of the region is missing."""
+        kept = ("region", "voxel_mm3", "brain_mm3")
+        row = self.row(name, 0, np.zeros(0, int))
+        return {column: value if column in kept else pd.NA for column, value in row.items()}
 
 
 def _row_names(rule: str) -> Iterator[tuple[str, str, str]]:
@@ -312,8 +328,10 @@ def _places(
     nearest = ndimage.minimum(
         surroundings.ventricle_distance_mm, labels, np.arange(1, len(centroids) + 1)
     )
+    # Without ventricles in the scan only what does not follow from the distance to them is told.
+    told = np.isfinite(nearest) | ~np.isin([REGIONS[index] for index in home], BY_DISTANCE)
     return {
-        "region": [REGIONS[index] for index in home],
+        "region": [REGIONS[i] if known else np.nan for i, known in zip(home, told, strict=True)],
         "side": [SIDES[index] for index in side],
         "ventricle_distance_mm": np.asarray(nearest, dtype=float),
         **dict(zip(axes, template, strict=True)),

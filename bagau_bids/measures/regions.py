@@ -18,6 +18,7 @@ from bagau_bids.spaces import voxel_sizes
 LATERAL_VENTRICLE, OTHER_CSF, INFRATENTORIAL, CORTEX = 1, 2, 3, 4
 
 REGIONS = ("juxtaventricular", "periventricular", "deep", "juxtacortical", "infratentorial")
+BY_DISTANCE = REGIONS[:-1]  # cannot be told without lateral ventricles in the scan
 SIDES = ("left", "right")
 ABBREVIATIONS = dict(zip(REGIONS, ("JV", "PV", "D", "JC", "IT"), strict=True))
 # The left side darker than the right.
@@ -161,6 +162,15 @@ def distance_mm(mask: NDArray, affine: NDArray) -> NDArray[np.float32]:
         return np.full(mask.shape, np.inf, np.float32)
     spacing = voxel_sizes(affine)
     return ndimage.distance_transform_edt(~mask, sampling=spacing).astype(np.float32)
+
+
+def ventricles_seen(ventricle_distance_mm: NDArray) -> bool:
+    """Tell from distances to the lateral ventricles, as by `distance_mm`, whether there are any.
+
+    Where there are none the regions of `BY_DISTANCE` cannot be told: the ventricles may lie just
+    outside the scan.
+    """
+    return bool(np.isfinite(ventricle_distance_mm).any())
 
 
 def region_number(region: str, side: str) -> int:

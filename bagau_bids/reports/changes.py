@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import (
     catalogue_of,
+    derivative_path,
+    remove_stale,
     sidecar_path,
     write_json,
     write_table,
@@ -35,7 +38,7 @@ from bagau_bids.measures.changes import (
 from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.rigid import align_sessions, half_way, movement
 from bagau_bids.preprocessing.transforms import TemplateTransform
-from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare
+from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare, literal
 from bagau_bids.reports.figures import figure_image
 from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
@@ -97,17 +100,39 @@ def write_changes(output_dir: Path, scans: Sequence[ScanResults]) -> Changes:
     Returns
     -------
     Changes
-        Without rows, and nothing written, where no participant has two sessions.
+        Without rows, and nothing written, where no participant has two sessions. What earlier
+        runs wrote of pairs that are not compared any more is removed.
     """
-    rows = tuple(_row(before, after) for before, after in session_pairs(scans))
+    pairs = session_pairs(scans)
+    rows = tuple(_row(before, after) for before, after in pairs)
+    path = output_dir / catalogue_of("group")["changes"]["name"]
+    kept = [
+        after for (_, after), row in zip(pairs, rows, strict=True) if row["status"] == COMPARED
+    ]
+    _remove_stale_pairs(output_dir, kept)
     if not rows:
+        remove_stale([path, sidecar_path(path)], "no participant has two complete sessions")
         return Changes()
     described = column_descriptions("session_changes")
-    path = output_dir / catalogue_of("group")["changes"]["name"]
     write_table(path, described_table(rows, described))
     write_json(sidecar_path(path), described)
     compared = [row for row in rows if row["status"] == COMPARED]
     return Changes(rows, _picture(path, compared, scans) if compared else None)
+
+
+def _remove_stale_pairs(output_dir: Path, kept: Sequence[ScanResults]) -> None:
+    """Remove tables and records of changes beside scans that this run compared with no other."""
+    made = {path for scan in kept for path in _files_beside(scan)}
+    for name in ("changes_table", "changes_record"):
+        pattern = derivative_path(".", {"sub": "*"}, name).name
+        for folder in ("sub-*/anat", "sub-*/ses-*/anat"):
+            for path in sorted(set(output_dir.glob(f"{folder}/{pattern}")) - made):
+                beside = [sidecar_path(path)] if path.suffix == ".tsv" else []
+                remove_stale([path, *beside], "the pair of sessions is not compared any more")
+
+
+def _files_beside(scan: ScanResults) -> tuple[Path, ...]:
+    return scan.path("changes_table"), scan.path("changes_record")
 
 
 def session_pairs(scans: Sequence[ScanResults]) -> list[tuple[ScanResults, ScanResults]]:
@@ -345,9 +370,10 @@ def _draw_states(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         counts = np.array([row[f"n_{state}"] for row in rows])
         axes.barh(places, counts, left=ends, color=colour, height=0.7, label=state)
         ends += counts
-    labels = [row["after"].removesuffix("_FLAIR") for row in rows]
+    labels = [literal(row["after"].removesuffix("_FLAIR")) for row in rows]
     axes.set_yticks(places, labels=labels, fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("lesions, since the session before", color=NOTE_COLOUR)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, fontsize=8)
     bare(axes)

@@ -41,7 +41,7 @@ def draw_dice(cases: Sequence[str], dice: Sequence[float], mean: float) -> Image
         mean, len(cases) - 0.3, f" mean {mean:.2f}", color=NOTE_COLOUR, fontsize=8, va="bottom"
     )
     if named:
-        axes.set_yticks(places, labels=[cases[i] for i in order], fontsize=8)
+        axes.set_yticks(places, labels=[literal(cases[i]) for i in order], fontsize=8)
     else:
         axes.set_ylabel("cases, from the worst to the best")
     axes.set_ylim(-0.7, len(cases) + 0.2)
@@ -122,6 +122,11 @@ def _draw_bland_altman(axes: Axes, reference: NDArray, result: NDArray) -> None:
     axes.set_ylabel("result − reference (ml)")
     axes.margins(x=0.08, y=0.15)
     bare(axes)
+
+
+def literal(text: str) -> str:
+    """Text of a data set as matplotlib shows it letter by letter: dollars start no formula."""
+    return text.replace("$", r"\$")
 
 
 def bare(axes: Axes) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from bagau_bids.bids.participants import Participants
-from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare
+from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare, literal
 from bagau_bids.reports.figures import figure_image
 
 FIRST = ("age", "sex", "group")  # shown before other columns
@@ -20,6 +20,8 @@ MOST_LEVELS = 8  # groups of a column of words
 # Different numbers from which on a column is a scale and no code, unless it is known to be one.
 FEWEST_NUMBERS = 6
 FEWEST_FOR_CORRELATION = 10
+# What matplotlib raises at texts and numbers that it cannot place.
+DRAWING_ERRORS = (ValueError, RuntimeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,42 @@ def _reason(texts: Sequence[str], levels: Sequence[str], shown: int) -> str:
     return f"more than {MOST_COLUMNS} columns" if shown >= MOST_COLUMNS else ""
 
 
+def drawn_covariates(
+    covariates: Sequence[Covariate],
+) -> tuple[Image.Image | None, list[str]]:
+    """Draw what can be drawn: values of a table that nobody checked must not cost the page.
+
+    Parameters
+    ----------
+    covariates : sequence of Covariate
+
+    Returns
+    -------
+    picture : Image or None
+        As by `draw_covariates`; None where nothing could be drawn.
+    failed : list of str
+        For each covariate that could not be drawn its name and why.
+    """
+    if not covariates:
+        return None, []
+    try:
+        return draw_covariates(covariates), []
+    except DRAWING_ERRORS:
+        alone = [(one, _drawing_error(one)) for one in covariates]
+    failed = [f"{one.name} (cannot be drawn: {error})" for one, error in alone if error]
+    fit = [one for one, error in alone if not error]
+    return (draw_covariates(fit) if fit else None), failed
+
+
+def _drawing_error(covariate: Covariate) -> str:
+    """Say why a covariate cannot be drawn by itself; empty where it can."""
+    try:
+        draw_covariates([covariate])
+    except DRAWING_ERRORS as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
 def draw_covariates(covariates: Sequence[Covariate]) -> Image.Image:
     """One chart a covariate, three in a row; volumes on an axis of cube roots.
 
@@ -126,7 +164,7 @@ def draw_covariates(covariates: Sequence[Covariate]) -> Image.Image:
         axes.set_ylim(0, 1.15 * max(*covariate.volumes_ml, 0.1))
         axes.set_yticks(list(_volume_ticks(max(covariate.volumes_ml))))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel(covariate.name)
+        axes.set_xlabel(literal(covariate.name))
         axes.set_ylabel("WMH volume (ml)")
         bare(axes)
     for axes in places[len(covariates) :]:
@@ -157,7 +195,7 @@ def _draw_groups(axes: Axes, covariate: Covariate) -> None:
         spread = rng.uniform(-0.22, 0.22, len(volumes))
         axes.plot(place + spread, volumes, "o", color=COLOUR, alpha=0.6, markersize=4)
         axes.hlines(np.median(volumes), place - 0.32, place + 0.32, color=NOTE_COLOUR, linewidth=2)
-        counts.append(f"{level}\nn = {len(volumes)}")
+        counts.append(f"{literal(level)}\nn = {len(volumes)}")
     axes.set_xticks(range(len(counts)), labels=counts, fontsize=8)
     axes.set_xlim(-0.6, len(counts) - 0.4)
     axes.set_title("lines: medians", fontsize=9, loc="left", color=NOTE_COLOUR)

@@ -11,6 +11,7 @@ import numpy as np
 from bagau_bids.bids.derivatives import (
     bids_uri,
     catalogue_of,
+    remove_stale,
     sidecar_path,
     write_bytes,
     write_json,
@@ -63,12 +64,18 @@ def write_frequency_maps(output_dir: Path, scans: Sequence[ScanResults]) -> list
     Returns
     -------
     list of FrequencyMap
-        A map that no scan could be added to is not written, and has no picture.
+        A map that no scan could be added to is not written, and has no picture; one of an
+        earlier run is removed.
     """
     by_template: dict[str, list[ScanResults]] = {}
     for scan in scans:
         by_template.setdefault(scan.template, []).append(scan)
-    return [_write_map(output_dir, name, own) for name, own in sorted(by_template.items())]
+    maps = [_write_map(output_dir, name, own) for name, own in sorted(by_template.items())]
+    made = {one.path for one in maps if one.picture}
+    pattern = catalogue_of("group")["frequency"]["name"].format(template="*")
+    for path in sorted(set(output_dir.glob(pattern)) - made):
+        remove_stale([path, sidecar_path(path)], "no complete scan is left that belongs to it")
+    return maps
 
 
 def _write_map(output_dir: Path, template: str, scans: Sequence[ScanResults]) -> FrequencyMap:

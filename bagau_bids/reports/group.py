@@ -106,6 +106,7 @@ def _participants_without_results(output_dir: Path, scans: list[ScanResults]) ->
     """Participants with a folder, or a page, but nothing of a scan."""
     known = {f"sub-{scan.entities['sub']}" for scan in scans}
     folders = {path.name for path in output_dir.glob("sub-*") if path.is_dir()}
-    pages = {path.stem for path in output_dir.glob("sub-*.html")}
+    # Sessions and scans may have pages of their own, as sub-01_ses-1.html.
+    pages = {path.stem.split("_")[0] for path in output_dir.glob("sub-*.html")}
     for participant in sorted((folders | pages) - known, key=natural_key):
         yield f"{participant}: no result of any scan; see {participant}/log for the reason"

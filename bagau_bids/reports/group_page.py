@@ -14,9 +14,10 @@ from bagau_bids.bids.participants import Participants
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
+from bagau_bids.measures.regions import REGIONS, SIDES
 from bagau_bids.reports import strips
 from bagau_bids.reports.changes import Changes
-from bagau_bids.reports.covariates import draw_covariates, find_covariates
+from bagau_bids.reports.covariates import drawn_covariates, find_covariates
 from bagau_bids.reports.group_table import (
     NAMES,
     SCALES,
@@ -29,6 +30,10 @@ from bagau_bids.reports.pages import Picture, embed, render
 from bagau_bids.reports.results import COMPLETE
 
 UNIT_TEXTS = {"1": "", "mm^3": "mm³", "cm^2": "cm²", "mm^2": "mm²", "voxels": "", "lesions": ""}
+# Volumes that are shown in ml, as on the pages of participants; sizes of lesions stay in mm3.
+IN_ML = ("volume_mm3", *(f"{name}_mm3" for name in (*REGIONS, *SIDES)))
+# What another column says as well: brain_volume_ml, and a share of the whole that is always 1.
+TOLD_ELSEWHERE = ("brain_mm3", "fraction_of_wmh")
 LONGEST_LIST = 200  # rows of a table of the page; the file has all
 GRADES = (0, 1, 2, 3)
 
@@ -78,11 +83,17 @@ class Cohort:
         return list(first.values())
 
     def link(self, row: Mapping[str, Any]) -> str:
-        """Return the link to a scan on its participant's page, empty where there is none."""
-        page = f"{row['participant_id']}.html"
-        if not (self.output_dir / page).is_file():
-            return ""
-        return f"{page}#{row['bids_name'].removesuffix('_FLAIR')}"
+        """Return the link to a scan on the page that shows it, empty where there is none.
+
+        That is a page of the scan's own, of its session or of its participant.
+        """
+        stem = row["bids_name"].removesuffix("_FLAIR")
+        participant = stem.split("_")[0]
+        session = next((part for part in stem.split("_") if part.startswith("ses-")), None)
+        names = (stem, f"{participant}_{session}" if session else participant, participant)
+        pages = (f"{name}.html" for name in names)
+        page = next((page for page in pages if (self.output_dir / page).is_file()), None)
+        return f"{page}#{stem}" if page else ""
 
     def head(self, column: str) -> str:
         """Return the name of a column for a person."""
@@ -90,8 +101,12 @@ class Cohort:
 
     def unit(self, column: str) -> str:
         """Return the unit of a column for a person."""
-        unit = str(self.descriptions[column].get("Units", ""))
+        unit = "ml" if column in IN_ML else str(self.descriptions[column].get("Units", ""))
         return UNIT_TEXTS.get(unit, unit)
+
+    def number(self, row: Mapping[str, Any], column: str) -> float:
+        """Return the value of a scan in that unit."""
+        return float(row[column]) / (1000 if column in IN_ML else 1)
 
 
 @dataclass(frozen=True)
@@ -128,17 +143,18 @@ def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
         if row["volume_mm3"] is not None
     }
     covariates, left_out = find_covariates(participants, volumes)
+    drawn, failed = drawn_covariates(covariates)
     without = [name for name in volumes if name not in participants.listed]
-    notes = []
-    if left_out:
-        notes.append(f"Not shown of participants.tsv: {'; '.join(left_out)}.")
+    notes = [participants.note] if participants.note else []
+    if left_out or failed:
+        notes.append(f"Not shown of participants.tsv: {'; '.join([*left_out, *failed])}.")
     if without:
         notes.append(f"Not in participants.tsv: {listed(without)}.")
     if absent := sorted(
         set(participants.listed) - {row["participant_id"] for row in cohort.rows}, key=natural_key
     ):
         notes.append(f"In participants.tsv, without any result here: {listed(absent)}.")
-    if not covariates:
+    if drawn is None:
         return None, " ".join(notes)
     caption = (
         f"One point a participant, with its first complete scan. From {participants.source}. "
@@ -146,7 +162,7 @@ def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
         "known."
     )
     names = ("covariates", "WMH volume and participants.tsv", caption)
-    return embed(names, draw_covariates(covariates)), " ".join(notes)
+    return embed(names, drawn), " ".join(notes)
 
 
 def write_group_page(
@@ -242,10 +258,12 @@ def _figures(
     settings = []
     for heading, section in column_sections().items():
         for column in figure_columns(section):
+            if column in TOLD_ELSEWHERE:
+                continue
             known = [row for row in cohort.complete if row[column] is not None]
             if not known:
                 continue
-            numbers = [float(row[column]) for row in known]
+            numbers = [cohort.number(row, column) for row in known]
             if len(known) > 1 and min(numbers) == max(numbers):
                 value = f"{strips.short(numbers[0])} {cohort.unit(column)}".strip()
                 settings.append((cohort.head(column), value))
@@ -257,7 +275,9 @@ def _figures(
 def _figure(cohort: Cohort, column: str, known: Sequence[Mapping[str, Any]]) -> Figure:
     unit = str(cohort.descriptions[column]["Units"])
     values = [
-        strips.Value(float(row[column]), row["bids_name"].removesuffix("_FLAIR"), cohort.link(row))
+        strips.Value(
+            cohort.number(row, column), row["bids_name"].removesuffix("_FLAIR"), cohort.link(row)
+        )
         for row in known
     ]
     drawn = strips.strip(values, unit)
@@ -327,9 +347,12 @@ def _pair(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _outlier(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
+    columns = row["outliers"].split(",")
+    columns = [column for column in columns if column not in TOLD_ELSEWHERE] or columns
     figures = [
-        f"{cohort.head(column)} {strips.short(float(row[column]))} {cohort.unit(column)}".strip()
-        for column in row["outliers"].split(",")
+        f"{cohort.head(column)} {strips.short(cohort.number(row, column))} "
+        f"{cohort.unit(column)}".strip()
+        for column in columns
     ]
     return {**_scan(cohort, row), "figures": figures}
 
@@ -343,6 +366,6 @@ def _scan(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
         "problem": row["problem"],
         "volume": "–" if volume is None else f"{volume / 1000:.2f}",
         "lesions": "–" if lesions is None else f"{lesions:.0f}",
-        "flags": row["flags"],
+        "flags": ", ".join(_flags(row)),
         "outliers": len(row["outliers"].split(",")) if row["outliers"] else 0,
     }

@@ -34,7 +34,7 @@ SECTIONS = {
 SCALES = ("periventricular", "deep")
 # What a scan of an older version does not have; it is complete all the same.
 LATER_FIGURES = {
-    "volumes by region": "periventricular_mm3",
+    "volumes by region": "left_mm3",
     "an estimate of the Fazekas grades": "fazekas_deep_estimate",
     "quality flags": "n_flags",
 }
@@ -136,13 +136,26 @@ def mark_outliers(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, Any
 def lacking(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Say which complete scans have no figures that an older version did not write."""
     complete = [row for row in rows if row["status"] == COMPLETE]
+    blind = [row for row in complete if _has_no_ventricles(row)]
+    if blind:
+        names = [row["bids_name"] for row in blind]
+        yield (
+            f"Without lateral ventricles in the scan: {listed(names)}. Regions that follow from "
+            "the distance to them, and the Fazekas grades, are n/a."
+        )
     for what, column in LATER_FIGURES.items():
-        names = [row["bids_name"] for row in complete if row[column] is None]
+        lacks = [row for row in complete if row[column] is None]
+        names = [row["bids_name"] for row in lacks if column == "n_flags" or row not in blind]
         if names:
             yield (
                 f"Without {what}: {listed(names)}. An older version did not write them, or their "
                 "file was removed; process these scans again to have them."
             )
+
+
+def _has_no_ventricles(row: Mapping[str, Any]) -> bool:
+    """Tell a scan whose sides are known, which need no ventricles, but not what is deep."""
+    return row["left_mm3"] is not None and row["deep_mm3"] is None
 
 
 def listed(names: Sequence[str]) -> str:
@@ -200,6 +213,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _yes_or_no(value: Any) -> str | None:
+    """Word for a truth value; None for anything else."""
+    return ("yes" if value else "no") if isinstance(value, bool) else None
+
+
 def _processing(scan: ScanResults) -> dict[str, Any]:
     """How a scan was processed, from its record."""
     segmentation, registration = scan.step("segmentation"), scan.step("registration")
@@ -210,6 +228,7 @@ def _processing(scan: ScanResults) -> dict[str, Any]:
         "registration_overlap": registration.get("overlap"),
         "model": "+".join(str(model.get("Name")) for model in models) or None,
         "model_sha256": "+".join(str(model.get("SHA256")) for model in models) or None,
+        "tta": _yes_or_no(segmentation.get("tta")),
         "threshold": options.get("threshold"),
         "min_lesion_size_mm3": options.get("min_lesion_size_mm3"),
         "device": segmentation.get("device"),

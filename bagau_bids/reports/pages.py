@@ -57,6 +57,13 @@ class Picture:
     base_name: str = ""
     legend: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def bytes(self) -> int:
+        """Size in the page; what lies over two pictures is there twice."""
+        layers = sum(len(view.layer) for view in self.views)
+        other = 0 if self.other is None else layers + len(self.other.layer)
+        return len(self.base) + layers + other
+
 
 @dataclass(frozen=True)
 class Layer:

@@ -4,23 +4,25 @@ Built from the derivatives folder alone, so it can be made again at any time. Th
 in ``sub-<label>/figures`` and are also embedded: the page is one file that can be mailed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bagau_bids.bids.derivatives import write_text
+from bagau_bids.bids.derivatives import remove_stale, write_text
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
-from bagau_bids.reports import scan_pictures, scan_tables
+from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render
 from bagau_bids.reports.results import FAILED, ScanResults, find_results
 from bagau_bids.reports.scan_tables import Grade, Reason, Row
-from bagau_bids.reports.viewer import scan_viewer, viewer_code
 
 LONGEST_LESION_LIST = 200
+LARGEST_PAGE_BYTES = 15_000_000  # more cannot be mailed
+SECTION_TEXT_BYTES = 150_000  # tables of a scan, with the longest list of lesions
+PAGE_TEXT_BYTES = 150_000  # style, scripts, methods
 # Part of a scan's section that shows what a flag is about.
 FLAG_PARTS = {
     "registration": "registration",
@@ -43,6 +45,11 @@ class Pictures:
     flair: tuple[Picture, ...] = ()
     brain: tuple[Picture, ...] = ()
     registration: tuple[Picture, ...] = ()
+
+    @property
+    def all(self) -> tuple[Picture, ...]:
+        """Every picture, in the order of the page."""
+        return (*self.wmh, *self.sizes, *self.flair, *self.brain, *self.registration)
 
 
 @dataclass(frozen=True)
@@ -146,13 +153,16 @@ def write_participant_report(
         Without ``sub-``.
     aggregate_session_reports : int
         With more sessions than this, each has a page of its own
-        (``sub-<label>_ses-<label>.html``) and the participant's page links to them.
+        (``sub-<label>_ses-<label>.html``) and the participant's page links to them. So it is, too,
+        where one page would pass `LARGEST_PAGE_BYTES`; a session that does so by itself has a
+        page a scan, under the scan's name.
 
     Returns
     -------
     tuple of Path
-        The participant's page, then those of sessions. Pages and figures are written in one
-        step each, and left alone where nothing changed.
+        The participant's page, then those of sessions or scans. Pages and figures are written
+        in one step each, and left alone where nothing changed; pages of sessions or scans that
+        an earlier run left and this one does not write are removed.
 
     Raises
     ------
@@ -168,14 +178,42 @@ def write_participant_report(
             f"{participant}: run the participant level first"
         )
     sections = [_section(scan) for scan in scans]
-    sessions = _by_session(sections) if len(scans) > 1 else {}
-    if len(sessions) <= aggregate_session_reports:
-        return (_write_page(output_dir, participant, sections, crashes),)
-    pages = tuple(
-        _write_page(output_dir, f"{participant}_ses-{session}", own, crashes)
-        for session, own in sessions.items()
-    )
-    return _write_page(output_dir, participant, sections, crashes, split=True), *pages
+    pages = _pages(participant, sections, aggregate_session_reports)
+    written = tuple(_write_page(output_dir, name, pages, crashes) for name in pages)
+    others = set(output_dir.glob(f"{participant}_*.html")) - set(written)
+    remove_stale(sorted(others), f"what it showed is on {written[0].name} or linked there")
+    return written
+
+
+def _pages(
+    participant: str, sections: Sequence[ScanSection], most_sessions: int
+) -> dict[str, list[ScanSection]]:
+    """Say which page shows which scans; the participant's page, which links to all, is first.
+
+    Many sessions, or large pictures, have a page each; scans of a session that are still too
+    large together have one each.
+    """
+    pages = {participant: list(sections)}
+    sessions = _by_session(sections) if len(sections) > 1 else {}
+    if len(sessions) > most_sessions or (sessions and page_bytes(sections) > LARGEST_PAGE_BYTES):
+        own = {f"{participant}_ses-{session}": some for session, some in sessions.items()}
+        pages = {
+            participant: [one for one in sections if "ses" not in one.results.entities],
+            **own,
+        }
+    split: dict[str, list[ScanSection]] = {participant: []}
+    for name, some in pages.items():
+        for section in some:
+            apart = len(some) > 1 and page_bytes(some) > LARGEST_PAGE_BYTES
+            split.setdefault(section.anchor if apart else name, []).append(section)
+    return split
+
+
+def page_bytes(sections: Sequence[ScanSection]) -> int:
+    """Size that a page has at most which shows these scans: pictures, viewers, and text."""
+    pictures = sum(picture.bytes for one in sections for picture in one.pictures.all)
+    viewers = min(len(sections) * stacks.LARGEST_BYTES, viewer.PAGE_BYTES)
+    return pictures + viewers + len(sections) * SECTION_TEXT_BYTES + PAGE_TEXT_BYTES
 
 
 def _by_session(sections: Sequence[ScanSection]) -> dict[str, list[ScanSection]]:
@@ -189,47 +227,39 @@ def _by_session(sections: Sequence[ScanSection]) -> dict[str, list[ScanSection]]
 def _write_page(
     output_dir: Path,
     name: str,
-    sections: Sequence[ScanSection],
+    pages: Mapping[str, Sequence[ScanSection]],
     crashes: Sequence[Crash],
-    *,
-    split: bool = False,
 ) -> Path:
-    """Write one page; of a split one, sections of scans lie on the pages of their sessions."""
+    """Write one of the pages; the first of them lists the scans of all."""
     subject = name.split("_")[0]
-    sections = _with_viewers(sections, split)
-    stems = {section.results.stem for section in sections}
-    scans = [section for section in sections if not split or "ses" not in section.results.entities]
+    scans = [
+        replace(section, viewer=viewer.scan_viewer(section.results, len(pages[name])))
+        for section in pages[name]
+    ]
+    shown = {section.anchor: section for section in scans}
+    page_of = {section.anchor: page for page, own in pages.items() for section in own}
+    listed = scans
+    if name == subject:
+        everything = (shown.get(one.anchor, one) for own in pages.values() for one in own)
+        listed = sorted(everything, key=lambda section: natural_key(section.anchor))
     links = {
-        section.anchor: f"#{section.anchor}"
-        if section in scans
-        else f"{subject}_ses-{section.results.entities['ses']}.html"
-        for section in sections
+        anchor: ("" if anchor in shown else f"{page_of[anchor]}.html") + f"#{anchor}"
+        for anchor in (section.anchor for section in listed)
     }
     text = render(
         "participant.html",
         participant=name,
         subject=subject,
-        listed=sections,
+        listed=listed,
         links=links,
         scans=scans,
-        crashes=[crash for crash in crashes if not crash.scan or crash.scan in stems],
+        crashes=[crash for crash in crashes if not crash.scan or crash.scan in links],
         methods=_methods(output_dir),
-        viewer_code=viewer_code(),
+        viewer_code=viewer.viewer_code(),
     )
     path = output_dir / f"{name}.html"
     write_text(path, text)
     return path
-
-
-def _with_viewers(sections: Sequence[ScanSection], split: bool) -> list[ScanSection]:
-    """Add viewers to the sections that one page shows; of a split one, those without a session."""
-    shown = [section for section in sections if not split or "ses" not in section.results.entities]
-    return [
-        replace(section, viewer=scan_viewer(section.results, len(shown)))
-        if section in shown
-        else section
-        for section in sections
-    ]
 
 
 def _section(scan: ScanResults) -> ScanSection:
@@ -247,6 +277,8 @@ def _section(scan: ScanResults) -> ScanSection:
     lesions = attempt(lambda: scan_tables.read_rows(scan, "lesions_table"), [])
     grades = tuple(attempt(lambda: scan_tables.grades(scan), ()))
     whole = scan_tables.whole_brain(volumes)
+    if scan.flags_problem:
+        trouble.append(scan.flags_problem)
     return ScanSection(
         anchor=scan.stem,
         title=scan.title,

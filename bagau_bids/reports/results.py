@@ -3,7 +3,7 @@
 import csv
 import json
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,36 @@ class ScanResults:
 
     @property
     def judged(self) -> bool:
-        """Whether the quality figures were held against limits."""
-        return "flags" in self.step("measure")
+        """Whether the quality figures were held against limits, and what came of it is known."""
+        return "flags" in self.step("measure") and not self.flags_problem
 
     @property
     def flags(self) -> tuple[Flag, ...]:
         """Figures that asked for a look when the scan was processed."""
-        return tuple(Flag(**flag) for flag in self.step("measure").get("flags") or ())
+        return () if self.flags_problem else self._read_flags()
+
+    @property
+    def flags_problem(self) -> str:
+        """Why the recorded flags cannot be read; empty where they can."""
+        try:
+            self._read_flags()
+        except (TypeError, ValueError) as error:
+            return (
+                f"{self.path('record')}: flags cannot be read ({error}); expected name, figure, "
+                "value, limit and words of each: process the scan again"
+            )
+        return ""
+
+    def _read_flags(self) -> tuple[Flag, ...]:
+        """Read the flags as recorded; raises TypeError or ValueError at another shape."""
+        read = [Flag(**flag) for flag in self.step("measure").get("flags") or ()]
+        if not all(
+            isinstance(t, str) for flag in read for t in (flag.name, flag.figure, flag.words)
+        ):
+            raise TypeError("a name, figure or words is no text")
+        return tuple(
+            replace(flag, value=float(flag.value), limit=float(flag.limit)) for flag in read
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -25,6 +25,12 @@ BRAIN_COLOUR = "#2fb8ff"
 ATLAS_COLOUR = "#ff9f1c"
 WMH_COLOUR = "#ff2d2d"
 VENTRICLE_COLOUR = "#ffe66d"
+# Where they came from, as recorded.
+VENTRICLE_WORDS = {
+    "flair": "the lateral ventricles, outlined on the FLAIR itself",
+    "template": "the lateral ventricles of the registered template, since CSF could not be told "
+    "from tissue on this FLAIR",
+}
 LESION_SLICES = 24
 OTHER_PLANE_SLICES = 12
 OVERVIEW_COLUMNS = 7
@@ -131,9 +137,10 @@ def _lesion_slices(shown: Shown, mask: np.ndarray, axis: int, count: int) -> tup
         slices = figures.spread_slices(shown.brain, axis, LESION_SLICES // 2)
         return "No lesion was found; slices spread over the brain", slices
     slices = figures.busiest_slices(mask, axis, count)
+    if touched == 1:
+        return "The only slice with lesions", slices
     share = "All" if len(slices) == touched else f"{len(slices)} of the"
-    plural = "" if touched == 1 else "s"
-    return f"{share} {touched} slice{plural} with lesions", slices
+    return f"{share} {touched} slices with lesions", slices
 
 
 DrawLayer = Callable[[figures.Mosaic], Image.Image]
@@ -246,9 +253,10 @@ def _atlas_picture(shown: Shown, layout: figures.Mosaic, base: Image.Image) -> P
     if shown.has("ventricle_mask"):
         outline = figures.draw_outline(layout, shown.load("ventricle_mask"), VENTRICLE_COLOUR)
         layers.append(Layer("ventricles", "ventricles", outline))
+        source = str(shown.scan.step("regions").get("ventricles"))
         caption += (
-            " Ventricles: the lateral ventricles, outlined on the FLAIR itself; distances that "
-            "tell periventricular from deep start from them."
+            f" Ventricles: {VENTRICLE_WORDS.get(source, 'the lateral ventricles')}; distances "
+            "that tell periventricular from deep start from them."
         )
     return _picture(shown.scan, "atlas", "White matter map and ventricles", caption, base, layers)
 

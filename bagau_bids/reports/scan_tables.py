@@ -93,7 +93,8 @@ def summary(scan: ScanResults) -> Iterator[tuple[str, str]]:
     if conform := scan.step("conform"):
         yield "FLAIR", _grid_in_words(conform)
     if models := segmentation.get("models"):
-        yield "Model", ", ".join(_model_in_words(model) for model in models)
+        mirrored = "; averaged with the mirrored FLAIR (--tta)" if segmentation.get("tta") else ""
+        yield "Model", ", ".join(_model_in_words(model) for model in models) + mirrored
     if options := scan.record.get("options"):
         yield "Threshold", _threshold_in_words(options)
     if device := segmentation.get("device"):

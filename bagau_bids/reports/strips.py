@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from bagau_bids.bids.tables import COUNTED
 from bagau_bids.measures.outliers import SKEWED_UNITS, outlying, straightened
 
 WIDTH, HEIGHT = 560, 62  # of a strip, in pixels
@@ -108,6 +109,8 @@ def _ticks(
     else:
         locator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
         candidates = np.asarray(locator.tick_values(low, high))
+    if unit in COUNTED:
+        candidates = candidates[candidates == np.round(candidates)]
     inside = candidates[(candidates >= low) & (candidates <= high)]
     ticks: list[tuple[float, str]] = []
     for number, place in zip(inside, pixels(straightened(inside, unit)).tolist(), strict=True):

@@ -39,7 +39,8 @@ def draw_curves(folder: Path) -> Figure:
             index="step", columns="scan", values="dice"
         )
         for scan in scores:
-            judged.plot(scores.index, scores[scan], marker=".", alpha=0.6, label=str(scan))
+            name = str(scan).replace("$", r"\$")  # no formula
+            judged.plot(scores.index, scores[scan], marker=".", alpha=0.6, label=name)
         judged.plot(scores.index, scores.mean(axis=1), "k.-", label="mean")
         judged.legend(loc="lower right")
     return figure

@@ -401,6 +401,12 @@ class Segmentation(Step):
         }
 
 
+NO_VENTRICLES = (
+    "The scan has no lateral ventricles: regions that follow from the distance to them, and the "
+    "Fazekas grades, are n/a."
+)
+
+
 class RegionsInputSpec(StepInputSpec):
     """Inputs of `Regions`."""
 
@@ -491,7 +497,13 @@ class Measure(Step):
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.measures import fazekas, flags, lesions, quality
-        from bagau_bids.measures.regions import distance_mm, lookup_table
+        from bagau_bids.measures.regions import (
+            SIDES,
+            distance_mm,
+            lookup_table,
+            region_number,
+            ventricles_seen,
+        )
 
         probability, affine = load_image(self.inputs.probability)
         shape = probability.shape
@@ -506,8 +518,10 @@ class Measure(Step):
         labels = lesions.label_lesions(mask)
         self._save("wmh_mask", folder, mask, affine, np.uint8)
         self._save("lesions", folder, labels, affine, np.int32)
-        self._save("wmh_regions", folder, np.where(mask, regions, 0), affine, np.uint8)
         distance = distance_mm(ventricles, affine)
+        seen = ventricles_seen(distance)
+        told = np.isin(regions, [region_number("infratentorial", side) for side in SIDES]) | seen
+        self._save("wmh_regions", folder, np.where(mask & told, regions, 0), affine, np.uint8)
         points, lattice = load_image(self.inputs.template_points)
         surroundings = lesions.Surroundings(
             regions=regions,
@@ -522,7 +536,9 @@ class Measure(Step):
             flair, affine, brain, wm_probseg, mask, probability, self._registered()
         )
         tables = {
-            "volumes_table": lesions.volume_table(mask, affine, brain, regions, self.inputs.rule),
+            "volumes_table": lesions.volume_table(
+                mask, affine, brain, regions, self.inputs.rule, ventricles=seen
+            ),
             "lesions_table": lesions.lesion_table(
                 labels, affine, probability, flair, brain, surroundings
             ),
@@ -535,7 +551,8 @@ class Measure(Step):
             write_table(path, table)
             self._results[name] = str(path)
         raised = [asdict(flag) for flag in flags.raised_flags(figures)]
-        return {"notes": (), "quality": figures, "flags": raised}
+        notes = () if seen else (NO_VENTRICLES,)
+        return {"notes": notes, "quality": figures, "flags": raised}
 
     def _registered(self) -> "Registered":
         """Gather what earlier steps recorded of the registration."""

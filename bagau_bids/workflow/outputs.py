@@ -188,9 +188,8 @@ class Prepare(Step):
         sidecars = image_sidecars(scan)
         if with_template:
             sidecars |= template_sidecars(scan)
-        columns = column_descriptions("lesions")
-        del columns["index"]  # defined by BIDS for every lookup table
-        sidecars["lesions_dseg"] |= columns
+        sidecars["lesions_dseg"] |= column_descriptions("lesions")
+        sidecars["regions_dseg"] |= column_descriptions("regions")
         sidecars["volumes_table"] = column_descriptions("volumes")
         sidecars["fazekas_table"] = column_descriptions("fazekas")
         sidecars["quality_table"] = {

@@ -99,6 +99,7 @@ def test_container_sees_what_the_options_name(bagau_slurm, tmp_path, data):
 def test_work_folder_of_the_user_is_kept(bagau_slurm, venv):
     script = bagau_slurm("--venv", venv, "-w", "/scratch/work")
     assert "-w /scratch/work --participant-label" in script
+    assert "rm -rf" not in script
     assert "mktemp -d" not in script
 
 
@@ -206,3 +207,69 @@ def test_script_submits_what_is_left_then_the_group_level(
     else:
         assert "all are done" in done.stdout
         assert "--dependency" not in lines[0]
+
+
+# Carries an array out, task after task, and nothing else that is submitted.
+SBATCH_THAT_RUNS = """#!/bin/bash
+[[ $2 == --array=* ]] || exit 0
+for ((task = 1; task <= ${2#--array=1-}; task++)); do
+    SLURM_ARRAY_TASK_ID=$task bash "${@: -3}" >&2 || echo "task $task ended with $?" >>"$ASKED"
+done
+echo 42
+"""
+# Processes a participant: its record and page are copied from where the test has put them; what
+# it finds in its work folder is counted. It fails for those in $FAILING, and is killed with its
+# task for those in $KILLING.
+APP_THAT_COPIES = """#!/bin/bash
+label=${@: -1}
+work_dir=$(sed 's/.*--work-dir \\([^ ]*\\) .*/\\1/' <<<"$*")
+echo "$label $(find "$work_dir" -mindepth 1 | wc -l)" >>"$ASKED"
+touch "$work_dir/left-by-$label"
+[[ $KILLING != *"$label"* ]] || kill -KILL $PPID $$
+[[ $FAILING != *"$label"* ]] || exit 1
+cp -r "$RESULTS/sub-$label" "$RESULTS/sub-$label.html" "$2"
+"""
+
+
+@pytest.fixture
+def carried_out(bagau_slurm, tmp_path, venv, monkeypatch, data):
+    """Let a script submit to a batch system that does tasks at once; return what was asked for."""
+    for subject, more in (("01", {}), ("02", {"ses": "1"}), ("02", {"ses": "2"}), ("03", {})):
+        written(tmp_path, {"sub": subject, **more})
+    (tmp_path / "out").rename(tmp_path / "results")
+    bagau = f'#!/bin/bash\nexec {sys.executable} -m bagau_bids.cli.toolbox "$@"\n'
+    for name, text in (
+        ("sbatch", SBATCH_THAT_RUNS),
+        ("bagau-bids", APP_THAT_COPIES),
+        ("bagau", bagau),
+    ):
+        (venv / "bin" / name).write_text(text)
+        (venv / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{venv}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(Path(bagau_bids.__file__).parents[1]))
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
+    script = tmp_path / "job.sh"
+    script.write_text(bagau_slurm("--venv", venv, "--per-task", "2"))
+
+    def run(killing="none", failing="none"):
+        monkeypatch.setenv("KILLING", killing)
+        monkeypatch.setenv("FAILING", failing)
+        (tmp_path / "asked").write_text("")
+        subprocess.run(["bash", script], capture_output=True, check=True)
+        return (tmp_path / "asked").read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.slow
+def test_what_a_killed_task_has_done_is_not_done_again(carried_out):
+    assert carried_out(killing="02") == ["01 0", "02 0", "task 1 ended with 137", "03 0"]
+    assert carried_out() == ["02 0"]
+    assert carried_out() == []
+
+
+@pytest.mark.slow
+def test_task_goes_on_after_a_participant_that_failed_and_tells_at_its_end(carried_out):
+    assert carried_out(failing="01") == ["01 0", "02 0", "task 1 ended with 1", "03 0"]
+    assert carried_out(failing="01") == ["01 0", "task 1 ended with 1"]

@@ -222,19 +222,35 @@ def _paths(config: Config) -> list[Path]:
 def _work(
     args: argparse.Namespace, command: Sequence[str], passed_on: Sequence[str], mem_gb: float
 ) -> tuple[str, ...]:
-    """Body of the shell function that processes the participants in its words."""
+    """Body of the shell function that processes the participants in its words.
+
+    Each has a call of its own, which writes its results and its page: what a task that is killed
+    has done by then stays done.
+    """
     call = shlex.join(["bagau-bids", *command])
     given = shlex.join(["--nprocs", str(args.nprocs), "--mem", f"{mem_gb:.1f}G", *passed_on])
     own_work_dir = any(
         option.split("=")[0] in ("-w", "--work-dir", "--work_dir") for option in passed_on
     )
     if own_work_dir:
-        return (f'tool {call} {given} --participant-label "$@"',)
+        return (
+            "local label status=0",
+            'for label in "$@"; do',
+            f'    tool {call} {given} --participant-label "$label" || status=$?',
+            "done",
+            'return "$status"',
+        )
     return (
+        "local label status=0",
         "# On the node's own disk, $SLURM_TMPDIR on many clusters; gone when the task ends.",
         'work_dir=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/bagau-XXXXXX")',
         "trap 'rm -rf \"$work_dir\"' EXIT",
         "trap 'exit 143' TERM",
         "export TMPDIR=$work_dir",
-        f'tool {call} {given} --work-dir "$work_dir" --participant-label "$@"',
+        'for label in "$@"; do',
+        f'    tool {call} {given} --work-dir "$work_dir" \\',
+        '        --participant-label "$label" || status=$?',
+        '    rm -rf "${work_dir:?}"/*',
+        "done",
+        'return "$status"',
     )

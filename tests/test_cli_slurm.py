@@ -68,8 +68,9 @@ def test_script_asks_for_what_was_measured(bagau_slurm, venv):
         "--job-name=bagau",
         "--cpus-per-task=1",
         "--mem=4000M",
-        "--time=30",  # two sessions in one task
+        "--time=20",  # two sessions in one task
     ]
+    assert " --time=11 " in script  # of the group level
     assert f"PATH='{venv}/bin':$PATH" in script
     assert "participant --nprocs 1 --mem 3.6G --offline --work-dir" in script
     assert '--dependency="afterok:$tasks"' in script

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from bagau_bids.cli.array_script import ArrayJob
 
 # What a scan costs, with room to spare: see docs/hpc.md for what was measured.
-MINUTES_PER_SCAN = 10
+MINUTES_PER_SCAN = 5
 MINUTES_PER_TASK = 10
-MINUTES_OF_GROUP = 0.01  # for each participant
+MINUTES_OF_GROUP = 0.002  # for each participant
+MINUTES_OF_PAIR = 0.2  # at the group level, for each further scan of a participant
 MEMORY_GB = 4.0
 MEMORY_SHARE = 0.9  # of what SLURM was asked for; the rest is for the shell and the file cache
 MOST_TASKS = 1000  # SLURM's own limit, unless a cluster raises it
@@ -231,6 +232,8 @@ def _job(
         f"--time={minutes}",
         *(["--gres=gpu:1"] if gpu else []),
     )
+    pairs = sum(len(own) - 1 for own in scans.values())
+    minutes_of_group = MINUTES_OF_GROUP * len(scans) + MINUTES_OF_PAIR * pairs
     database = config.selection.database_dir
     asked = option_words(args, {"nprocs", "omp_nthreads", "mem_gb", "work_dir"})
     return ArrayJob(
@@ -241,7 +244,7 @@ def _job(
         work=_work(args, config, MEMORY_SHARE * mem_gb),
         last_command=["bagau-bids", *folders, "group"],
         last_sbatch=(
-            f"--time={MINUTES_PER_TASK + math.ceil(MINUTES_OF_GROUP * len(scans))}",
+            f"--time={MINUTES_PER_TASK + math.ceil(minutes_of_group)}",
             *(["--gres=none"] if gpu else []),
         ),
         at_once=args.at_once,

@@ -245,7 +245,7 @@ def _ask_pybids(bids_dir: Path, selection: Selection, query: Query) -> list[Path
 
     database = selection.database_dir
     named = _named_subjects(query)
-    # A pattern of all labels is matched against every path: slow, where all are asked for.
+    # Where all are asked for, a pattern of all labels would be matched against every path.
     indexed = "|".join(map(re.escape, named)) if named and not database else "[^/]+"
     try:
         if database is not None:

@@ -1,8 +1,10 @@
 """``bagau slurm``: what the script says, and which participants are left."""
 
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from workflow_fakes import make_dataset
 import bagau_bids
 from bagau_bids.bids.derivatives import derivative_path, write_json
 from bagau_bids.cli import toolbox
+from bagau_bids.cli.parser import parse
 from bagau_bids.config import Processing
 from bagau_bids.workflow.flair import result_options
 
@@ -65,8 +68,9 @@ def test_script_asks_for_what_was_measured(bagau_slurm, venv):
         "--job-name=bagau",
         "--cpus-per-task=1",
         "--mem=4000M",
-        "--time=30",  # two sessions in one task
+        "--time=20",  # two sessions in one task
     ]
+    assert " --time=11 " in script  # of the group level
     assert f"PATH='{venv}/bin':$PATH" in script
     assert "participant --nprocs 1 --mem 3.6G --offline --work-dir" in script
     assert '--dependency="afterok:$tasks"' in script
@@ -83,23 +87,155 @@ def test_resources_may_be_named(bagau_slurm, venv):
 
 def test_container_sees_what_the_options_name(bagau_slurm, tmp_path, data):
     image, weights = tmp_path / "bagau.sif", tmp_path / "mine" / "w.safetensors"
-    image.touch()
+    weights.parent.mkdir()
+    (tmp_path / "tf").mkdir()
+    for path in (image, weights, weights.with_suffix(".json")):
+        path.touch()
     script = bagau_slurm(
         *("--container", image, "--device", "cuda", "--weights", weights),
-        *("--templateflow-home", tmp_path / "tf"),
+        *("--templateflow-home", tmp_path / "tf", "--bids-database-dir", tmp_path / "my index"),
     )
     line = next(line for line in script.splitlines() if " exec --cleanenv" in line)
-    bound = line.split("exec --cleanenv --nv ")[1].rstrip("\\").replace("--bind ", "").split()
-    assert bound == [str(data), *(str(tmp_path / name) for name in ("out", "tf", "mine"))]
+    bound = shlex.split(line.split("exec --cleanenv --nv ")[1].rstrip("\\"))
+    names = ("out", "my index", "tf", "mine")
+    assert bound[::2] == ["--bind"] * 5
+    assert bound[1::2] == [str(data), *(str(tmp_path / name) for name in names)]
+    assert f"mkdir -p \"$folder\" '{tmp_path}/my index'\n" in script  # else nothing to bind
     assert '${work_dir:+--bind "$work_dir"}' in script
     assert "--gres=gpu:1" in header(script)
     assert "--gres=none" in script  # of the group level
 
 
-def test_work_folder_of_the_user_is_kept(bagau_slurm, venv):
-    script = bagau_slurm("--venv", venv, "-w", "/scratch/work")
-    assert "-w /scratch/work --participant-label" in script
+@pytest.mark.parametrize(
+    "options",
+    [("-w", "/scratch/my work"), ("-w/scratch/my work",), ("--work_dir=/scratch/my work",)],
+)
+def test_work_folder_of_the_user_is_kept(bagau_slurm, venv, options):
+    script = bagau_slurm("--venv", venv, *options)
+    assert "work_dir='/scratch/my work'\n    mkdir -p \"$work_dir\"\n" in script
+    assert "rm -rf" not in script
     assert "mktemp -d" not in script
+
+
+def commands(script):
+    """Words of the commands for a participant and for the list, as the shell makes them."""
+    text = script.replace("\\\n", " ")
+    lines = [line.split("||")[0].split() for line in text.splitlines() if "    tool bagau" in line]
+    listing, work, _ = (shlex.split(" ".join(line[1:])) for line in lines)
+    assert work[-4:] == ["--work-dir", "$work_dir", "--participant-label", "$label"]
+    return listing, [*work[:-4], "--work-dir", "/w", "--participant-label", "01"]
+
+
+def parsed(words):
+    program, *arguments = words
+    assert program == "bagau-bids"
+    return replace(parse(arguments), run_uuid="")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("participant", "group", "--offline"),
+        ("participant", "--offline"),
+        ("--offline",),
+    ],
+)
+def test_levels_may_stand_where_bagau_bids_has_them(bagau_slurm, venv, data, tmp_path, words):
+    _, work = commands(bagau_slurm(*words, "--venv", venv))
+    common = [str(data), str(tmp_path / "out"), "participant", "--offline", "--nprocs", "1"]
+    expected = ["--mem", "3.6G", "--work-dir", "/w", "--participant-label", "01"]
+    assert parsed(work) == parsed(["bagau-bids", *common, *expected])
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "memory"),
+    [
+        (("--n-cpus", "4", "--mem-gb", "16"), 4, 16),
+        (("--nthreads=4", "--mem_mb", "16000"), 4, 16),
+        (("--n_procs", "3"), 3, 8),
+        (("--nprocs", "2", "--omp-nthreads", "2"), 2, 6),
+    ],
+)
+def test_every_spelling_asks_slurm_for_the_same(bagau_slurm, venv, options, cores, memory):
+    script = bagau_slurm("--venv", venv, *options)
+    assert header(script)[1:3] == [f"--cpus-per-task={cores}", f"--mem={1000 * memory}M"]
+    config = parsed(commands(script)[1])
+    assert config.resources.nprocs == cores
+    assert config.resources.mem_gb == pytest.approx(0.9 * memory)
+
+
+def test_options_reach_the_tasks_with_absolute_paths(bagau_slurm, venv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tf", "masks"):
+        Path(name).mkdir()
+    Path("filter.json").write_text("{}")
+    options = [
+        *("--templateflow-home", "tf", "-d", "mine=masks", "--bids_filter_file", "filter.json"),
+        *("-vv", "--threshold", "0.3", "--sloppy", "--session-label", "ses-1"),
+        *("--bids-database-dir", "index", "--bids-database-wipe"),
+    ]
+    listing, work = commands(
+        bagau_slurm("--venv", venv, *options, "--participant-label", "02", "--per-task", "2")
+    )
+    inputs = [*work[1:4], "--nprocs", "1", "--mem", "3.6G", "--work-dir", "/w"]
+    expected = parsed(["bagau-bids", *inputs, *options, "--participant-label", "01"])
+    # The index is written anew for the list, and not by each task under the feet of the others.
+    expected = replace(expected, selection=replace(expected.selection, database_wipe=False))
+    monkeypatch.chdir("/")
+    assert parsed(work) == expected
+    assert listing[:2] + listing[4:7] == ["bagau", "slurm", "--list", "--per-task", "2"]
+    config = parsed(["bagau-bids", *listing[2:4], "participant", *listing[7:], "-w", "/w"])
+    assert config.selection.participant_labels == ("02",)
+    assert config.selection.database_wipe
+    assert config.processing == expected.processing
+
+
+def test_command_may_be_given_in_the_data_set(bagau_slurm, venv, data, monkeypatch):
+    monkeypatch.chdir(data)  # where bagau-bids would not make its work folder
+    assert "mktemp -d" in bagau_slurm("--venv", venv)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--dry-run",), "--dry-run has no use here: tasks are there to process scans"),
+        (("--reports_only",), "--reports-only has no use here"),
+        (("--boilerplate",), "--boilerplate-only has no use here"),
+        (("--debug", "pdb"), "--debug has no use here: a task has no terminal"),
+        (("--templateflow-home", "/no/such"), "/no/such: no such folder; get the template"),
+        (("--weights", "/no/w.safetensors"), "--weights: /no/w.safetensors: no such file"),
+        (("everything",), "'everything' was given; expected participant or group, or nothing"),
+        (("--nthreads", "0"), "expected a whole number of at least 1"),
+    ],
+)
+def test_what_tasks_could_not_use_is_refused(bagau_slurm, venv, options, message):
+    text = bagau_slurm(*options, "--venv", venv, code=2)
+    assert message in " ".join(text.split())
+
+
+def test_weights_without_their_card_are_refused(bagau_slurm, venv, tmp_path):
+    (tmp_path / "w.safetensors").touch()
+    text = bagau_slurm("--weights", tmp_path / "w.safetensors", "--venv", venv, code=2)
+    assert f"--weights: {tmp_path}/w.json: no such file" in text
+
+
+def test_labels_before_the_folders_are_told_the_order(data, tmp_path, capsys):
+    words = ["slurm", "--participant-label", "01", str(data), str(tmp_path / "out")]
+    assert toolbox.main(words) == 2
+    text = capsys.readouterr().err
+    assert "usage: bagau slurm BIDS_DIR OUTPUT_DIR [options]" in text
+    assert f"'{data}' is no BIDS label" in text
+
+
+@pytest.mark.parametrize("name", ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"])
+def test_tasks_of_an_image_need_it(bagau_slurm, venv, monkeypatch, name):
+    monkeypatch.setenv(name, "/images/my bagau.sif")  # which its inside does not see
+    text = bagau_slurm(code=2)
+    assert "runs in the image /images/my bagau.sif, and tasks start outside of it" in text
+    assert "add --container '/images/my bagau.sif'" in text
+    assert "'/images/my bagau.sif' \"$@\"" in bagau_slurm("--container", "/images/my bagau.sif")
+    assert f"PATH='{venv}/bin'" in bagau_slurm("--venv", venv)
+    assert bagau_slurm("--list").splitlines() == ["01", "02", "03"]  # that runs inside
 
 
 def test_all_are_left_at_first(bagau_slurm):
@@ -206,3 +342,69 @@ def test_script_submits_what_is_left_then_the_group_level(
     else:
         assert "all are done" in done.stdout
         assert "--dependency" not in lines[0]
+
+
+# Carries an array out, task after task, and nothing else that is submitted.
+SBATCH_THAT_RUNS = """#!/bin/bash
+[[ $2 == --array=* ]] || exit 0
+for ((task = 1; task <= ${2#--array=1-}; task++)); do
+    SLURM_ARRAY_TASK_ID=$task bash "${@: -3}" >&2 || echo "task $task ended with $?" >>"$ASKED"
+done
+echo 42
+"""
+# Processes a participant: its record and page are copied from where the test has put them; what
+# it finds in its work folder is counted. It fails for those in $FAILING, and is killed with its
+# task for those in $KILLING.
+APP_THAT_COPIES = """#!/bin/bash
+label=${@: -1}
+work_dir=$(sed 's/.*--work-dir \\([^ ]*\\) .*/\\1/' <<<"$*")
+echo "$label $(find "$work_dir" -mindepth 1 | wc -l)" >>"$ASKED"
+touch "$work_dir/left-by-$label"
+[[ $KILLING != *"$label"* ]] || kill -KILL $PPID $$
+[[ $FAILING != *"$label"* ]] || exit 1
+cp -r "$RESULTS/sub-$label" "$RESULTS/sub-$label.html" "$2"
+"""
+
+
+@pytest.fixture
+def carried_out(bagau_slurm, tmp_path, venv, monkeypatch, data):
+    """Let a script submit to a batch system that does tasks at once; return what was asked for."""
+    for subject, more in (("01", {}), ("02", {"ses": "1"}), ("02", {"ses": "2"}), ("03", {})):
+        written(tmp_path, {"sub": subject, **more})
+    (tmp_path / "out").rename(tmp_path / "results")
+    bagau = f'#!/bin/bash\nexec {sys.executable} -m bagau_bids.cli.toolbox "$@"\n'
+    for name, text in (
+        ("sbatch", SBATCH_THAT_RUNS),
+        ("bagau-bids", APP_THAT_COPIES),
+        ("bagau", bagau),
+    ):
+        (venv / "bin" / name).write_text(text)
+        (venv / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{venv}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(Path(bagau_bids.__file__).parents[1]))
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
+    script = tmp_path / "job.sh"
+    script.write_text(bagau_slurm("--venv", venv, "--per-task", "2"))
+
+    def run(killing="none", failing="none"):
+        monkeypatch.setenv("KILLING", killing)
+        monkeypatch.setenv("FAILING", failing)
+        (tmp_path / "asked").write_text("")
+        subprocess.run(["bash", script], capture_output=True, check=True)
+        return (tmp_path / "asked").read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.slow
+def test_what_a_killed_task_has_done_is_not_done_again(carried_out):
+    assert carried_out(killing="02") == ["01 0", "02 0", "task 1 ended with 137", "03 0"]
+    assert carried_out() == ["02 0"]
+    assert carried_out() == []
+
+
+@pytest.mark.slow
+def test_task_goes_on_after_a_participant_that_failed_and_tells_at_its_end(carried_out):
+    assert carried_out(failing="01") == ["01 0", "02 0", "task 1 ended with 1", "03 0"]
+    assert carried_out(failing="01") == ["01 0", "task 1 ended with 1"]

@@ -1,6 +1,8 @@
 """What the container recipes say, tested without building anything; test_container.py builds."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,6 +119,30 @@ def test_readme_names_build_arguments_that_exist(repository, dockerfile):
                 assert used <= names, line
                 named += len(used)
     assert named > 3
+
+
+def test_no_argument_of_a_definition_is_empty(any_definition):
+    for line in any_definition["arguments"]:  # which Apptainer before 1.2.4 refuses
+        assert re.fullmatch(r"[A-Z_]+=\S+", line)
+
+
+@pytest.mark.parametrize(
+    ("index", "asked"),
+    [("none", ""), ("", ""), ("https://example.org/cpu", "--index-url https://example.org/cpu ")],
+)
+def test_torch_comes_from_the_index_that_is_given(repository, tmp_path, index, asked):
+    shutil.copy(repository / "tools" / "install_in_image.sh", tmp_path)
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/calls"\n')
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(  # no build of torch is a "neither" one, so nothing more is done
+        ["sh", tmp_path / "install_in_image.sh", "dependencies", "neither", index],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    _, install = (tmp_path / "calls").read_text().splitlines()
+    assert install.endswith(f"-c constraints.txt {asked}torch")
 
 
 def arguments(repository, name):

@@ -70,6 +70,7 @@ def root(processed_phantom, tmp_path_factory):
     (root / "filter.json").write_text(json.dumps(choice), encoding="utf-8")
     plugin = "plugin: Linear\n"  # the page's own would submit
     (root / "slurm.yml").write_text(plugin, encoding="utf-8")
+    (root / "project" / "templateflow").mkdir(parents=True)  # `bagau fetch` is not run
     (root / "study").symlink_to(root / "data")
     (root / "bagau-bids.sif").touch()  # as `apptainer build` leaves it; only looked for
     (root / "experiments").symlink_to(REPOSITORY / "experiments")

@@ -53,15 +53,15 @@ def phantom(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done_by_array(slurm, phantom, tmp_path_factory):
-    """Output of an array job one of whose tasks was killed, and of its resubmission."""
+    """Output of an array job a task of which was killed half done, and of its resubmission."""
     folder = tmp_path_factory.mktemp("array")
     out, script = folder / "out", folder / "job.sh"
     with pytest.MonkeyPatch.context() as patch, script.open("w") as stream:
         patch.setattr("sys.stdout", stream)
-        assert toolbox.main(["slurm", str(phantom), str(out), *OPTIONS]) == 0
+        assert toolbox.main(["slurm", str(phantom), str(out), "--per-task", "2", *OPTIONS]) == 0
     first = submit(script)
-    task = f"{first}_2"
-    wait_for(lambda: queue().get(task) == "RUNNING")
+    task = f"{first}_1"
+    wait_for((out / "sub-01.html").is_file)
     subprocess.run(["scancel", "--signal=KILL", "--full", task], check=True)
     wait_for(lambda: not queue())
     after_first = {path.name for path in out.glob("*.*") if path.suffix in (".html", ".tsv")}
@@ -78,7 +78,7 @@ def submit(script):
     return done.stdout.split("tasks: job ")[1].split(",")[0]
 
 
-def test_killed_task_is_the_only_one_submitted_again(done_by_array):
+def test_what_a_killed_task_had_not_done_is_all_that_is_submitted_again(done_by_array):
     out, after_first, again = done_by_array
     assert after_first == {"sub-01.html", "sub-03.html", "descriptions.tsv"}  # no group level
     assert again.split() == ["02"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 from nipype.pipeline import engine as pe
+from nipype.utils.profiler import get_system_total_memory_gb
 
 from bagau_bids.config import Resources
 from bagau_bids.errors import UsageError
@@ -137,11 +138,63 @@ def test_missing_plugin_file_is_refused(tmp_path):
         read_plugin_file(tmp_path / "none.yml")
 
 
-def test_memory_of_the_control_group_counts(tmp_path, monkeypatch):
-    whole = available_memory_gb()
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(plugins, "CGROUP_LIMITS", (tmp_path / "none", limit))
-    limit.write_text("max\n")
-    assert available_memory_gb() >= whole
-    limit.write_text(str(2 * 1024**3))
-    assert available_memory_gb() == 2
+UNLIMITED = {"": "max\n", "memory": "9223372036854771712\n"}  # as versions 2 and 1 write it
+JOB = "system.slice/slurmstepd.scope/job_7"
+STEP = f"{JOB}/step_batch/user/task_0"
+
+
+@pytest.fixture
+def control_groups(tmp_path, monkeypatch):
+    """Write a tree of control groups with limits in GB, and let this process be in one."""
+
+    def write(own, limits, tree=""):
+        monkeypatch.setattr(plugins, "CGROUPS", tmp_path)
+        monkeypatch.setattr(plugins, "OWN_CGROUPS", tmp_path / "own")
+        (tmp_path / "own").write_text(own)
+        for group, limit in limits.items():
+            folder = tmp_path / tree / group
+            folder.mkdir(parents=True, exist_ok=True)
+            name = "memory.limit_in_bytes" if tree else "memory.max"
+            text = f"{int(limit * 1024**3)}\n" if limit else UNLIMITED[tree]
+            (folder / name).write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("tree", "own"),
+    [
+        ("", f"0::/{STEP}\n"),
+        ("memory", f"9:cpu,cpuacct:/other\n8:memory:/{STEP}\n0::/init.scope\n"),
+        ("memory", f"8:hugetlb,memory:/{STEP}\n"),
+    ],
+    ids=["version 2", "version 1", "version 1, shared"],
+)
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"": None, JOB: 0.5, STEP: None}, 0.5),
+        ({"": None, JOB: 0.5, STEP: 0.25}, 0.25),
+        ({"": 0.125, JOB: 0.5}, 0.125),  # the host's names are not there in a container
+        ({"": None, f"{JOB}8": 0.25, "other": 0.25}, None),  # others' groups
+        ({"": None, STEP: None}, None),
+        ({}, None),
+    ],
+)
+def test_smallest_limit_of_the_control_groups_above_counts(
+    control_groups, tree, own, limits, expected
+):
+    machine = get_system_total_memory_gb()
+    control_groups(own, limits, tree)
+    assert available_memory_gb() == (expected or machine)
+
+
+@pytest.mark.parametrize("own", ["", "8:cpu:/x\n1:name=systemd:/\n"])
+def test_without_a_memory_group_the_machine_counts(control_groups, own):
+    control_groups(own, {"": 0.5})
+    assert available_memory_gb() == get_system_total_memory_gb()
+
+
+def test_system_without_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "OWN_CGROUPS", tmp_path / "none")
+    assert available_memory_gb() == get_system_total_memory_gb()

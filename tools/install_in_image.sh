@@ -6,6 +6,8 @@
 #   install_in_image.sh templates [STORE]                     /opt/templateflow, from a store that
 #                                                             is here or the network, checked
 #
+# An address or a store called none is none: Apptainer before 1.2.4 takes no empty argument.
+#
 # pip is the one of the base image, so that the venv holds none. It reads /etc/xdg/pip/pip.conf,
 # where a build may mount the settings of its site.
 set -eu
@@ -27,9 +29,14 @@ compile_bytecode() {
         >/dev/null || true
 }
 
+given() {
+    [ "${1:-none}" = none ] || echo "$1"
+}
+
 dependencies() {
+    index=$(given "${2:-}")
     python -m venv --without-pip "$venv"
-    pip_install ${2:+--index-url "$2"} torch
+    pip_install ${index:+--index-url "$index"} torch
     check_variant "$1"
     python -c 'import tomllib
 print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
@@ -68,7 +75,8 @@ package() {
 templates() {
     export TEMPLATEFLOW_HOME=/opt/templateflow
     mkdir -p "$TEMPLATEFLOW_HOME"
-    [ -z "${1:-}" ] || cp -r "$1/." "$TEMPLATEFLOW_HOME"
+    store=$(given "${1:-}")
+    [ -z "$store" ] || cp -r "$store/." "$TEMPLATEFLOW_HOME"
     "$venv/bin/bagau" fetch
     chmod -R a+rX "$TEMPLATEFLOW_HOME"
 }

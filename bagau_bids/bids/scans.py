@@ -87,7 +87,7 @@ def find_scans(bids_dir: Path, selection: Selection) -> list[Scan]:
         query, the files seen and the nearest miss.
     """
     subjects, query = _request(bids_dir, selection)
-    paths = _ask_pybids(bids_dir, selection, subjects, query) if subjects else []
+    paths = _ask_pybids(bids_dir, selection, query) if subjects else []
     if not paths:
         raise UsageError(explain_nothing_found(bids_dir, subjects, query))
     return [Scan(path, name_entities(path)) for path in paths]
@@ -167,13 +167,17 @@ def _request(bids_dir: Path, selection: Selection) -> tuple[list[str], Query]:
         selection.participant_labels, selection.session_labels, selection.bids_filters
     )
     there = list_subjects(bids_dir)
-    wanted = [value for value in query.wanted.get("subject", ()) if value not in (ABSENT, ANY)]
+    wanted = _named_subjects(query)
     subjects = wanted or there
     _check_labels(bids_dir, "participant", wanted, there)
     if selection.session_labels:
         sessions = {name for subject in subjects for name in _list_sessions(bids_dir, subject)}
         _check_labels(bids_dir, "session", selection.session_labels, sorted(sessions))
     return subjects, query
+
+
+def _named_subjects(query: Query) -> list[str]:
+    return [value for value in query.wanted.get("subject", ()) if value not in (ABSENT, ANY)]
 
 
 def _check_labels(bids_dir: Path, what: str, wanted: Iterable[str], there: Sequence[str]) -> None:
@@ -234,15 +238,15 @@ def _is_entity(key: str) -> bool:
     return source_stem({key: "x"}) != ""
 
 
-def _ask_pybids(
-    bids_dir: Path, selection: Selection, subjects: Sequence[str], query: Query
-) -> list[Path]:
+def _ask_pybids(bids_dir: Path, selection: Selection, query: Query) -> list[Path]:
     from bids.layout import BIDSLayout
     from bids.layout import Query as BidsQuery
     from sqlalchemy.exc import SQLAlchemyError
 
     database = selection.database_dir
-    indexed = "[^/]+" if database else "|".join(map(re.escape, subjects))
+    named = _named_subjects(query)
+    # Where all are asked for, a pattern of all labels would be matched against every path.
+    indexed = "|".join(map(re.escape, named)) if named and not database else "[^/]+"
     try:
         if database is not None:
             _prepare_database(bids_dir, database, wipe=selection.database_wipe)
@@ -264,7 +268,9 @@ def _ask_pybids(
         entity: [special.get(value, value) for value in values]
         for entity, values in query.wanted.items()
     }
-    filters["subject"] = list(subjects)
+    filters.pop("subject", None)  # may ask for any, as no filter does
+    if named:
+        filters["subject"] = named
     found = layout.get(return_type="file", invalid_filters="allow", **filters)
     return [path for path in map(Path, found) if _named_as_its_folders(path)]
 

@@ -37,6 +37,8 @@ class ArrayJob:
         Tasks that may run at once; 0: no limit.
     dependency
         When the last step runs: ``afterok`` or ``afterany``.
+    needed_folders
+        Further folders that are made before anything runs.
     """
 
     sbatch: tuple[str, ...]
@@ -48,6 +50,7 @@ class ArrayJob:
     last_sbatch: tuple[str, ...] = ()
     at_once: int = 0
     dependency: str = "afterok"
+    needed_folders: tuple[Path, ...] = ()
 
 
 def array_script(job: ArrayJob) -> str:
@@ -68,6 +71,7 @@ def array_script(job: ArrayJob) -> str:
         last=shlex.join(job.last_command),
         last_sbatch="".join(f"{shlex.quote(option)} " for option in job.last_sbatch),
         dependency=job.dependency,
+        needed_folders="".join(f" {shlex.quote(str(one))}" for one in job.needed_folders),
     )
 
 

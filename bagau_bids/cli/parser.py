@@ -6,7 +6,7 @@ from :mod:`bagau_bids.config` alone.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -98,10 +98,17 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"bagau-bids {__version__}")
+    _add_positionals(parser)
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, *, hidden: bool = False) -> None:
+    """Add every option of ``bagau-bids`` to a parser, without or with a place in its help."""
+    before = len(parser._actions)  # argparse has no public way to list arguments
     for section in (Selection, Processing, Resources, Execution):
         parser.set_defaults(**_defaults(section))
     parser.set_defaults(omp_nthreads=None)  # follows from --nprocs
-    _add_positionals(parser)
     _add_selection(parser.add_argument_group("which scans"))
     _add_segmentation(parser.add_argument_group("segmentation"))
     _add_preprocessing(parser.add_argument_group("preprocessing"))
@@ -109,7 +116,32 @@ def build_parser() -> argparse.ArgumentParser:
     _add_resources(parser.add_argument_group("resources"))
     _add_execution(parser.add_argument_group("how the run behaves"))
     _add_rejected(parser)
-    return parser
+    for action in parser._actions[before:] if hidden else ():
+        action.help = argparse.SUPPRESS
+
+
+def option_words(args: argparse.Namespace, leave_out: Collection[str] = ()) -> list[str]:
+    """Return the words of a command line that says what was parsed, with absolute paths.
+
+    Parameters
+    ----------
+    args
+        What a parser with the options of `add_options` returned.
+    leave_out
+        Destinations of options that are not to be said.
+    """
+    words, said = list[str](), {*leave_out}
+    for action in build_parser()._actions:
+        value = getattr(args, action.dest, action.default)
+        if not action.option_strings or action.dest in said or value == action.default:
+            continue
+        said.add(action.dest)
+        option = next(one for one in action.option_strings if one.startswith("--"))
+        if action.nargs == 0:
+            words += [option] * int(value)  # counted, or once
+        else:
+            words += [option, *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def _add_positionals(parser: argparse.ArgumentParser) -> None:

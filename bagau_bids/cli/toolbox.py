@@ -25,7 +25,6 @@ SUBCOMMANDS = {
     "train": "train the segmentation network on masks of your own",
     "train-brain-mask": "train the brain mask network on synthetic heads",
 }
-PASSING_ON = ("slurm",)  # options that these do not know are for bagau-bids
 
 _EPILOG = """\
 exit codes: 0 done; 1 a scan or case failed; 2 wrong usage; 70 it could not be carried out; 127 a
@@ -43,8 +42,6 @@ def _run(arguments: list[str]) -> int:
     chosen = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
     module = load_subcommand(chosen) if chosen else None
     parser = build_parser(chosen, module)
-    if chosen in PASSING_ON and module is not None:
-        return module.run(*parser.parse_known_args(arguments))
     args = parser.parse_args(arguments)
     if module is None:
         raise AssertionError("argparse accepts known subcommands only")

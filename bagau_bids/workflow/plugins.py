@@ -9,10 +9,10 @@ import logging
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
@@ -25,10 +25,8 @@ from bagau_bids.errors import UsageError
 
 KILLED = "a worker process was killed"
 MEMORY_SHARE = 0.9  # of what there is, used where no amount is given
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 # These run their nodes here; all others hand them to a batch system.
 LOCAL = ("Linear", "MultiProc", "LegacyMultiProc")
@@ -141,16 +139,39 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def available_memory_gb() -> float:
-    """Memory (GB) that this process may use: that of the machine or of its control group."""
+    """Memory (GB) that this process may use: that of the machine or of its control groups."""
     from nipype.utils.profiler import get_system_total_memory_gb
 
     limits = [get_system_total_memory_gb()]
-    for path in CGROUP_LIMITS:
+    for path in _memory_limit_files():
         try:
             limits.append(int(path.read_text()) / 1024**3)
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return min(limits)
+
+
+def _memory_limit_files() -> Iterator[Path]:
+    """Yield the files that may hold a limit: of this process's control group and all above it.
+
+    SLURM sets the limit on the group of the job, a few levels above that of the process. In a
+    container the group may be named as the host sees it; then only the topmost is there, which is
+    the container's own.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2, all controllers in one tree
+            top, name = CGROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = CGROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = PurePosixPath(group.lstrip("/"))
+        yield from (top / level / name for level in (own, *own.parents))
 
 
 def _slurm_plugin(

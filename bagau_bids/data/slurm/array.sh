@@ -36,7 +36,7 @@ last() {
 submit() {
     local script lines count range tasks job after=()
     script=$(realpath "$0")
-    mkdir -p "$folder"
+    mkdir -p "$folder"{{ needed_folders }}
     lines=$(mktemp "$folder/list-XXXXXX")
     list >"$lines"
     count=$(wc -l <"$lines")

@@ -1,5 +1,6 @@
 """Steps and participants as jobs of a real SLURM: results, failures, killed jobs, what is left."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -96,23 +97,33 @@ def test_nothing_is_left_when_all_is_done(done_by_array, phantom, capsys):
     assert capsys.readouterr().out.split() == list(SUBJECTS)
 
 
-def test_steps_as_jobs_give_the_same_images_bit_for_bit(done_by_array, phantom, tmp_path):
+@pytest.mark.parametrize("plugin", ["SLURM", "SLURMGraph"])
+def test_steps_as_jobs_give_what_the_array_gave_and_name_who_failed(
+    done_by_array, phantom, tmp_path, capsys, plugin
+):
     reference, *_ = done_by_array
-    plugin = tmp_path / "slurm.yml"
-    plugin.write_text("plugin: SLURM\nplugin_args: {poll_interval: 1}\n")
+    data = tmp_path / "data"
+    shutil.copytree(phantom, data)
+    write_flair(data, "sub-04", np.zeros_like(head()))
+    path = plugin_file(tmp_path, f"plugin: {plugin}\nplugin_args: {{poll_interval: 1}}\n")
     code = app.main(
         [
-            *(str(phantom), str(tmp_path / "out"), "participant", *OPTIONS),
-            *("--work-dir", str(tmp_path / "work"), "--use-plugin", str(plugin)),
+            *(str(data), str(tmp_path / "out"), "participant", *OPTIONS),
+            *("--work-dir", str(tmp_path / "work"), "--use-plugin", str(path)),
             *("--nprocs", "1"),
         ]
     )
-    assert code == 0
+    assert code == 1
+    assert "sub-04" in capsys.readouterr().err
     images = sorted(reference.glob("sub-*/anat/*.nii.gz"))
     assert sum("label-WMH_mask" in path.name for path in images) == len(SUBJECTS)
     for path in images:
         other = tmp_path / "out" / path.relative_to(reference)
         np.testing.assert_array_equal(nib.load(other).dataobj, nib.load(path).dataobj)
+    tables = sorted(reference.glob("sub-*/anat/*.tsv"))
+    assert sum("desc-volumes" in path.name for path in tables) == len(SUBJECTS)
+    for path in tables:
+        assert (tmp_path / "out" / path.relative_to(reference)).read_bytes() == path.read_bytes()
 
 
 def plugin_file(tmp_path, text):

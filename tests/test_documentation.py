@@ -26,10 +26,10 @@ NOT_RUN = {
     "bagau calibrate": "preprocesses scans for minutes; tests/test_cli_calibrate.py runs it",
     "bagau experiment": "trains for hours; tests/test_cli_experiment.py runs a small one",
     "bagau fetch": "needs the network; tests/test_preprocessing_template.py fetches from a fake",
-    "bagau phantom": "the data set that the fixture processed_phantom made is used instead",
+    "bagau phantom": "a fixture made its data set; tests/test_training_phantom.py runs it",
     "bagau synthetic-pool": "needs label maps of heads; tests/test_cli_synthetic_pool.py runs it",
     "bagau train": "trains for minutes to hours; tests/test_cli_train.py runs a small training",
-    "bagau train-brain-mask": "needs label maps of heads, and trains for hours",
+    "bagau train-brain-mask": "trains for hours; tests/test_training_brain_mask.py runs one step",
 }
 # Programs of others: what is said of them here is all that is checked.
 OTHERS = {

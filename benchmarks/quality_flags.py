@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.bids.derivatives import write_json
+from bagau_bids.config import Processing
 from bagau_bids.measures.flags import limits, raised_flags
 from bagau_bids.measures.quality import Registered, scan_quality
 from bagau_bids.measures.regions import find_ventricles
@@ -186,13 +187,13 @@ def main() -> None:
 def measure_all(args: argparse.Namespace) -> Iterator[Row]:
     """Figures of every scan with every damage, from the folder where they are there."""
     template = find_template("MNI152NLin2009cSym", args.templateflow_home, offline=True)
-    model, _ = load_weights(find_weights("small"))
+    model, _ = load_weights(find_weights(args.model))
     args.work.mkdir(parents=True, exist_ok=True)
     wanted = [("none", 1.0), *((n, s) for n in DAMAGES if n != "none" for s in args.strengths)]
     for path in (*args.chosen_with, *args.others):
         scan = path.name.removesuffix(".nii.gz").removesuffix("_FLAIR")
         for name, strength in wanted:
-            kept = args.work / f"{scan}_{name}_{strength}.json"
+            kept = args.work / f"{scan}_{name}_{strength}_{args.model}.json"
             if not kept.is_file():
                 case = DAMAGES[name][0](
                     prepared(path, args.work / f"{scan}.pkl", template), strength
@@ -295,6 +296,7 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chosen-with", type=Path, nargs="*", default=[])
     parser.add_argument("--others", type=Path, nargs="*", default=[])
     parser.add_argument("--templateflow-home", type=Path)
+    parser.add_argument("--model", default=Processing.model, help="packaged weights (%(default)s)")
     parser.add_argument("--strengths", type=float, nargs="*", default=[1.0, 0.5])
     return parser.parse_args(argv)
 

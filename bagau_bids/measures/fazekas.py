@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.measures.lesions import label_lesions
-from bagau_bids.measures.regions import SIDES, region_number, ventricles_seen
+from bagau_bids.measures.regions import infratentorial, ventricles_seen
 from bagau_bids.spaces import voxel_sizes
 
 TOUCHING_MM = 3.0  # a lesion that comes this near to the ventricles is a cap or a band
@@ -54,8 +54,7 @@ def fazekas_table(
         return pd.DataFrame(
             {"scale": scales, "fazekas_estimate": pd.NA, "measured_mm": pd.NA},
         )
-    below = [region_number("infratentorial", side) for side in SIDES]
-    above = (np.asarray(mask) != 0) & ~np.isin(regions, below)
+    above = (np.asarray(mask) != 0) & ~infratentorial(regions)
     thickness = band_thickness_mm(above, ventricle_distance_mm)
     diameter = longest_axial_diameter_mm(above & (ventricle_distance_mm > DEEP_MM), affine)
     if diameter < SMALLEST_FOCUS_MM:

@@ -178,6 +178,11 @@ def region_number(region: str, side: str) -> int:
     return 1 + 2 * REGIONS.index(region) + SIDES.index(side)
 
 
+def infratentorial(regions: NDArray) -> NDArray[np.bool_]:
+    """Voxels of a labelled image that are infratentorial, of either side."""
+    return np.isin(regions, [region_number("infratentorial", side) for side in SIDES])
+
+
 def regions_of_rule(rule: str) -> tuple[str, ...]:
     """Names of the regions that a rule tells apart."""
     return tuple(name for name in REGIONS if name != "juxtaventricular" or name in RULES[rule])

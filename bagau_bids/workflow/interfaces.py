@@ -498,10 +498,9 @@ class Measure(Step):
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.measures import fazekas, flags, lesions, quality
         from bagau_bids.measures.regions import (
-            SIDES,
             distance_mm,
+            infratentorial,
             lookup_table,
-            region_number,
             ventricles_seen,
         )
 
@@ -520,7 +519,7 @@ class Measure(Step):
         self._save("lesions", folder, labels, affine, np.int32)
         distance = distance_mm(ventricles, affine)
         seen = ventricles_seen(distance)
-        told = np.isin(regions, [region_number("infratentorial", side) for side in SIDES]) | seen
+        told = infratentorial(regions) | seen
         self._save("wmh_regions", folder, np.where(mask & told, regions, 0), affine, np.uint8)
         points, lattice = load_image(self.inputs.template_points)
         surroundings = lesions.Surroundings(

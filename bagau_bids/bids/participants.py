@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from bagau_bids.bids.tables import listed
+
 FILE_NAME = "participants.tsv"
 UNKNOWN = ("", "n/a", "N/A", "NaN", "nan")
 MOST_NAMED = 5  # rows that are complained of
@@ -128,15 +130,14 @@ def _note(path: Path, columns: int, uneven: Sequence[str], again: Sequence[str])
     """Say which rows of the table were passed over, and why; empty where none was."""
     parts = []
     if uneven:
-        parts.append(f"rows were passed over: {_first(uneven)}; expected {columns}, as the header")
+        parts.append(
+            f"rows were passed over: {listed(uneven, MOST_NAMED)}; expected {columns}, as the header"
+        )
     if again:
-        parts.append(f"participants are there again, the first row counts: {_first(again)}")
+        parts.append(
+            f"participants are there again, the first row counts: {listed(again, MOST_NAMED)}"
+        )
     return f"{path}: {'; '.join(parts)}; repair it and run again." if parts else ""
-
-
-def _first(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
-    return ", ".join(texts[:MOST_NAMED]) + more
 
 
 def _descriptions(path: Path) -> dict[str, Any]:

@@ -43,6 +43,12 @@ def described_table(
     return table
 
 
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Name so many at most, and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key by which ``sub-2`` comes before ``sub-10``."""
     return [

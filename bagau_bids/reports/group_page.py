@@ -11,7 +11,7 @@ import numpy as np
 
 from bagau_bids.bids.derivatives import write_text
 from bagau_bids.bids.participants import Participants
-from bagau_bids.bids.tables import natural_key
+from bagau_bids.bids.tables import listed, natural_key
 from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
 from bagau_bids.measures.regions import REGIONS, SIDES
@@ -24,7 +24,6 @@ from bagau_bids.reports.group_table import (
     column_sections,
     figure_columns,
     group_columns,
-    listed,
 )
 from bagau_bids.reports.pages import Picture, embed, render
 from bagau_bids.reports.results import COMPLETE

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bagau_bids.bids.tables import column_descriptions
+from bagau_bids.bids.tables import column_descriptions, listed
 from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.outliers import outlying
 from bagau_bids.measures.regions import REGIONS, SIDES
@@ -156,12 +156,6 @@ def lacking(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _has_no_ventricles(row: Mapping[str, Any]) -> bool:
     """Tell a scan whose sides are known, which need no ventricles, but not what is deep."""
     return row["left_mm3"] is not None and row["deep_mm3"] is None
-
-
-def listed(names: Sequence[str]) -> str:
-    """Name up to twenty, and how many more there are."""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more
 
 
 def _add_volumes(found: _Known, scan: ScanResults) -> None:

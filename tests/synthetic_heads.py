@@ -69,17 +69,22 @@ def write_inputs(folder):
     return maps, masks
 
 
-def draw_coarsely(monkeypatch):
-    """Draw thick slices of large pixels, which takes a moment only."""
-    settings = heads.pool_settings()
-    coarse = replace(
+def coarse(settings, pixel_mm):
+    """Change settings of the synthesis to thick slices of such pixels, or of 1 mm larger ones."""
+    acquisition = replace(
         settings.acquisition,
         isotropic_probability=0,
-        in_plane_mm=(3.0, 4.0),
+        in_plane_mm=(pixel_mm, pixel_mm + 1),
         slice_spacing_mm=(7.0, 8.0),
-        working_mm=3.0,
+        working_mm=pixel_mm,
     )
-    monkeypatch.setattr(heads, "pool_settings", lambda: replace(settings, acquisition=coarse))
+    return replace(settings, acquisition=acquisition)
+
+
+def draw_coarsely(monkeypatch):
+    """Draw thick slices of large pixels, which takes a moment only."""
+    settings = coarse(heads.pool_settings(), 3.0)
+    monkeypatch.setattr(heads, "pool_settings", lambda: settings)
 
 
 def register_nothing(monkeypatch):

@@ -3,8 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from network_spy import Spy
 
 from bagau_bids.bids.scans import Scan
 from bagau_bids.preprocessing.brain_mask import BrainMask
@@ -16,18 +15,6 @@ from bagau_bids.training.pool import training_shard
 from bagau_bids.workflow import interfaces
 
 TEMPLATE_PARTS = ("t1w", "wm_probseg", "brain_mask")
-
-
-class Spy(nn.Module):
-    """Remembers the tensors it is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, flair, atlas):
-        self.seen.append((flair.float().numpy().copy(), atlas.float().numpy().copy()))
-        return torch.zeros_like(flair)
 
 
 def oblique(size):

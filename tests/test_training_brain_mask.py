@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from synthetic_heads import affine, labels, write_inputs
+from synthetic_heads import affine, coarse, labels, write_inputs
 
 from bagau_bids.cli import toolbox
 from bagau_bids.errors import EXIT_OK, EXIT_USAGE, UsageError
@@ -33,17 +33,8 @@ def quick(monkeypatch):
     """A tiny network, and thick slices of large pixels."""
     tiny = BrainUNetConfig(widths=(2, 2, 2))
     monkeypatch.setattr(brain_mask, "BrainUNetConfig", lambda: tiny)
-    settings = brain_mask.brain_mask_settings()
-    coarse = replace(
-        settings.acquisition,
-        isotropic_probability=0,
-        in_plane_mm=(4.0, 5.0),
-        slice_spacing_mm=(7.0, 8.0),
-        working_mm=4.0,
-    )
-    monkeypatch.setattr(
-        brain_mask, "brain_mask_settings", lambda: replace(settings, acquisition=coarse)
-    )
+    settings = coarse(brain_mask.brain_mask_settings(), 4.0)
+    monkeypatch.setattr(brain_mask, "brain_mask_settings", lambda: settings)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from network_spy import Spy
 
 from bagau_bids.bids.scans import Scan
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
@@ -158,18 +157,6 @@ def test_reference_with_other_labels_is_refused(tmp_path):
     mask = save(tmp_path / "m.nii", np.full((5, 6, 7), 255, np.uint8), np.eye(4))
     with pytest.raises(InputImageError, match=r"values \[255\]; expected 0 \(background\)"):
         read_reference(mask, flair)
-
-
-class Spy(nn.Module):
-    """Remembers the tensors it is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, flair, atlas):
-        self.seen.append((flair.float().numpy().copy(), atlas.float().numpy().copy()))
-        return torch.zeros_like(flair)
 
 
 @pytest.fixture

@@ -130,13 +130,11 @@ def _note(path: Path, columns: int, uneven: Sequence[str], again: Sequence[str])
     """Say which rows of the table were passed over, and why; empty where none was."""
     parts = []
     if uneven:
-        parts.append(
-            f"rows were passed over: {listed(uneven, MOST_NAMED)}; expected {columns}, as the header"
-        )
+        rows = listed(uneven, MOST_NAMED)
+        parts.append(f"rows were passed over: {rows}; expected {columns}, as the header")
     if again:
-        parts.append(
-            f"participants are there again, the first row counts: {listed(again, MOST_NAMED)}"
-        )
+        rows = listed(again, MOST_NAMED)
+        parts.append(f"participants are there again, the first row counts: {rows}")
     return f"{path}: {'; '.join(parts)}; repair it and run again." if parts else ""
 
 

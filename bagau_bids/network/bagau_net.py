@@ -34,6 +34,7 @@ class BagauNetConfig:
     widths: tuple[int, ...] = FULL_WIDTHS  # channels at each level, shallow to deep
     mam: bool = True  # False: plain concatenation of the skips (ablation)
     afm: bool = True  # False: plain concatenation of both paths' last features (ablation)
+    outputs: tuple[str, ...] = ("wmh",)  # channels of the head; ("wmh", "infarct") tells both
 
     @property
     def gate_widths(self) -> tuple[int, ...]:
@@ -205,10 +206,10 @@ class BagauNet(nn.Module):
         self.image_decoder = SegmentationDecoder(config)
         self.atlas_decoder = AtlasDecoder(config.widths)
         self.fusion = AttentionFusion(config.widths[0]) if config.afm else PlainFusion()
-        self.head = nn.Conv2d(2 * config.widths[0], 1, 1)
+        self.head = nn.Conv2d(2 * config.widths[0], len(config.outputs), 1)
 
     def forward(self, flair: Tensor, atlas: Tensor) -> Tensor:
-        """Logits of white matter hyperintensity.
+        """Logits of white matter hyperintensity, and of infarct where the network tells it.
 
         Parameters
         ----------
@@ -219,10 +220,12 @@ class BagauNet(nn.Module):
 
         Returns
         -------
-        logits : (N, 1, H, W) tensor
+        logits : (N, O, H, W) tensor
+            A channel for each of ``config.outputs``, each a yes or no of its own: the paper's
+            network has the first alone.
         """
         image_features = self.image_encoder(flair)
         atlas_features = self.atlas_encoder(atlas)
         image = self.image_decoder(image_features, atlas_features)  # (N, widths[0], H, W)
         guide = self.atlas_decoder(atlas_features)  # (N, widths[0], H, W)
-        return self.head(self.fusion(image, guide))  # (N, 1, H, W)
+        return self.head(self.fusion(image, guide))  # (N, O, H, W)

@@ -23,8 +23,10 @@ from bagau_bids.bids.derivatives import claim_origin, replacing
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
-# Labels of a target; what is not judged is "other pathology" in the WMH challenge.
-BACKGROUND, WMH, NOT_JUDGED = 0, 1, 2
+# Labels of a target; what is not judged is "other pathology" in the WMH challenge. An infarct is
+# no WMH; a hidden one is an infarct too, but nobody could tell it from WMH, so that it is not
+# judged as such.
+BACKGROUND, WMH, NOT_JUDGED, INFARCT, HIDDEN_INFARCT = 0, 1, 2, 3, 4
 
 ORIGIN_FILE = "pool.json"
 

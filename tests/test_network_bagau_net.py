@@ -130,6 +130,8 @@ def test_unet_without_its_t1_is_refused():
 def test_head_has_a_channel_for_each_output():
     torch.manual_seed(0)
     config = BagauNetConfig(widths=(4, 6, 8, 12, 16), outputs=("wmh", "infarct"))
-    logits = BagauNet(config).eval()(flair=torch.randn(2, 1, 32, 48), atlas=torch.rand(2, 1, 32, 48))
+    logits = BagauNet(config).eval()(
+        flair=torch.randn(2, 1, 32, 48), atlas=torch.rand(2, 1, 32, 48)
+    )
     assert logits.shape == (2, 2, 32, 48)
     assert not torch.allclose(logits[:, 0], logits[:, 1])

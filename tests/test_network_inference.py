@@ -3,13 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.inference import calibrated, choose_device, segment
-from bagau_bids.network.slices import add_t1, network_input
+from bagau_bids.network.slices import (
+    add_t1,
+    network_input,
+    normalise_flair,
+    place_plane,
+    to_slices,
+)
 from bagau_bids.network.weights import set_operating_point
 
 
@@ -216,3 +223,85 @@ def test_calibrated_networks_are_calibrated_before_their_mean():
     set_operating_point(models[1], 0.8)
     both = segment(models, flair, affine, brain, atlas).probability
     np.testing.assert_allclose(both, (alone[0] + calibrated(alone[1], 0.8)) / 2, atol=1e-6)
+
+
+class TellsInfarcts(nn.Module):
+    """Two channels: WMH where the FLAIR is bright, infarct on the low rows of the plane."""
+
+    def __init__(self, logit=8.0):
+        super().__init__()
+        self.config = BagauNetConfig(outputs=("wmh", "infarct"))
+        self.logit = logit
+
+    def forward(self, flair, atlas):
+        wmh = torch.where(flair > 5, self.logit, -self.logit)
+        infarct = torch.full_like(flair, -self.logit)
+        infarct[:, :, : flair.shape[2] // 2] = self.logit
+        return torch.cat((wmh, infarct + 0 * atlas), dim=1)
+
+
+def test_each_channel_has_its_own_probability():
+    flair, affine, brain, atlas = make_scan()
+    result = segment([TellsInfarcts()], flair, affine, brain, atlas)
+    alone = segment([Threshold()], flair, affine, brain, atlas)
+    np.testing.assert_array_equal(result.probability, alone.probability)
+    low_rows = brain & (np.arange(60) < 29.5)[:, None, None]  # the plane is centred on 29.5
+    np.testing.assert_array_equal(result.infarct_probability >= 0.5, low_rows)
+    assert result.infarct_probability.dtype == np.float32
+
+
+def test_network_with_one_channel_tells_no_infarcts():
+    assert segment([Threshold()], *make_scan()).infarct_probability is None
+
+
+def test_mean_of_infarcts_is_over_those_that_tell_them():
+    scan = make_scan()
+    models = [Threshold(2.0), TellsInfarcts(3.0), TellsInfarcts(1.0)]
+    result = segment(models, *scan)
+    each = [segment([model], *scan) for model in models]
+    wmh = np.mean([one.probability for one in each], axis=0)
+    infarct = np.mean([one.infarct_probability for one in each[1:]], axis=0)
+    np.testing.assert_allclose(result.probability, wmh, atol=1e-6)
+    np.testing.assert_allclose(result.infarct_probability, infarct, atol=1e-6)
+
+
+def test_infarcts_are_averaged_with_the_mirrored_scan():
+    scan = make_scan()
+    both = segment([TellsInfarcts()], *scan, tta=True).infarct_probability
+    np.testing.assert_allclose(both[scan[2]], 0.5, atol=1e-3)
+
+
+def test_each_channel_is_calibrated_by_its_own_point():
+    scan = make_scan()
+    model = TellsInfarcts(1.0)
+    before = segment([model], *scan)
+    set_operating_point(model, 0.8, "infarct")
+    after = segment([model], *scan)
+    np.testing.assert_array_equal(after.probability, before.probability)
+    expected = calibrated(before.infarct_probability, 0.8)
+    np.testing.assert_allclose(after.infarct_probability, expected, atol=1e-6)
+    assert np.abs(after.infarct_probability - before.infarct_probability).max() > 0.1
+
+
+def test_known_lesions_do_not_count_for_the_z_score():
+    flair, affine, brain, atlas = make_scan()
+    known = np.zeros_like(brain)
+    known[12:30, 12:40, 2:7] = True
+    bright = np.where(known, 400, flair)
+    counted = brain & ~known
+    aside = network_input(bright, affine, brain, atlas, known).flair
+    plain = network_input(np.where(known, 100, flair), affine, brain, atlas, known).flair
+    inside = network_input(bright, affine, brain, atlas).flair
+    far = to_slices(ndimage.binary_dilation(known, iterations=3), place_plane(brain, affine)[0])
+    np.testing.assert_array_equal(aside[far == 0], plain[far == 0])
+    assert np.abs(inside - aside)[far == 0].max() > 0.5
+    low, high = np.percentile(bright[counted], (5, 95))
+    middle = bright[counted & (bright >= low) & (bright <= high)]
+    z_scored = normalise_flair(bright, counted)[40, 20, 3]
+    assert z_scored == pytest.approx((bright[40, 20, 3] - middle.mean()) / middle.std(), abs=1e-4)
+
+
+def test_known_lesions_that_cover_the_brain_are_an_error():
+    flair, affine, brain, atlas = make_scan()
+    with pytest.raises(ProcessingError, match="known lesions covers the whole brain mask"):
+        network_input(flair, affine, brain, atlas, brain)

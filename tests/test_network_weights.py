@@ -10,7 +10,16 @@ from bagau_bids.errors import EXIT_MISSING, MissingResourceError
 from bagau_bids.network import weights
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.unet import UNet, UNetConfig
-from bagau_bids.network.weights import build_network, find_weights, load_weights, save_weights
+from bagau_bids.network.weights import (
+    build_network,
+    find_weights,
+    load_weights,
+    operating_point,
+    outputs_of,
+    outputs_of_card,
+    read_card,
+    save_weights,
+)
 
 TINY = (4, 4, 6, 6, 8)
 
@@ -147,7 +156,43 @@ def test_unknown_hyper_parameter(saved):
 def test_card_with_an_impossible_calibration(saved, threshold):
     path, _ = saved
     edit_card(path, calibration={"threshold": threshold})
-    refused(path, f"to a threshold of {threshold}, expected one")
+    refused(path, f"calibrated to a threshold of {threshold}, expected one")
+
+
+@pytest.fixture
+def two_outputs(tmp_path):
+    """Weights that tell infarcts, their WMH calibrated to 0.7 and their infarcts to 0.3."""
+    path = tmp_path / "two.safetensors"
+    model = BagauNet(BagauNetConfig(TINY, outputs=("wmh", "infarct")))
+    save_weights(path, model, {"calibration": {"threshold": 0.7, "infarct_threshold": 0.3}})
+    return path
+
+
+def test_each_output_has_an_operating_point_of_its_own(two_outputs):
+    model, card = load_weights(two_outputs)
+    assert outputs_of(model) == outputs_of_card(card) == ("wmh", "infarct")
+    assert (operating_point(model), operating_point(model, "infarct")) == (0.7, 0.3)
+    edit_card(two_outputs, calibration={"threshold": 0.7})
+    assert operating_point(load_weights(two_outputs)[0], "infarct") == 0.5
+
+
+def test_card_without_outputs_tells_wmh_alone(saved):
+    path, _ = saved
+    config = {k: v for k, v in read_card(path)["config"].items() if k != "outputs"}
+    edit_card(path, config=config)
+    model, card = load_weights(path)
+    assert outputs_of(model) == outputs_of_card(card) == ("wmh",)
+
+
+def test_card_with_an_impossible_calibration_of_infarcts(two_outputs):
+    edit_card(two_outputs, calibration={"infarct_threshold": 0})
+    refused(two_outputs, "calibrated for infarct to a threshold of 0, expected one")
+
+
+@pytest.mark.parametrize("outputs", [["infarct"], ["wmh", "tumour"]])
+def test_card_with_outputs_that_nobody_knows(two_outputs, outputs):
+    edit_card(two_outputs, config={"widths": TINY, "outputs": outputs})
+    refused(two_outputs, f"outputs {', '.join(outputs)}; expected wmh, or wmh and infarct")
 
 
 def test_card_with_other_shapes(saved):

@@ -1,9 +1,12 @@
 """The mean of several weights files, and its subcommand."""
 
+import json
+
 import pytest
 import torch
 
 from bagau_bids.cli import toolbox
+from bagau_bids.errors import UsageError
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.weights import load_weights, operating_point, save_weights
 from bagau_bids.training.averaging import average_weights
@@ -11,11 +14,11 @@ from bagau_bids.training.averaging import average_weights
 WIDTHS = (4, 4, 6, 6, 8)
 
 
-def write(folder, name, seed, widths=WIDTHS, threshold=0.5):
+def write(folder, name, seed, widths=WIDTHS, threshold=0.5, outputs=("wmh",)):
     torch.manual_seed(seed)
     path = folder / f"{name}.safetensors"
     card = {"name": name, "calibration": {"threshold": threshold}}
-    save_weights(path, BagauNet(BagauNetConfig(widths=widths)), card)
+    save_weights(path, BagauNet(BagauNetConfig(widths=widths, outputs=outputs)), card)
     return path
 
 
@@ -31,6 +34,17 @@ def test_every_tensor_is_the_mean_of_its_like(tmp_path):
     assert card["name"] == "step-0"
     assert card["averaged_of"] == [load_weights(path)[1]["sha256"] for path in paths]
     assert card["validation"] == []
+
+
+def test_card_that_names_no_outputs_is_of_the_kind_that_tells_wmh(tmp_path):
+    paths = [write(tmp_path, "new", 0), write(tmp_path, "old", 1)]
+    card = json.loads(paths[1].with_suffix(".json").read_text())
+    assert card["config"].pop("outputs") == ["wmh"]
+    paths[1].with_suffix(".json").write_text(json.dumps(card))
+    average_weights(paths)
+    other = write(tmp_path, "infarct", 2, outputs=("wmh", "infarct"))
+    with pytest.raises(UsageError, match="infarct.safetensors: bagau_net with"):
+        average_weights([*paths, other])
 
 
 def test_calibrations_are_not_averaged_and_this_is_told(tmp_path, caplog):

@@ -17,7 +17,7 @@ from bagau_bids.network.slices import (
     network_input,
     require_white_matter,
 )
-from bagau_bids.network.weights import inputs_of, operating_point
+from bagau_bids.network.weights import INFARCT, WMH, inputs_of, operating_point, outputs_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Segmentation:
     Parameters
     ----------
     probability : (X, Y, Z) float32 array
-        In [0, 1], on the FLAIR's grid; 0 outside the brain mask.
+        Of white matter hyperintensity: in [0, 1], on the FLAIR's grid; 0 outside the brain mask.
     device : str
         Where the last batch ran: ``cpu`` or ``cuda:N``.
     batch_size : int
@@ -36,6 +36,10 @@ class Segmentation:
         ``float32`` or ``bfloat16``.
     notes : tuple of str
         What was out of the ordinary.
+    infarct_probability : (X, Y, Z) float32 array or None
+        Of infarct, likewise; each is a yes or no of its own, and
+        :func:`bagau_bids.measures.infarcts.tell_apart` decides where both are likely. None where
+        no network tells infarcts.
     """
 
     probability: FloatArray
@@ -43,6 +47,7 @@ class Segmentation:
     batch_size: int
     precision: str
     notes: tuple[str, ...] = ()
+    infarct_probability: FloatArray | None = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -93,7 +98,7 @@ def segment(
     ----------
     models : sequence of torch.nn.Module
         Networks taking FLAIR and atlas by name and returning logits, in evaluation mode; the
-        mean of their probabilities is taken.
+        mean of their probabilities is taken, that of infarct over those that tell infarcts.
     flair, affine, brain_mask, wm_probseg
         As for :func:`bagau_bids.network.slices.network_input`.
     device : str or torch.device
@@ -135,7 +140,8 @@ def segment_input(
         As for :func:`segment`.
     inputs : NetworkInput
     brain_mask : (X, Y, Z) bool array
-        The mask that `inputs` was made with.
+        The mask that `inputs` was made with, or what of it is to be judged: elsewhere the
+        probabilities are 0.
 
     Returns
     -------
@@ -146,21 +152,31 @@ def segment_input(
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
     views = [inputs, mirror(inputs)] if tta else [inputs]
-    found = []
+    found: dict[str, list[FloatArray]] = {WMH: [], INFARCT: []}
     for model in models:
-        slices = runner.probability(model, views[0])
+        outputs = runner.probability(model, views[0])
         for mirrored in views[1:]:
-            slices = (slices + runner.probability(model, mirrored)[:, ::-1]) * np.float32(0.5)
-        found.append(calibrated(from_slices(slices, inputs.plane), operating_point(model)))
-    probability: FloatArray = np.mean(found, axis=0).astype(np.float32)
-    probability[~np.asarray(brain_mask, dtype=bool)] = 0.0
+            outputs = (outputs + runner.probability(model, mirrored)[:, :, ::-1]) * np.float32(0.5)
+        for name, slices in zip(outputs_of(model), outputs, strict=True):
+            probability = from_slices(slices, inputs.plane)
+            found[name].append(calibrated(probability, operating_point(model, name)))
+    judged = np.asarray(brain_mask, dtype=bool)
+    infarct = _mean_within(found[INFARCT], judged) if found[INFARCT] else None
     return Segmentation(
-        probability=np.clip(probability, 0.0, 1.0),
+        probability=_mean_within(found[WMH], judged),
+        infarct_probability=infarct,
         device=str(runner.device),
         batch_size=runner.batch_size,
         precision=str(working_precision(runner.device)).removeprefix("torch."),
         notes=(*inputs.notes, *runner.notes),
     )
+
+
+def _mean_within(probabilities: Sequence[FloatArray], judged: BoolArray) -> FloatArray:
+    """Mean of probabilities, (X, Y, Z), 0 elsewhere."""
+    mean: FloatArray = np.mean(probabilities, axis=0).astype(np.float32)
+    mean[~judged] = 0.0
+    return np.clip(mean, 0.0, 1.0)
 
 
 def calibrated(probability: FloatArray, threshold: float) -> FloatArray:
@@ -223,8 +239,8 @@ class _Runner:
         self.notes: list[str] = []
 
     def probability(self, model: nn.Module, inputs: NetworkInput) -> FloatArray:
-        """Probability slices, (Z, size, size), 0 in those without brain."""
-        result = np.zeros_like(inputs.flair)
+        """Probability slices of each output, (O, Z, size, size), 0 in those without brain."""
+        result = np.zeros((len(outputs_of(model)), *inputs.flair.shape), np.float32)
         remaining = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
         given = {name: inputs.named(name) for name in inputs_of(model)}
         model = model.to(self.device)
@@ -232,7 +248,7 @@ class _Runner:
             batch = remaining[: self.batch_size]
             try:
                 slices = {name: array[batch] for name, array in given.items()}
-                result[batch] = self._forward(model, slices)
+                result[:, batch] = self._forward(model, slices)
             except torch.cuda.OutOfMemoryError:
                 self._make_room()
                 model = model.to(self.device)
@@ -249,7 +265,8 @@ class _Runner:
         reduced = precision != torch.float32
         with torch.inference_mode(), torch.autocast(self.device.type, precision, enabled=reduced):
             logits = model(**{name: tensor(slices) for name, slices in given.items()})
-        return torch.sigmoid(logits[:, 0].float()).cpu().numpy()
+        # (N, O, H, W) -> (O, N, H, W)
+        return torch.sigmoid(logits.float()).cpu().numpy().swapaxes(0, 1)
 
     def _make_room(self) -> None:
         torch.cuda.empty_cache()

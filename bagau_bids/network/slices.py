@@ -106,7 +106,11 @@ class NetworkInput:
 
 
 def network_input(
-    flair: FloatArray, affine: ArrayLike, brain_mask: BoolArray, wm_probseg: FloatArray
+    flair: FloatArray,
+    affine: ArrayLike,
+    brain_mask: BoolArray,
+    wm_probseg: FloatArray,
+    excluded: BoolArray | None = None,
 ) -> NetworkInput:
     """Turn a scan into what the network is trained on and applied to.
 
@@ -119,6 +123,8 @@ def network_input(
     brain_mask : (X, Y, Z) bool array
     wm_probseg : (X, Y, Z) float array
         White-matter probability map of the template, warped onto the FLAIR's grid.
+    excluded : (X, Y, Z) bool array or None
+        Known lesions, which do not count for the z-score; the network sees them all the same.
 
     Returns
     -------
@@ -127,7 +133,8 @@ def network_input(
     Raises
     ------
     ProcessingError
-        If the brain mask is empty or wider than 256 mm, or the FLAIR constant inside it.
+        If the brain mask is empty, excluded as a whole, or wider than 256 mm, or the FLAIR
+        constant inside it.
     """
     for name, other in (("brain mask", brain_mask), ("white-matter map", wm_probseg)):
         if other.shape != flair.shape:
@@ -136,7 +143,8 @@ def network_input(
     plane, notes = place_plane(mask, affine)
     brain = to_slices(mask, plane) >= 0.5
     thickness_mm = float(voxel_sizes(affine)[2])
-    z_scored = normalise_flair(average_thin_slices(flair, thickness_mm), mask)
+    counted = mask if excluded is None else mask & ~np.asarray(excluded, dtype=bool)
+    z_scored = normalise_flair(average_thin_slices(flair, thickness_mm), counted)
     atlas = to_slices(average_thin_slices(wm_probseg, thickness_mm), plane)
     return NetworkInput(
         flair=_near_brain(to_slices(z_scored, plane), brain),
@@ -188,7 +196,7 @@ def add_t1(
     affine : (4, 4) array-like
         Voxel coordinates to world millimetres (RAS+).
     brain_mask : (X, Y, Z) bool array
-        The mask that `inputs` was made with.
+        The mask that `inputs` was made with, less what does not count for the z-score.
 
     Returns
     -------
@@ -303,6 +311,7 @@ def normalise_flair(flair: FloatArray, brain_mask: BoolArray) -> FloatArray:
     ----------
     flair : (X, Y, Z) float array
     brain_mask : (X, Y, Z) bool array
+        Voxels that count.
 
     Returns
     -------
@@ -312,13 +321,18 @@ def normalise_flair(flair: FloatArray, brain_mask: BoolArray) -> FloatArray:
     Raises
     ------
     ProcessingError
-        If the FLAIR is constant inside the mask.
+        If the FLAIR is constant inside the mask, or the mask is empty.
     """
     return _z_score(flair, brain_mask, "FLAIR")
 
 
 def _z_score(image: FloatArray, brain_mask: BoolArray, name: str) -> FloatArray:
     inside = image[brain_mask].astype(np.float64)
+    if not inside.size:
+        raise ProcessingError(
+            f"no voxel of the brain counts for the z-score of the {name}: the mask of known "
+            "lesions covers the whole brain mask; expected lesions within a brain: look at both"
+        )
     low, high = np.percentile(inside, Z_SCORE_PERCENTILES)
     middle = inside[(inside >= low) & (inside <= high)]
     spread = middle.std()

@@ -28,6 +28,10 @@ ARCHITECTURES = {
     "brain_unet": ("bagau_bids.network.brain_unet", "BrainUNet", "BrainUNetConfig"),
 }
 DEFAULT_INPUTS = ("flair", "atlas")  # of a network whose card names none: BAGAU-Net
+WMH, INFARCT = "wmh", "infarct"  # what a channel of a network may be about
+DEFAULT_OUTPUTS = (WMH,)  # of a network whose configuration names none
+# Where a card keeps the operating point of each output, below ``calibration``.
+CALIBRATED_POINTS = {WMH: "threshold", INFARCT: "infarct_threshold"}
 UNCALIBRATED = 0.5
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar")
 WEIGHTS_FOLDER = "weights"
@@ -79,15 +83,25 @@ def inputs_of_card(card: dict[str, Any]) -> tuple[str, ...]:
     return tuple(card.get("inputs", DEFAULT_INPUTS))
 
 
-def operating_point(model: nn.Module) -> float:
-    """Return the probability of a network that its calibration makes 0.5; 0.5 without one."""
-    return float(getattr(model, "operating_point", UNCALIBRATED))
+def outputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of a network's channels, in order: ``wmh``, and ``infarct`` where it tells those."""
+    return tuple(getattr(getattr(model, "config", None), "outputs", DEFAULT_OUTPUTS))
 
 
-def set_operating_point(model: nn.Module, threshold: float) -> nn.Module:
-    """Have inference shift a network's probabilities so that `threshold` becomes 0.5."""
+def outputs_of_card(card: dict[str, Any]) -> tuple[str, ...]:
+    """Return what :func:`outputs_of` says of the network that a card describes."""
+    return tuple(card["config"].get("outputs", DEFAULT_OUTPUTS))
+
+
+def operating_point(model: nn.Module, output: str = WMH) -> float:
+    """Return the probability of an output that its calibration makes 0.5; 0.5 without one."""
+    return float(getattr(model, "operating_points", {}).get(output, UNCALIBRATED))
+
+
+def set_operating_point(model: nn.Module, threshold: float, output: str = WMH) -> nn.Module:
+    """Have inference shift the probabilities of an output so that `threshold` becomes 0.5."""
     changed: Any = model
-    changed.operating_point = threshold
+    changed.operating_points = {**getattr(model, "operating_points", {}), output: threshold}
     return model
 
 
@@ -249,6 +263,12 @@ def _network_from(path: Path, card: dict[str, Any], tensors: dict[str, torch.Ten
             f"{path.with_suffix('.json')}: {error}; these weights need another version of "
             "bagau-bids"
         ) from error
+    outputs = outputs_of(model)
+    if WMH not in outputs or not CALIBRATED_POINTS.keys() >= set(outputs):
+        raise MissingResourceError(
+            f"{path.with_suffix('.json')}: outputs {', '.join(outputs) or 'none'}; expected "
+            f"{WMH}, or {WMH} and {INFARCT}; these weights need another version of bagau-bids"
+        )
     wanted = model.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += sorted(
@@ -262,13 +282,20 @@ def _network_from(path: Path, card: dict[str, Any], tensors: dict[str, torch.Ten
             f"describes it (first: {'; '.join(wrong[:3])}); the card belongs to other weights"
         )
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
-    point = float(card.get("calibration", {}).get("threshold", UNCALIBRATED))
+    for output in outputs_of(model):
+        set_operating_point(model, _calibrated_point(path, card, output), output)
+    return model.eval()
+
+
+def _calibrated_point(path: Path, card: dict[str, Any], output: str) -> float:
+    point = float(card.get("calibration", {}).get(CALIBRATED_POINTS[output], UNCALIBRATED))
+    what = "" if output == WMH else f" for {output}"
     if not 0 < point < 1:
         raise MissingResourceError(
-            f"{path.with_suffix('.json')}: calibrated to a threshold of {point:g}, expected one "
-            "between 0 and 1; copy the card again, or calibrate with 'bagau calibrate'"
+            f"{path.with_suffix('.json')}: calibrated{what} to a threshold of {point:g}, expected "
+            "one between 0 and 1; copy the card again, or calibrate with 'bagau calibrate'"
         )
-    return set_operating_point(model, point).eval()
+    return point
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

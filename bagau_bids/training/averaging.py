@@ -39,15 +39,16 @@ def average_weights(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
     Raises
     ------
     UsageError
-        If the networks differ in architecture, width or inputs.
+        If the networks differ in architecture, width, inputs or outputs.
     """
     (model, card), *others = [load_weights(path) for path in paths]
-    kind = (card["architecture"], card["config"])
-    for path, (_, other) in zip(paths[1:], others, strict=True):
-        if (other["architecture"], other["config"]) != kind:
+    for path, (member, other) in zip(paths[1:], others, strict=True):
+        # Cards of older versions say less; what is built from them tells the kind.
+        if (other["architecture"], member.config) != (card["architecture"], model.config):
             raise UsageError(
                 f"{path}: {other['architecture']} with {other['config']}; expected the same as "
-                f"{paths[0]}, {kind[0]} with {kind[1]}: average checkpoints of one training"
+                f"{paths[0]}, {card['architecture']} with {card['config']}: average checkpoints "
+                "of one training"
             )
     states = [model.state_dict(), *(other.state_dict() for other, _ in others)]
     mean = {

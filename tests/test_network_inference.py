@@ -305,3 +305,43 @@ def test_known_lesions_that_cover_the_brain_are_an_error():
     flair, affine, brain, atlas = make_scan()
     with pytest.raises(ProcessingError, match="known lesions covers the whole brain mask"):
         network_input(flair, affine, brain, atlas, brain)
+
+
+def able(monkeypatch, **instructions):
+    """Let PyTorch find these instructions on the processor."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "variables", "expected"),
+    [
+        ({"avx512_bf16": True}, {}, torch.bfloat16),
+        ({"amx_bf16": True}, {}, torch.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, {}, torch.float32),
+        ({"amx_bf16": True}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, torch.float32),
+        ({"avx512_bf16": True}, {"ONEDNN_MAX_CPU_ISA": "avx512_core"}, torch.float32),
+        ({"avx512_bf16": True}, {"DNNL_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, torch.float32),
+        ({"avx512_bf16": True}, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, torch.bfloat16),
+        ({"amx_bf16": True}, {"ONEDNN_MAX_CPU_ISA": "DEFAULT"}, torch.bfloat16),
+        (
+            {"amx_bf16": True},
+            {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX", "DNNL_MAX_CPU_ISA": "AVX2"},
+            torch.bfloat16,
+        ),
+    ],
+)
+def test_precision_is_what_onednn_may_use(monkeypatch, instructions, variables, expected):
+    able(monkeypatch, **instructions)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert inference.working_precision(torch.device("cpu")) == expected
+    assert inference.working_precision(torch.device("cuda")) == torch.float32
+
+
+def test_precision_is_single_without_onednn(monkeypatch):
+    able(monkeypatch, avx512_bf16=True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert inference.working_precision(torch.device("cpu")) == torch.float32

@@ -8,10 +8,10 @@ import torch
 from synthetic_heads import affine, coarse, labels, write_inputs
 
 from bagau_bids.cli import toolbox
-from bagau_bids.errors import EXIT_OK, EXIT_USAGE, UsageError
-from bagau_bids.network.brain_unet import BrainUNetConfig
+from bagau_bids.errors import EXIT_OK, EXIT_USAGE, ProcessingError, UsageError
+from bagau_bids.network.brain_unet import BrainUNetConfig, ConvPair
 from bagau_bids.network.weights import load_weights
-from bagau_bids.training import brain_mask
+from bagau_bids.training import brain_mask, optimisation
 from bagau_bids.training.brain_mask import BrainTraining, train_brain_mask
 from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.synthesis.labels import Head
@@ -126,6 +126,52 @@ def test_checkpoint_from_before_settings_were_kept_is_resumed_and_told(head, tmp
     train_brain_mask([head], [], tmp_path / "o", QUICK, resume=True, report=told.append)
     assert "checkpoint.pt: does not say with which settings" in told[0]
     assert torch.load(path, weights_only=True)["settings"] == asdict(QUICK)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e9])
+def test_a_gradient_that_is_none_is_not_hidden_by_the_clip(head, tmp_path, monkeypatch, value):
+    begin(head, tmp_path / "o")
+    kept = tmp_path / "o" / CHECKPOINT
+    before = kept.read_bytes()
+    loss = brain_mask.brain_loss
+    monkeypatch.setattr(brain_mask, "brain_loss", lambda *given: poisoned(loss(*given), value))
+    told = rf"gradient is \S+ at step 2, .* go on from {kept} with --resume and"
+    with pytest.raises(ProcessingError, match=told):
+        train_brain_mask([head], [head], tmp_path / "o", QUICK, resume=True)
+    assert kept.read_bytes() == before
+
+
+def poisoned(loss, value):
+    """Let a loss keep its value and have another gradient."""
+    loss.register_hook(lambda gradient: gradient * value)
+    return loss
+
+
+def test_a_loss_that_is_no_number_ends_the_training(head, tmp_path, monkeypatch):
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr(brain_mask, "brain_loss", lambda logits, target: logits.sum() * nan)
+    with pytest.raises(ProcessingError, match="the loss is nan at step 0: .* start again with"):
+        train_brain_mask([head], [head], tmp_path / "o", QUICK)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(16, torch.float32), (32, torch.bfloat16)])
+def test_heads_too_small_for_the_depth_are_computed_in_single_precision(
+    head, tmp_path, monkeypatch, side, expected
+):
+    """Each of three levels halves the sides: 16 voxels end as two, below the largest kernel."""
+    monkeypatch.setattr(optimisation, "working_precision", lambda device: torch.bfloat16)
+    computed = set()
+    forward = ConvPair.forward
+
+    def noted(pair, image):
+        if pair.training:
+            computed.add(pair[0](image).dtype)
+        return forward(pair, image)
+
+    monkeypatch.setattr(ConvPair, "forward", noted)
+    training = replace(QUICK, steps=1, sizes=((side,) * 3,))
+    train_brain_mask([head], [], tmp_path / "o", training)
+    assert computed == {expected}
 
 
 def command(folder, *options):

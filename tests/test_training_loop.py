@@ -13,7 +13,7 @@ import torch
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, operating_point, save_weights
-from bagau_bids.training import loop
+from bagau_bids.training import loop, optimisation
 from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.loop import (
@@ -166,11 +166,17 @@ def test_weight_decay_is_that_of_the_optimizer(data, tmp_path, optimizer, expect
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)]
+    ("precision", "side", "expected"),
+    [
+        ("auto", 80, torch.bfloat16),
+        ("float32", 80, torch.float32),
+        ("auto", 32, torch.float32),  # two pixels at the fifth level, below kernels of five
+    ],
 )
-def test_precision_of_the_network(data, tmp_path, monkeypatch, precision, expected):
-    monkeypatch.setattr(loop, "working_precision", lambda device: torch.bfloat16)
-    made = trainer(replace(QUICK, precision=precision), data, tmp_path / "o")
+def test_precision_of_the_network(data, tmp_path, monkeypatch, precision, side, expected):
+    monkeypatch.setattr(optimisation, "working_precision", lambda device: torch.bfloat16)
+    settings = replace(QUICK, precision=precision, crop=(side, side))
+    made = trainer(settings, data, tmp_path / "o")
     computed = []
     made.model.head.register_forward_hook(lambda *given: computed.append(given[-1].dtype))
     made._train_step()
@@ -340,6 +346,26 @@ def test_divergence_is_told(data, tmp_path, monkeypatch):
         made.model.head.weight.fill_(float("nan"))
     with pytest.raises(ProcessingError, match="the loss is nan at step 0: training diverged"):
         made.run()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e37, -1e30])
+def test_a_gradient_that_is_none_ends_the_training_before_it_is_learned(data, tmp_path, value):
+    made = trainer(QUICK, data, tmp_path / "o")
+    made._train_step()
+    made.step = 1
+    made.save_checkpoint()
+    weight = made.model.head.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, value))
+    before = {name: one.clone() for name, one in made.model.named_parameters()}
+    kept = made.output_dir / CHECKPOINT
+    told = (
+        rf"gradient is \S+ at step 1, .* go on from {kept} with --resume and --precision float32"
+    )
+    with pytest.raises(ProcessingError, match=told):
+        made.run()
+    for name, one in made.model.named_parameters():
+        assert torch.equal(one, before[name]), name
+    assert torch.load(kept, weights_only=True)["step"] == 1
 
 
 def test_weights_of_every_validation_are_kept_where_wanted(data, tmp_path):

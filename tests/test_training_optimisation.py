@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from bagau_bids.training.optimisation import cosine_share, move_average
+from bagau_bids.errors import ProcessingError
+from bagau_bids.training.optimisation import (
+    cosine_share,
+    finite_gradient_norm,
+    finite_loss,
+    go_on_from,
+    move_average,
+)
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0, 1), (0.5, 0.505), (1, 0.01)])
@@ -27,3 +34,35 @@ def test_average_keeps_its_share_of_parameters_and_statistics():
     assert float(average.running_mean) == 4.0
     assert int(average.num_batches_tracked) == 7
     assert float(model.weight.detach()) == 5.0
+
+
+def with_gradients(*values):
+    """Two layers whose gradients are these."""
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in values), nn.Linear(1, 1))
+    for layer, value in zip(model, values, strict=False):
+        layer.weight.grad = torch.full((1, 1), value)
+    return model
+
+
+def test_norm_of_the_gradient():
+    assert finite_gradient_norm(with_gradients(3.0, -4.0), 0, "") == 5.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e37, 2e6])
+def test_a_gradient_that_is_none_is_told_with_the_step(value):
+    with pytest.raises(ProcessingError, match=r"gradient is \S+ at step 7, .*; do this"):
+        finite_gradient_norm(with_gradients(1.0, value), 7, "do this")
+
+
+def test_a_loss_that_is_no_number_is_told_with_the_step():
+    assert finite_loss(0.5, 7, "") == 0.5
+    for loss in (math.nan, math.inf):
+        with pytest.raises(ProcessingError, match=rf"the loss is {loss} at step 7: .*; do this"):
+            finite_loss(loss, 7, "do this")
+
+
+def test_last_good_checkpoint_is_named_if_there_is_one(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    assert go_on_from(path, "--fast") == "start again with --fast"
+    path.touch()
+    assert go_on_from(path, "--fast") == f"go on from {path} with --resume and --fast"

@@ -1,5 +1,6 @@
 """From a preprocessed scan to the probability of white matter hyperintensity in each voxel."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,17 @@ from bagau_bids.network.slices import (
     require_white_matter,
 )
 from bagau_bids.network.weights import INFARCT, WMH, inputs_of, operating_point, outputs_of
+
+# What oneDNN can be limited to, by the variable ONEDNN_MAX_CPU_ISA, that computes no bfloat16.
+WITHOUT_BFLOAT16 = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)
 
 
 @dataclass(frozen=True)
@@ -219,15 +231,28 @@ def working_precision(device: torch.device) -> torch.dtype:
     """Floating-point type of the convolutions.
 
     bfloat16 on CPUs that compute with it (AVX512-BF16 or AMX), up to four times as fast there
-    as single precision; single precision elsewhere, and where PyTorch is too old to say. Of a
-    trained quarter-width network the probabilities of both differ by 0.02 at most, and the
-    masks have a Dice of 0.999 with each other.
+    as single precision; single precision elsewhere, where PyTorch is too old to say, and where
+    oneDNN, which computes the convolutions, is missing or told not to use these instructions:
+    without them bfloat16 is several times slower than single precision. Of a trained
+    quarter-width network the probabilities of both differ by 0.02 at most, and the masks have a
+    Dice of 0.999 with each other.
     """
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return torch.float32
     capabilities = torch.cpu.get_capabilities()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    allowed = torch.backends.mkldnn.is_available() and not _instructions_withheld()
+    return torch.bfloat16 if fast and allowed else torch.float32
+
+
+def _instructions_withheld() -> bool:
+    """Tell whether the environment keeps oneDNN from using bfloat16 instructions.
+
+    oneDNN reads the first of the two variables that is set, in upper or lower case, and ignores
+    names that it does not know.
+    """
+    names = (os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    return next((name for name in names if name), "").upper() in WITHOUT_BFLOAT16
 
 
 class _Runner:

@@ -26,7 +26,14 @@ from bagau_bids.training.checkpoint import (
     save_state,
 )
 from bagau_bids.training.curves import append_rows, drop_rows_after
-from bagau_bids.training.optimisation import cosine_share, move_average
+from bagau_bids.training.optimisation import (
+    cosine_share,
+    finite_gradient_norm,
+    finite_loss,
+    go_on_from,
+    move_average,
+    training_precision,
+)
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -37,6 +44,7 @@ from bagau_bids.training.synthesis.labels import Head
 
 CURVE_NAME = "curve.csv"
 FREE_ON_RESUME = ("steps", "workers", "threads", "device")  # may differ from the run resumed
+NEXT_TRY = "with the variable ONEDNN_MAX_CPU_ISA set to AVX2, for single precision"
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,8 @@ def train_brain_mask(
     UsageError
         If the folder holds a training and `resume` is not asked for, or was made with other
         settings or label maps.
+    ProcessingError
+        If the loss or the gradient is no longer finite: what was saved before stays.
     """
     if not resume:
         refuse_overwriting(out_dir)
@@ -210,7 +220,7 @@ def train_brain_mask(
     )
     losses: list[float] = []
     for volume, target in loader:
-        losses.append(state.update(volume, target))
+        losses.append(state.update(volume, target, go_on_from(checkpoint, NEXT_TRY)))
         if state.step % training.validate_every == 0 or state.step == training.steps:
             scores = [dice_at_half(state.average, *pair) for pair in validation]
             row = {
@@ -260,22 +270,26 @@ class _TrainingState:
             weight_decay=training.weight_decay,
         )
 
-    def update(self, volume: torch.Tensor, target: torch.Tensor) -> float:
-        """Take one step and return the loss."""
+    def update(self, volume: torch.Tensor, target: torch.Tensor, remedy: str) -> float:
+        """Take one step and return the loss; `remedy` is what to do where it is no number."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.training)
         image, wanted = (one.to(self.device).float()[None, None] for one in (volume, target))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        deepest = min(volume.shape) // self.model.size_multiple
+        precision = training_precision(self.device, self.model, deepest)
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             logits = self.model(image.to(memory_format=torch.channels_last_3d))
         loss = brain_loss(logits.float(), wanted)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        value = finite_loss(float(loss.detach()), self.step, remedy)
+        finite_gradient_norm(self.model, self.step, remedy)  # the clip would hide it
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
         decay = min(self.training.average_decay, self.step / (self.step + 10))
         move_average(self.average, self.model, decay)
-        return float(loss.detach())
+        return value
 
     def take(self, contents: Mapping[str, Any]) -> None:
         """Go on from what :meth:`contents` gave."""

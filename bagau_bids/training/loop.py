@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.measures.metrics import case_scores
-from bagau_bids.network.inference import choose_device, segment_input, working_precision
+from bagau_bids.network.inference import choose_device, segment_input
 from bagau_bids.network.weights import (
     architecture_of,
     build_network,
@@ -42,7 +42,14 @@ from bagau_bids.training.curves import (
 )
 from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
-from bagau_bids.training.optimisation import cosine_share, move_average
+from bagau_bids.training.optimisation import (
+    cosine_share,
+    finite_gradient_norm,
+    finite_loss,
+    go_on_from,
+    move_average,
+    training_precision,
+)
 from bagau_bids.training.pool import (
     Shard,
     SlicePool,
@@ -62,6 +69,7 @@ from bagau_bids.training.widening import widen
 
 FREE_ON_RESUME = ("epochs", "steps", "precision")  # may differ from the run that is resumed
 THRESHOLD = 0.5
+NEXT_TRY = "--precision float32; where that diverges too, start again with a lower --lr"
 
 log = logging.getLogger(__name__)
 
@@ -318,8 +326,8 @@ class Trainer:
         Raises
         ------
         ProcessingError
-            If the loss is no longer finite, or a signal stopped the training, after its state
-            was saved.
+            If the loss or the gradient is no longer finite: what was saved before stays. If a
+            signal stopped the training, after its state was saved.
         """
         last_checkpoint = last_log = time.monotonic()
         losses: list[float] = []
@@ -443,11 +451,9 @@ class Trainer:
             loss = self._loss(*batch, weights[first:last]) * ((last - first) / size)
             loss.backward()
             total += float(loss.detach())
-        if not math.isfinite(total):
-            raise ProcessingError(
-                f"the loss is {total} at step {self.step}: training diverged; lower --lr, or "
-                "train with --precision float32"
-            )
+        remedy = go_on_from(self.output_dir / CHECKPOINT, NEXT_TRY)
+        finite_loss(total, self.step, remedy)
+        finite_gradient_norm(self.model, self.step, remedy)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -479,9 +485,9 @@ class Trainer:
         return {name: given[name] for name in inputs_of(self.model)}, target
 
     def _loss(self, given: Mapping[str, Tensor], target: Tensor, weights: Tensor) -> Tensor:
-        wanted = working_precision(self.device)
-        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
-            wanted = torch.bfloat16
+        levels = len(WIDTHS[self.settings.width])
+        deepest = min(self.settings.crop) // 2 ** (levels - 1)
+        wanted = training_precision(self.device, self.model, deepest)
         reduced = wanted != torch.float32 and self.settings.precision == "auto"
         with torch.autocast(self.device.type, wanted, enabled=reduced):
             logits = self.model(

@@ -1,11 +1,18 @@
 """What the trainings share of a step of the optimiser."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from bagau_bids.errors import ProcessingError
+from bagau_bids.network.inference import working_precision
+
 LOWEST_RATE = 0.01  # share of the learning rate at the end of the cosine schedule
+# Losses here are a few at most and gradients' norms far below a hundred: what lies beyond is no
+# gradient, such as memory that a kernel did not write.
+LARGEST_NORM = 1e6
 
 
 def cosine_share(progress: float) -> float:
@@ -39,3 +46,101 @@ def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
             value.lerp_(current[name], 1 - decay)
         else:
             value.copy_(current[name])
+
+
+def finite_loss(loss: float, step: int, remedy: str) -> float:
+    """Give a loss back if it is a number; call this before anything is learned from it.
+
+    Parameters
+    ----------
+    loss : float
+    step : int
+        Which step it is of, for the message.
+    remedy : str
+        What to do, for the message: see :func:`go_on_from`.
+
+    Raises
+    ------
+    ProcessingError
+        If it is not finite.
+    """
+    if math.isfinite(loss):
+        return loss
+    raise ProcessingError(f"the loss is {loss} at step {step}: training diverged; {remedy}")
+
+
+def finite_gradient_norm(model: nn.Module, step: int, remedy: str) -> float:
+    """Norm of all gradients of a network; call this before they are clipped or used.
+
+    A clip by norm makes any gradient small, also one that is none.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        After the backward pass.
+    step : int
+        Which step it is, for the message.
+    remedy : str
+        What to do, for the message: see :func:`go_on_from`.
+
+    Returns
+    -------
+    float
+        Euclidean norm over all parameters.
+
+    Raises
+    ------
+    ProcessingError
+        If it is not finite or beyond :data:`LARGEST_NORM`.
+    """
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    norm = float(torch.stack([one.float().norm() for one in gradients]).norm())
+    if norm <= LARGEST_NORM:  # false for what is not a number
+        return norm
+    raise ProcessingError(
+        f"the norm of the gradient is {norm:.4g} at step {step}, expected at most "
+        f"{LARGEST_NORM:g}: training diverged, or this processor fails in reduced precision; "
+        f"{remedy}"
+    )
+
+
+def go_on_from(checkpoint: Path, change: str) -> str:
+    """Say how to go on from the last good state of a training, if there is one.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Where it is, if one was written.
+    change : str
+        What to do otherwise this time.
+    """
+    if checkpoint.is_file():
+        return f"go on from {checkpoint} with --resume and {change}"
+    return f"start again with {change}"
+
+
+def training_precision(device: torch.device, model: nn.Module, deepest: int) -> torch.dtype:
+    """Floating-point type in which the convolutions of a network are trained.
+
+    oneDNN leaves the bfloat16 weight gradient of a convolution unwritten where the image is
+    smaller than the kernel (seen in 3.12 on processors with AVX512-BF16), so such images are
+    computed in single precision on a CPU.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the network is trained.
+    model : torch.nn.Module
+    deepest : int
+        Shortest side of the image, in pixels, at the network's deepest level.
+
+    Returns
+    -------
+    torch.dtype
+        ``bfloat16`` or ``float32``.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    convolutions = (one for one in model.modules() if isinstance(one, nn.Conv2d | nn.Conv3d))
+    reach = max(max(one.kernel_size) for one in convolutions)
+    return torch.float32 if deepest < reach else working_precision(device)

@@ -265,6 +265,46 @@ def test_participants_without_flair_are_named_with_the_reason(tmp_path):
     assert list(find_missing(root, selection, scans)) == ["02"]
 
 
+@pytest.mark.parametrize(
+    "above",
+    ["func", "sub-projects", "scratch_ses-2", "dwi/sub-9/ses-2/anat", "a_run-7_part-phase"],
+)
+@pytest.mark.parametrize("kept", [False, True], ids=["no index", "index"])
+def test_folders_above_the_data_set_are_no_part_of_it(tmp_path, above, kept):
+    root = make_dataset(
+        tmp_path / above / "bids", flair("01", session="1"), flair("01", session="2")
+    )
+    options = {"database_dir": tmp_path / "index"} if kept else {}
+    both = ["sub-01_ses-1_FLAIR.nii.gz", "sub-01_ses-2_FLAIR.nii.gz"]
+    assert found(root, **options) == both
+    assert found(root, participant_labels=("01",), **options) == both
+    for number in (1, 2):
+        assert found(root, session_labels=(str(number),), **options) == both[number - 1 : number]
+
+
+def test_index_that_read_the_folders_above_is_refused(tmp_path):
+    from bids.layout import BIDSLayout
+
+    root = make_dataset(tmp_path / "my_ses-2" / "bids", flair("01", session="1"))
+    BIDSLayout(root, validate=False, database_path=tmp_path / "theirs")
+    text = message(root, database_dir=tmp_path / "theirs")
+    assert f"{tmp_path / 'theirs'}: an index that takes folders above {root}" in text
+    assert "(session 2); write it anew: --bids-database-wipe" in text
+    assert found(root, database_dir=tmp_path / "theirs", database_wipe=True)
+    plain = make_dataset(tmp_path / "plain" / "bids", flair("01", session="1"))
+    BIDSLayout(plain, validate=False, database_path=tmp_path / "usable")
+    assert found(plain, database_dir=tmp_path / "usable") == ["sub-01_ses-1_FLAIR.nii.gz"]
+
+
+def test_participant_whose_folder_is_a_link_to_nothing_is_named(tmp_path):
+    root = make_dataset(tmp_path, flair("01"))
+    (root / "sub-02").symlink_to("/gone/sub-02")
+    reason = f"{root / 'sub-02'}: a link to /gone/sub-02, which does not exist"
+    scans = find_scans(root, Selection())
+    assert find_missing(root, Selection(), scans) == {"02": reason}
+    assert reason in message(root, participant_labels=("02",))
+
+
 def link_to_annex(root: Path, name: str) -> Path:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bagau_bids.bids.annex import broken_link
 from bagau_bids.bids.filters import ABSENT, ANY, ENTITIES, Query
 
 _MOST_SUBJECTS = 20
@@ -38,6 +39,8 @@ def explain_nothing_found(bids_dir: Path, subjects: Sequence[str], query: Query)
         for subject in subjects[:_MOST_SUBJECTS]
         for path in _files(bids_dir / f"sub-{subject}")
     ]
+    if not files and (gone := _broken_folders(bids_dir, subjects)):
+        return "\n".join([*lines, *gone])
     images = [path for path in files if _IMAGE.search(path.name)]
     where = (
         f" of the first {_MOST_SUBJECTS} participants" if len(subjects) > _MOST_SUBJECTS else ""
@@ -57,7 +60,7 @@ def explain_subject(bids_dir: Path, subject: str, query: Query) -> str:
     folder = bids_dir / f"sub-{subject}"
     files = _files(folder)
     if not files:
-        return _empty(folder)
+        return broken_link(folder) or _empty(folder)
     misses = [path for path in files if "flair" in path.name.lower()]
     if misses:
         return _nearest(bids_dir, misses, query)
@@ -86,6 +89,12 @@ def _empty(folder: Path) -> str:
         f"{folder} is empty; where it is a DataLad subdataset that was not fetched, run: "
         f"datalad get {folder}"
     )
+
+
+def _broken_folders(bids_dir: Path, subjects: Sequence[str]) -> list[str]:
+    """Say of participants whose folder is a link to nothing what it points to."""
+    reasons = (broken_link(bids_dir / f"sub-{subject}") for subject in subjects[:_MOST_SUBJECTS])
+    return [reason for reason in reasons if reason]
 
 
 def _files(folder: Path) -> list[Path]:

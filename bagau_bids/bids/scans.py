@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bagau_bids.bids.annex import broken_link
 from bagau_bids.bids.derivatives import source_stem
 from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
+from bagau_bids.bids.index import entities_above, rooted_config
 from bagau_bids.bids.locking import one_at_a_time
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.near_misses import explain_nothing_found, explain_subject
@@ -52,11 +53,14 @@ class Scan:
 
 
 def list_subjects(bids_dir: Path) -> list[str]:
-    """Return the labels of the ``sub-*`` folders, sorted; nothing below them is looked at."""
+    """Return the labels of the ``sub-*`` folders, sorted; nothing below them is looked at.
+
+    A link to nothing counts: a participant whose folder is not there is one to be told of.
+    """
     return sorted(
         path.name.removeprefix("sub-")
         for path in bids_dir.iterdir()
-        if path.name.startswith("sub-") and path.is_dir()
+        if path.name.startswith("sub-") and (path.is_dir() or broken_link(path))
     )
 
 
@@ -251,7 +255,11 @@ def _ask_pybids(bids_dir: Path, selection: Selection, query: Query) -> list[Path
         if database is not None:
             _prepare_database(bids_dir, database, wipe=selection.database_wipe)
         layout = BIDSLayout(
-            bids_dir, validate=False, database_path=database, indexer=_flair_indexer(indexed)
+            bids_dir,
+            validate=False,
+            config=rooted_config(bids_dir),
+            database_path=database,
+            indexer=_flair_indexer(indexed),
         )
     except SQLAlchemyError as error:
         raise UsageError(
@@ -262,6 +270,12 @@ def _ask_pybids(bids_dir: Path, selection: Selection, query: Query) -> list[Path
         raise UsageError(
             f"{database}: an index of {layout.root}, not of {bids_dir}; "
             "name another folder, or write it anew: --bids-database-wipe"
+        )
+    if above := entities_above(layout):
+        words = ", ".join(f"{entity} {word}" for entity, word in above.items())
+        raise UsageError(
+            f"{database}: an index that takes folders above {bids_dir} for part of the data set "
+            f"({words}); write it anew: --bids-database-wipe"
         )
     special = {ABSENT: BidsQuery.NONE, ANY: BidsQuery.ANY}
     filters: dict[str, Any] = {
@@ -300,7 +314,11 @@ def _prepare_database(bids_dir: Path, database: Path, *, wipe: bool) -> None:
             return  # by a job that this one waited for
         with TemporaryDirectory(dir=database, prefix=".new-") as folder:
             layout = BIDSLayout(
-                bids_dir, validate=False, database_path=folder, indexer=_flair_indexer("[^/]+")
+                bids_dir,
+                validate=False,
+                config=rooted_config(bids_dir),
+                database_path=folder,
+                indexer=_flair_indexer("[^/]+"),
             )
             layout.session.close()
             Path(folder, INDEX_FILE).replace(database / INDEX_FILE)

@@ -46,6 +46,8 @@ def test_stem_takes_the_long_names_of_pybids_too():
         ("lesions_table", "S_space-orig_seg-WMHlesions_dseg.tsv"),
         ("regions_dseg", "S_space-orig_seg-WMHregions_dseg.nii.gz"),
         ("regions_table", "S_space-orig_seg-WMHregions_dseg.tsv"),
+        ("brain_regions_dseg", "S_space-orig_seg-brainregions_dseg.nii.gz"),
+        ("brain_regions_table", "S_space-orig_seg-brainregions_dseg.tsv"),
         ("ventricle_mask", "S_space-orig_label-ventricles_mask.nii.gz"),
         ("quality_table", "S_desc-quality_stat.tsv"),
         ("fazekas_table", "S_label-WMH_desc-fazekas_morph.tsv"),

@@ -205,6 +205,20 @@ def test_without_ventricles_or_brain_nothing_fails():
     assert not empty.any()
 
 
+def test_map_of_the_brain_tells_ventricles_apart_and_nothing_it_cannot():
+    numbers = np.array([[[0, 3, 4, 9, 10, 5]]], np.uint8)  # 9 and 10 are infratentorial
+    ventricles = np.array([[[0, 1, 0, 0, 0, 0]]], bool)
+    near, nowhere = np.zeros(numbers.shape), np.full(numbers.shape, np.inf)
+    assert regions.brain_map(numbers, ventricles, near).ravel().tolist() == [0, 11, 4, 9, 10, 5]
+    found = regions.brain_map(numbers, np.zeros_like(ventricles), nowhere)
+    assert found.ravel().tolist() == [0, 0, 0, 9, 10, 0]
+    table = regions.brain_lookup_table("10mm").set_index("index")["name"]
+    assert table[11] == "lateral-ventricles"
+    assert table[4] == "right-periventricular"
+    assert table[9] == "left-infratentorial"
+    assert table.is_unique
+
+
 @pytest.mark.parametrize("rule", PERIVENTRICULAR_RULES)
 def test_lookup_table_names_each_number_once(rule):
     table = regions.lookup_table(rule)

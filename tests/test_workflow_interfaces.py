@@ -15,6 +15,7 @@ from bagau_bids.workflow.interfaces import (
     load_image,
     load_on_grid,
     mask_from_file,
+    read_record,
     save_image,
 )
 from bagau_bids.workflow.outputs import eight_bits
@@ -67,6 +68,25 @@ def test_empty_brain_mask_is_refused(tmp_path, monkeypatch):
     step = BrainMask(flair=tmp_path / "f.nii.gz")
     with pytest.raises(ProcessingError, match="the brain mask is empty"):
         step.run(cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stripped", "method", "words"),
+    [(True, "foreground", "without its skull"), (False, "network", "outlined on the FLAIR by a")],
+)
+def test_the_record_says_how_the_brain_mask_was_made(
+    tmp_path, monkeypatch, stripped, method, words
+):
+    from bagau_bids.preprocessing import brain_mask
+
+    found = brain_mask.BrainMask(np.ones((6, 7, 8), bool), stripped=stripped, notes=())
+    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: found)
+    save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
+    outputs = BrainMask(flair=tmp_path / "f.nii.gz").run(cwd=tmp_path).outputs
+    record = read_record(outputs.record)
+    assert record["method"] == method
+    assert words in record["description"]
+    assert ("network" in record["description"]) == (not stripped)
 
 
 def test_failures_in_words():

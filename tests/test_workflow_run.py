@@ -56,6 +56,9 @@ GOLDEN = """
 {S}_space-orig_seg-WMHregions_dseg.json
 {S}_space-orig_seg-WMHregions_dseg.nii.gz
 {S}_space-orig_seg-WMHregions_dseg.tsv
+{S}_space-orig_seg-brainregions_dseg.json
+{S}_space-orig_seg-brainregions_dseg.nii.gz
+{S}_space-orig_seg-brainregions_dseg.tsv
 """
 GOLDEN_FIGURES = """
 {S}_desc-MNI152NLin2009cSym_T1w.json
@@ -252,6 +255,31 @@ def test_regions_add_up_to_the_mask(go, tmp_path):
     assert grades.fazekas_estimate.between(0, 3).all()
 
 
+def test_the_map_of_the_brain_has_the_regions_of_the_wmh(go, tmp_path):
+    import pandas as pd
+
+    go("sub-01")
+    stem = tmp_path / "out" / "sub-01" / "anat" / "sub-01_space-orig"
+
+    def load(name):
+        return np.asarray(nib.load(f"{stem}_{name}.nii.gz").dataobj)
+
+    brain, ventricles = load("label-brain_mask") > 0, load("label-ventricles_mask") > 0
+    numbers, wmh = load("seg-brainregions_dseg"), load("seg-WMHregions_dseg")
+    np.testing.assert_array_equal(numbers > 0, brain)
+    same = (wmh > 0) & ~ventricles
+    assert same.any()
+    np.testing.assert_array_equal(numbers[same], wmh[same])
+    names = pd.read_csv(f"{stem}_seg-brainregions_dseg.tsv", sep="\t").set_index("index")["name"]
+    assert set(np.unique(numbers)) <= {0, *names.index}
+    np.testing.assert_array_equal(
+        numbers == names[names == "lateral-ventricles"].index[0], ventricles
+    )
+    sidecar = json.loads(Path(f"{stem}_seg-brainregions_dseg.json").read_text())
+    assert {"index", "name", "PeriventricularRule"} <= set(sidecar)
+    assert sidecar["Sources"][0] == "bids::sub-01/anat/sub-01_space-orig_label-brain_mask.nii.gz"
+
+
 def test_a_scan_without_ventricles_has_no_regions_by_distance(go, tmp_path, monkeypatch):
     import pandas as pd
 
@@ -271,7 +299,9 @@ def test_a_scan_without_ventricles_has_no_regions_by_distance(go, tmp_path, monk
     image = nib.load(folder / "sub-01_space-orig_seg-WMHregions_dseg.nii.gz")
     numbers = np.asarray(image.dataobj)
     below = [regions.region_number("infratentorial", side) for side in regions.SIDES]
-    assert set(np.unique(numbers)) <= {0, *below}
+    whole = nib.load(folder / "sub-01_space-orig_seg-brainregions_dseg.nii.gz")
+    for found in (numbers, np.asarray(whole.dataobj)):
+        assert set(np.unique(found)) <= {0, *below}
     record = json.loads((folder / "sub-01_desc-processing_record.json").read_text())
     (note,) = record["steps"]["measure"]["notes"]
     assert note.startswith("The scan has no lateral ventricles")

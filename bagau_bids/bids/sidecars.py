@@ -88,6 +88,10 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
     masked, segmented = scan.steps["brain_mask"], scan.steps["segmentation"]
     regions = scan.steps["regions"]
     template = scan.template_uris
+    rule = {
+        "PeriventricularRule": regions["rule"],
+        "PeriventricularRuleDescription": RULE_TEXTS[regions["rule"]],
+    }
     dynamic: dict[str, dict[str, Any]] = {
         "brain_mask": {
             "Description": str(masked.get("description", "Brain mask.")),
@@ -134,13 +138,12 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             "Method": VENTRICLE_TEXTS[regions["ventricles"]],
         },
         "regions_dseg": {
-            "Sources": [
-                scan.uri("wmh_mask"),
-                scan.uri("ventricle_mask"),
-                scan.uri("template_to_flair_xfm"),
-            ],
-            "PeriventricularRule": regions["rule"],
-            "PeriventricularRuleDescription": RULE_TEXTS[regions["rule"]],
+            "Sources": [scan.uri("wmh_mask"), *_region_sources(scan)],
+            **rule,
+        },
+        "brain_regions_dseg": {
+            "Sources": [scan.uri("brain_mask"), *_region_sources(scan)],
+            **rule,
         },
     }
     complete = {
@@ -171,6 +174,10 @@ def template_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
         }
     complete["template_flair"]["SkullStripped"] = bool(scan.steps["brain_mask"]["stripped"])
     return complete
+
+
+def _region_sources(scan: Provenance) -> list[str]:
+    return [scan.uri("ventricle_mask"), scan.uri("template_to_flair_xfm")]
 
 
 def _transform_fields(scan: Provenance, origin: str, destination: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ COLOURS = {
     "juxtacortical": ("#238b45", "#74c476"),
     "infratentorial": ("#d94801", "#fdae6b"),
 }
+VENTRICLES_NUMBER = 1 + len(REGIONS) * len(SIDES)  # in the map of the whole brain
+VENTRICLES_COLOUR = "#08306b"
 # Distances to the lateral ventricles, mm, up to which a voxel is of the region.
 RULES: dict[str, dict[str, float]] = {
     "10mm": {"periventricular": 10.0},
@@ -206,6 +208,38 @@ def lookup_table(rule: str) -> pd.DataFrame:
         for side in SIDES
     ]
     return pd.DataFrame(rows, columns=["index", "name", "abbreviation", "color", "mapping"])
+
+
+def brain_lookup_table(rule: str) -> pd.DataFrame:
+    """Table of what the values of `brain_map` mean; those of regions as in `lookup_table`."""
+    regions = lookup_table(rule).drop(columns="mapping")
+    last = (VENTRICLES_NUMBER, "lateral-ventricles", "LV", VENTRICLES_COLOUR)
+    ventricles = pd.DataFrame([last], columns=regions.columns)
+    return pd.concat([regions, ventricles], ignore_index=True)
+
+
+def brain_map(
+    regions: NDArray, ventricles: NDArray, ventricle_distance_mm: NDArray
+) -> NDArray[np.uint8]:
+    """Region of every voxel of the brain, as it is put out.
+
+    Parameters
+    ----------
+    regions : (X, Y, Z) int array
+        `region_number` within the brain, 0 outside, as by `partition`.
+    ventricles : (X, Y, Z) bool array
+        Lateral ventricles.
+    ventricle_distance_mm : (X, Y, Z) array
+        Distance to them, mm.
+
+    Returns
+    -------
+    (X, Y, Z) uint8 array
+        `region_number`, `VENTRICLES_NUMBER` in the ventricles, 0 outside the brain. Without
+        ventricles in the scan only what is infratentorial can be told; the rest is 0.
+    """
+    told = infratentorial(regions) | ventricles_seen(ventricle_distance_mm)
+    return np.where(ventricles, VENTRICLES_NUMBER, np.where(told, regions, 0)).astype(np.uint8)
 
 
 def partition(

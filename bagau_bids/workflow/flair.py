@@ -68,6 +68,8 @@ PREPROCESSED = (
     "template_to_flair_xfm",
     "flair_to_template_xfm",
     "ventricles",
+    "brain_regions",
+    "brain_regions_table",
     "conform_record",
     "brain_mask_record",
     "bias_field_record",
@@ -261,6 +263,8 @@ def init_preprocessing_wf(
         ITK transforms, named after the images they resample.
     ventricles, regions
         Lateral ventricles, and the region of every voxel of the brain.
+    brain_regions, brain_regions_table
+        The regions as they are put out, and what their values mean.
     template_points
         Place in the template of a lattice over the FLAIR.
     t1w
@@ -324,7 +328,7 @@ def init_preprocessing_wf(
     workflow.connect(registration, "wm_probseg", regions, "wm_probseg")
     workflow.connect(registration, "template_points", regions, "template_points")
     workflow.connect(regions, "record", outputnode, "regions_record")
-    for name in ("ventricles", "regions"):
+    for name in ("ventricles", "regions", "brain_regions", "brain_regions_table"):
         workflow.connect(regions, name, outputnode, name)
     return workflow
 

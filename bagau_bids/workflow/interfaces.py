@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 
 FAILURE_FILE = "failure.json"
 RECORD_FILE = "record.json"
+OUTLINED = "Brain, outlined on the FLAIR by a network."
+FOREGROUND = (
+    "Foreground of the FLAIR, which came without its skull: the voxels that do not have the value "
+    "of the background, their largest component, holes filled."
+)
 NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -169,11 +174,11 @@ class BrainMask(Step):
             found = brain_mask(flair, affine)
             mask = found.mask
             record = {
-                "method": "network",
+                "method": "foreground" if found.stripped else "network",
                 "network_sha256": self.inputs.network,
                 "stripped": found.stripped,
                 "notes": found.notes,
-                "description": "Brain, outlined on the FLAIR by a network.",
+                "description": FOREGROUND if found.stripped else OUTLINED,
             }
         if not mask.any():
             raise ProcessingError(
@@ -422,6 +427,10 @@ class RegionsOutputSpec(StepOutputSpec):
 
     ventricles = File(exists=True, desc="lateral ventricles, uint8, conformed grid")
     regions = File(exists=True, desc="region of every voxel of the brain, uint8, same grid")
+    brain_regions = File(
+        exists=True, desc="the same where it can be told, ventricles apart, uint8, same grid"
+    )
+    brain_regions_table = File(exists=True, desc="TSV, what the values of brain_regions mean")
 
 
 class Regions(Step):
@@ -449,6 +458,11 @@ class Regions(Step):
         numbers = regions.partition(groups, right, brain, distance, affine, self.inputs.rule)
         self._save("ventricles", folder, found.mask, affine, np.uint8)
         self._save("regions", folder, numbers, affine, np.uint8)
+        brain_regions = regions.brain_map(numbers, found.mask, distance)
+        self._save("brain_regions", folder, brain_regions, affine, np.uint8)
+        table = folder / "brain_regions_table.tsv"
+        write_table(table, regions.brain_lookup_table(self.inputs.rule))
+        self._results["brain_regions_table"] = str(table)
         return {
             "rule": self.inputs.rule,
             "ventricles": found.source,

@@ -43,6 +43,7 @@ NATIVE_IMAGES: dict[str, tuple[str, type]] = {
     "lesions": ("lesions_dseg", np.int32),
     "wmh_regions": ("regions_dseg", np.uint8),
     "ventricles": ("ventricle_mask", np.uint8),
+    "brain_regions": ("brain_regions_dseg", np.uint8),
     "brain_mask": ("brain_mask", np.uint8),
     "corrected": ("preproc_flair", np.float32),
     "wm_probseg": ("wm_atlas", np.float32),
@@ -53,6 +54,7 @@ BRIGHTEST_PERCENTILE = 99.9
 FINAL_FILES = (
     "lesions_table",
     "regions_table",
+    "brain_regions_table",
     "volumes_table",
     "fazekas_table",
     "quality_table",
@@ -80,6 +82,7 @@ class PrepareInputSpec(StepInputSpec):
     lesions = File(exists=True, mandatory=True)
     wmh_regions = File(exists=True, mandatory=True)
     ventricles = File(exists=True, mandatory=True)
+    brain_regions = File(exists=True, mandatory=True)
     brain_mask = File(exists=True, mandatory=True)
     corrected = File(exists=True, mandatory=True)
     wm_probseg = File(exists=True, mandatory=True)
@@ -87,6 +90,7 @@ class PrepareInputSpec(StepInputSpec):
     lesions_table = File(exists=True, mandatory=True)
     volumes_table = File(exists=True, mandatory=True)
     regions_table = File(exists=True, mandatory=True)
+    brain_regions_table = File(exists=True, mandatory=True)
     fazekas_table = File(exists=True, mandatory=True)
     quality_table = File(exists=True, mandatory=True)
     template_to_flair_xfm = File(exists=True, mandatory=True)
@@ -190,6 +194,7 @@ class Prepare(Step):
             sidecars |= template_sidecars(scan)
         sidecars["lesions_dseg"] |= column_descriptions("lesions")
         sidecars["regions_dseg"] |= column_descriptions("regions")
+        sidecars["brain_regions_dseg"] |= column_descriptions("brain_regions")
         sidecars["volumes_table"] = column_descriptions("volumes")
         sidecars["fazekas_table"] = column_descriptions("fazekas")
         sidecars["quality_table"] = {

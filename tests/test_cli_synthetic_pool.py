@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic_heads import draw_coarsely, register_nothing, write_inputs
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from bagau_bids.cli import toolbox
 from bagau_bids.errors import EXIT_OK, EXIT_USAGE
@@ -46,6 +46,37 @@ def test_excluded_patient_is_nowhere_in_the_pool(pool, capsys):
     # Going on with the patient would mix in what was left out.
     assert pool() == EXIT_USAGE
     assert "made with another lesion_masks" in capsys.readouterr().err
+
+
+def test_infarcts_are_named_and_left_out_by_a_file(pool, tmp_path, capsys):
+    left_out = tmp_path / "held-out.txt"
+    left_out.write_text("patient02\npatient03_mask.nii.gz\n")
+    infarcts = ("--infarct-masks", str(tmp_path / "masks"))
+    assert pool(*infarcts, "--exclude-infarct-masks", str(left_out), "--heads-only") == EXIT_OK
+    for head in heads.load_training_heads(pool.folder / "heads"):
+        assert [len(np.unique(c)) for c in head.infarcts.components] == [1]
+        assert len(head.lesions.voxels) == 3
+    origin = json.loads((pool.folder / "pool.json").read_text())
+    assert origin["infarct_masks"] == ["patient01_mask.nii.gz"]
+    assert "heads: 2 heads" in capsys.readouterr().out
+    assert not list(pool.folder.glob("*.npy"))
+    assert pool(*infarcts) == EXIT_USAGE
+    assert "made with another infarct_masks" in capsys.readouterr().err
+
+
+def test_no_volumes_means_heads_alone(pool):
+    assert pool(volumes=0) == EXIT_OK
+    assert len(list((pool.folder / "heads").iterdir())) == 2
+    assert not list(pool.folder.glob("*.npy"))
+
+
+def test_file_of_names_must_be_readable(pool, tmp_path, capsys):
+    missing = str(tmp_path / "missing.txt")
+    infarcts = ("--infarct-masks", str(tmp_path / "masks"), "--exclude-infarct-masks")
+    assert pool(*infarcts, missing) == EXIT_USAGE
+    assert "missing.txt: found no readable text file" in capsys.readouterr().err
+    assert pool(*infarcts, "patient07") == EXIT_USAGE
+    assert "infarct mask to leave out: patient07 is not there" in capsys.readouterr().err
 
 
 def test_second_run_goes_on(pool):
@@ -92,9 +123,10 @@ def test_device_reaches_the_engine_and_the_origin(pool, monkeypatch):
 
 def test_pool_is_what_the_engine_draws_on_the_cpu(pool):
     assert pool("--seed", "3") == EXIT_OK
-    (expected,) = heads.synthetic_shards(
-        heads.load_training_heads(pool.folder / "heads"), range(1), 3
-    )
+    with threadpool_limits(1, user_api="blas"):  # more threads sum in another order
+        (expected,) = heads.synthetic_shards(
+            heads.load_training_heads(pool.folder / "heads"), range(1), 3
+        )
     read = open_pool(pool.folder).shards[0]
     np.testing.assert_array_equal(read.flair, expected.flair.astype(np.float16))
     np.testing.assert_array_equal(read.target, expected.target)
@@ -133,3 +165,5 @@ def test_masks_must_be_there(tmp_path, capsys):
     assert "expected a folder of lesion masks in the template's space" in capsys.readouterr().err
     assert toolbox.main([*words, "--exclude-lesion-masks", "a"]) == EXIT_USAGE
     assert "expected --lesion-masks as well" in capsys.readouterr().err
+    assert toolbox.main([*words, "--exclude-infarct-masks", "a"]) == EXIT_USAGE
+    assert "expected --infarct-masks as well" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Heads made ready for training: their atlas and lesion shapes, stored; pools drawn from them."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -23,7 +24,7 @@ from bagau_bids.training import heads
 from bagau_bids.training.pool import Shard, open_pool
 from bagau_bids.training.synthesis.engine import SynthesisSettings, synthesise
 from bagau_bids.training.synthesis.labels import CLASS_OF, Head
-from bagau_bids.training.synthesis.lesions import LesionSettings
+from bagau_bids.training.synthesis.lesions import LesionSettings, LesionShapes
 
 TEMPLATE = Template("Fake", Path("t1w"), Path("wm"), Path("mask"))
 
@@ -75,19 +76,22 @@ def test_lesion_shapes_are_painted_inside_white_matter(prepared):
 
 
 def test_stored_head_comes_back(prepared, tmp_path):
+    prepared = replace(prepared, infarcts=prepared.lesions)
     heads.save_training_head(tmp_path / "deep" / "a.npz", prepared)
     heads.save_training_head(tmp_path / "deep" / "b.npz", replace(prepared, lesions=None))
     first, second = heads.load_training_heads(tmp_path / "deep")
     for name in ("labels", "affine", "wm_atlas"):
         np.testing.assert_array_equal(getattr(first.head, name), getattr(prepared.head, name))
-    assert first.lesions.shape == prepared.lesions.shape
-    np.testing.assert_array_equal(first.lesions.spacing_mm, [4, 4, 4])
-    for name in ("voxels", "components"):
-        stored, given = getattr(first.lesions, name), getattr(prepared.lesions, name)
+    for kind, name in product(("lesions", "infarcts"), ("voxels", "components")):
+        shapes = getattr(first, kind)
+        assert shapes.shape == prepared.lesions.shape
+        np.testing.assert_array_equal(shapes.spacing_mm, [4, 4, 4])
+        stored, given = getattr(shapes, name), getattr(prepared.lesions, name)
         assert len(stored) == len(given) == 3
         for ours, theirs in zip(stored, given, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert second.lesions is None
+    assert second.infarcts is not None
     assert len(list((tmp_path / "deep").iterdir())) == 2
 
 
@@ -100,6 +104,71 @@ def test_head_without_atlas_is_not_stored(tmp_path):
     bare = heads.TrainingHead(Head(labels(), affine()), None)
     with pytest.raises(ValueError, match="no atlas"):
         heads.save_training_head(tmp_path / "a.npz", bare)
+
+
+def test_head_carries_infarcts_cut_to_its_brain(tmp_path, monkeypatch):
+    register_nothing(monkeypatch)
+    maps, masks = write_inputs(tmp_path)
+    skull = (labels() == 511) | (labels() == 515)
+    wide = save(tmp_path / "wide.nii.gz", ball((10, 30, 26), (9, 6, 6)).astype(np.uint8))
+    nothing = save(tmp_path / "none.nii.gz", np.zeros(SHAPE, np.uint8))
+    infarcts = [nothing, wide, masks[1]]
+    found = heads.prepare_head(maps[0], TEMPLATE, [], infarcts)
+    assert found.lesions is None
+    shape, matrix = found.head.labels.shape, found.head.affine
+    places = {frozenset(world(v, shape, matrix)) for v in found.infarcts.voxels}
+    expected = [np.flatnonzero(ball((10, 30, 26), (9, 6, 6)) & ~skull & (labels() > 0))]
+    expected += [np.flatnonzero(nib.load(masks[1]).get_fdata())]
+    assert places == {frozenset(world(v, SHAPE, affine())) for v in expected}
+    assert sorted(len(np.unique(c)) for c in found.infarcts.components) == [1, 2]
+    with pytest.raises(InputImageError, match="none of 1 masks has an infarct in the brain"):
+        heads.prepare_head(maps[0], TEMPLATE, [], [nothing])
+
+
+def test_each_head_draws_its_own_infarcts(tmp_path, monkeypatch):
+    register_nothing(monkeypatch)
+    monkeypatch.setattr(heads, "HEAD_INFARCTS", 4)
+    maps, _ = write_inputs(tmp_path)
+    infarcts = [
+        save(tmp_path / "i" / f"{n}.nii.gz", ball((14, 14 + n, 26), (2, 2, 2)).astype(np.uint8))
+        for n in range(20)
+    ]
+    drawn = [
+        {int(v[0]) for v in heads.prepare_head(path, TEMPLATE, [], infarcts).infarcts.voxels}
+        for path in (maps[0], maps[0], maps[1])
+    ]
+    assert [len(some) for some in drawn] == [4, 4, 4]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_runs_hold_the_very_voxels(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [rng.random((9, 8, 7)) < share for share in (0.5, 0.0, 1.0, 0.1)]
+    given = LesionShapes.from_masks(masks, np.ones(3))
+    runs = given.to_runs()
+    assert runs["counts"][1:3].tolist() == [0, 1]
+    back = LesionShapes.from_runs((9, 8, 7), np.ones(3), runs)
+    for name in ("voxels", "components"):
+        for ours, theirs in zip(getattr(back, name), getattr(given, name), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+
+
+def test_heads_stored_without_runs_are_read(prepared, tmp_path):
+    lesions = prepared.lesions
+    np.savez_compressed(
+        tmp_path / "old.npz",
+        labels=prepared.head.labels,
+        affine=prepared.head.affine,
+        wm_atlas=prepared.head.wm_atlas,
+        lesion_voxels=np.concatenate(lesions.voxels),
+        lesion_components=np.concatenate(lesions.components),
+        lesion_counts=[len(v) for v in lesions.voxels],
+    )
+    old = heads.load_training_head(tmp_path / "old.npz")
+    assert old.infarcts is None
+    for ours, theirs in zip(old.lesions.voxels, lesions.voxels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_heads_are_prepared_once(tmp_path, monkeypatch):
@@ -116,7 +185,7 @@ def test_masks_are_left_out_by_name():
     for name in ("patient2", "patient2_mask", "patient2_mask.nii.gz"):
         assert heads.without_masks(paths, [name]) == paths[1:]
     assert heads.without_masks(paths, []) == paths
-    with pytest.raises(UsageError, match="patient3 is not there, expected some of patient2 pat"):
+    with pytest.raises(UsageError, match="patient3 is not there, expected some of patient2, pat"):
         heads.without_masks(paths, ["patient3", "patient26"])
     with pytest.raises(UsageError, match="all 3 were named"):
         heads.without_masks(paths, ["patient2", "patient26", "patient27"])

@@ -117,12 +117,13 @@ def test_damaged_origin_is_refused(tmp_path, text, message):
 
 def test_target_takes_the_label_that_fills_half_of_a_pixel():
     reference = np.zeros((400, 400, 1), np.uint8)
-    reference[100:140, 100:140] = 1
-    reference[200:240, 100:140] = 2
+    for label in (1, 2, 3, 4):
+        reference[60 * label : 60 * label + 40, 100:140] = label
     plane = SlicePlane(reference.shape, (0.5, 0.5), (199.5, 199.5))
     target = target_slices(reference, plane)
-    assert np.count_nonzero(target == 1) == np.count_nonzero(target == 2) == 400
-    assert (target[0, 50:70, 50:70] == 1).all()
+    assert np.bincount(target.ravel(), minlength=6)[1:].tolist() == [400, 400, 400, 400, 0]
+    for label in (1, 2, 3, 4):
+        assert (target[0, 30 * label : 30 * label + 20, 50:70] == label).all()
 
 
 @pytest.mark.parametrize("length_mm", [150, 220])

@@ -42,12 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "patient26_mask.nii.gz",
     )
     parser.add_argument(
+        "--infarct-masks",
+        metavar="DIR",
+        type=Path,
+        help="folder of binary masks of infarcts (*.nii.gz) in the template's space; infarcts of "
+        "these shapes are in some scans, not labelled as WMH (default: no infarcts)",
+    )
+    parser.add_argument(
+        "--exclude-infarct-masks",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="infarcts not used, above all those of subjects to validate on: names as for "
+        "--exclude-lesion-masks, or text files (*.txt) with one name a line",
+    )
+    parser.add_argument(
         "--volumes",
         metavar="N",
-        type=values.whole_number(1),
+        type=values.whole_number(0),
         default=400,
-        help="scans to draw, a multiple of 10; of each, at most 32 slices are kept "
-        "(default: %(default)s)",
+        help="scans to draw, a multiple of 10; of each, at most 32 slices are kept; 0 as "
+        "--heads-only (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--heads-only",
+        action="store_true",
+        help="prepare the heads in the folder heads of OUT, and draw nothing",
     )
     parser.add_argument(
         "--seed",
@@ -73,7 +93,12 @@ def run(args: argparse.Namespace) -> int:
     """Carry the subcommand out; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     label_maps = _images(args.label_maps, "whole-head label maps")
-    masks = _lesion_masks(args)
+    masks = _masks(
+        "lesion", args.lesion_masks, "--exclude-lesion-masks", args.exclude_lesion_masks
+    )
+    infarcts = _masks(
+        "infarct", args.infarct_masks, "--exclude-infarct-masks", args.exclude_infarct_masks
+    )
 
     import torch
 
@@ -88,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     origin = {
         "label_maps": [path.name for path in label_maps],
         "lesion_masks": [path.name for path in masks],
+        "infarct_masks": [path.name for path in infarcts],
         "template": args.template,
         "seed": args.seed,
         "device": device.type,  # its noise is another
@@ -96,26 +122,44 @@ def run(args: argparse.Namespace) -> int:
     }
     claim_pool(args.output_dir, origin)
     heads = prepare_heads(
-        label_maps, template, masks, args.output_dir / "heads", threads=args.threads
+        label_maps, template, masks, args.output_dir / "heads", infarcts, threads=args.threads
     )
+    if args.heads_only or args.volumes == 0:
+        print(f"{args.output_dir / 'heads'}: {len(heads)} heads")
+        return EXIT_OK
     draw_pool(heads, args.output_dir, args.volumes, args.seed, str(device))
     print(f"{args.output_dir}: {len(open_pool(args.output_dir))} slices")
     return EXIT_OK
 
 
-def _lesion_masks(args: argparse.Namespace) -> list[Path]:
-    if args.lesion_masks is None:
-        if args.exclude_lesion_masks:
+def _masks(kind: str, folder: Path | None, option: str, excluded: list[str]) -> list[Path]:
+    """Masks of a folder but for those that an option excludes."""
+    if folder is None:
+        if excluded:
             raise UsageError(
-                f"--exclude-lesion-masks {' '.join(args.exclude_lesion_masks)}: there are no "
-                "masks to leave it out of, expected --lesion-masks as well; give their folder"
+                f"{option} {' '.join(excluded)}: there are no masks to leave it out of, expected "
+                f"--{kind}-masks as well; give their folder"
             )
         return []
 
     from bagau_bids.training.heads import without_masks
 
-    paths = _images(args.lesion_masks, "lesion masks in the template's space")
-    return without_masks(paths, args.exclude_lesion_masks)
+    paths = _images(folder, f"{kind} masks in the template's space")
+    names = [name for word in excluded for name in _names(word)]
+    return without_masks(paths, names, kind)
+
+
+def _names(word: str) -> list[str]:
+    """Return the names in a text file, or the word itself."""
+    if not word.endswith(".txt"):
+        return [word]
+    try:
+        return Path(word).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{word}: found no readable text file ({error}), expected names of masks, one a "
+            "line; correct its path"
+        ) from error
 
 
 def _images(folder: Path, what: str) -> list[Path]:

@@ -6,6 +6,7 @@ is stored, since it is needed for every scan drawn from the head.
 """
 
 import logging
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from threadpoolctl import threadpool_limits
 
 from bagau_bids.bids.derivatives import replacing
 from bagau_bids.errors import InputImageError, UsageError
@@ -47,15 +47,19 @@ _PLAIN_CONTRAST = {
 _MAX_SLICES = 32  # of one scan that go into a pool
 _AIR_MARGIN = 2
 SHARD_VOLUMES = 10  # scans in one shard of a pool on disk
+HEAD_INFARCTS = 50  # infarcts that one head carries; each head carries others
+_ATLAS_STEPS = 51  # of a stored atlas from 0 to 1; divides 255
+_LEAST_INFARCT_MM3 = 20.0  # of an infarct that is worth carrying
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingHead:
-    """A label map with the atlas on it, and lesion masks in its space (or None)."""
+    """A label map with the atlas on it; lesion and infarct masks in its space (or None)."""
 
     head: Head
     lesions: LesionShapes | None
+    infarcts: LesionShapes | None = None
 
 
 def lesion_mask_name(path: Path) -> str:
@@ -63,8 +67,10 @@ def lesion_mask_name(path: Path) -> str:
     return path.name.removesuffix(".nii.gz").removesuffix("_mask")
 
 
-def without_masks(paths: Sequence[Path], excluded: Sequence[str]) -> list[Path]:
-    """Leave out lesion masks by their names, such as those of subjects to validate on.
+def without_masks(
+    paths: Sequence[Path], excluded: Sequence[str], kind: str = "lesion"
+) -> list[Path]:
+    """Leave out masks by their names, such as those of subjects to validate on.
 
     Parameters
     ----------
@@ -72,6 +78,8 @@ def without_masks(paths: Sequence[Path], excluded: Sequence[str]) -> list[Path]:
         All masks.
     excluded : sequence of str
         Names as :func:`lesion_mask_name` makes them; ``_mask`` and ``.nii.gz`` may follow.
+    kind : str
+        What the masks outline, for errors.
 
     Raises
     ------
@@ -82,15 +90,17 @@ def without_masks(paths: Sequence[Path], excluded: Sequence[str]) -> list[Path]:
     known = [lesion_mask_name(path) for path in paths]
     unknown = sorted(names - set(known))
     if unknown:
+        from bagau_bids.bids.tables import listed  # needs pandas, which drawing does not
+
         raise UsageError(
-            f"lesion mask to leave out: {' '.join(unknown)} is not there, expected some of "
-            f"{' '.join(known)}; correct the names"
+            f"{kind} mask to leave out: {listed(unknown)} is not there, expected some of "
+            f"{listed(known)}; correct the names"
         )
     kept = [path for path, name in zip(paths, known, strict=True) if name not in names]
     if paths and not kept:
         raise UsageError(
-            f"lesion masks to leave out: all {len(paths)} were named, expected at least one to "
-            "stay; name fewer, or give no lesion masks"
+            f"{kind} masks to leave out: all {len(paths)} were named, expected at least one to "
+            f"stay; name fewer, or give no {kind} masks"
         )
     return kept
 
@@ -100,6 +110,7 @@ def prepare_heads(
     template: Template,
     lesion_masks: Sequence[Path],
     folder: Path,
+    infarct_masks: Sequence[Path] = (),
     *,
     threads: int = 1,
 ) -> list[TrainingHead]:
@@ -107,7 +118,7 @@ def prepare_heads(
 
     Parameters
     ----------
-    label_maps, template, lesion_masks, threads
+    label_maps, template, lesion_masks, infarct_masks, threads
         As of :func:`prepare_head`.
     folder : Path
         Gets one ``.npz`` a label map, under its name.
@@ -122,14 +133,21 @@ def prepare_heads(
         stored = folder / f"{label_map.name.removesuffix('.nii.gz')}.npz"
         if not stored.is_file():
             log.info("preparing %s (%d of %d)", label_map.name, number, len(label_maps))
-            prepared = prepare_head(label_map, template, lesion_masks, threads=threads)
+            prepared = prepare_head(
+                label_map, template, lesion_masks, infarct_masks, threads=threads
+            )
             save_training_head(stored, prepared)
         heads.append(load_training_head(stored))
     return heads
 
 
 def prepare_head(
-    label_map: Path, template: Template, lesion_masks: Sequence[Path], *, threads: int = 1
+    label_map: Path,
+    template: Template,
+    lesion_masks: Sequence[Path],
+    infarct_masks: Sequence[Path] = (),
+    *,
+    threads: int = 1,
 ) -> TrainingHead:
     """Register the template to a label map and bring its maps along.
 
@@ -141,6 +159,8 @@ def prepare_head(
         Files of the template.
     lesion_masks : sequence of Path
         Binary masks in the template's space; may be empty.
+    infarct_masks : sequence of Path
+        The same of infarcts. The head gets about 50 of them, drawn by the name of its label map.
     threads : int
         For the registration.
 
@@ -152,7 +172,7 @@ def prepare_head(
     Raises
     ------
     InputImageError
-        If a lesion mask cannot be read, or if none of them has a lesion in the brain.
+        If a mask cannot be read, or if no lesion mask or no infarct lies in the brain.
     """
     head = _crop_to_head(load_head(label_map))
     brain = head.brain.numpy()
@@ -181,14 +201,67 @@ def prepare_head(
             f"brain of {label_map}, expected masks in the space of {template.name}; warp them "
             "there"
         )
-    atlas = np.rint(registration.wm_probseg * 255).astype(np.uint8)
+    # In steps of 2 %, which no network needs finer and which halves the file.
+    atlas = np.rint(registration.wm_probseg * _ATLAS_STEPS) * (255 // _ATLAS_STEPS)
     lesions = LesionShapes.from_masks(masks, head.spacing_mm) if masks else None
-    return TrainingHead(replace(head, wm_atlas=atlas), lesions)
+    infarcts = None
+    if infarct_masks:
+        rng = np.random.default_rng(zlib.crc32(label_map.name.encode()))
+        infarcts = _warp_infarcts(infarct_masks, points, box, head, rng)
+        if infarcts is None:
+            raise InputImageError(
+                f"{infarct_masks[0].parent}: none of {len(infarct_masks)} masks has an infarct "
+                f"in the brain of {label_map}, expected masks in the space of {template.name}; "
+                "warp them there"
+            )
+    return TrainingHead(replace(head, wm_atlas=atlas.astype(np.uint8)), lesions, infarcts)
+
+
+def _warp_infarcts(
+    paths: Sequence[Path],
+    points: NDArray,
+    box: tuple[slice, ...],
+    head: Head,
+    rng: np.random.Generator,
+) -> LesionShapes | None:
+    """Bring some infarcts into the space of a head, cut to its brain; None if there is none.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Masks in the template's space.
+    points : (3, x, y, z) array
+        Where each voxel of the box lies in the template, mm.
+    box : tuple of slice
+        Of the brain in the head's grid.
+    head : Head
+    rng : Generator
+        Decides which infarcts.
+    """
+    brain = head.brain.numpy()
+    least = max(1, round(_LEAST_INFARCT_MM3 / float(np.prod(head.spacing_mm))))
+    shapes: list[LesionShapes] = []
+    for number in rng.permutation(len(paths)):
+        if len(shapes) == HEAD_INFARCTS:
+            break
+        mask = np.zeros(brain.shape, bool)
+        mask[box] = sample(*_read_mask(paths[number]), points, 0) > 0.5
+        mask &= brain
+        if mask.sum() >= least:
+            shapes.append(LesionShapes.from_masks([mask], head.spacing_mm))
+    if not shapes:
+        return None
+    return LesionShapes(
+        brain.shape,
+        head.spacing_mm,
+        tuple(one.voxels[0] for one in shapes),
+        tuple(one.components[0] for one in shapes),
+    )
 
 
 def save_training_head(path: Path, prepared: TrainingHead) -> None:
     """Store a prepared head as one compressed ``.npz``, by an atomic rename."""
-    head, lesions = prepared.head, prepared.lesions
+    head = prepared.head
     if head.wm_atlas is None:
         raise ValueError("the head has no atlas; prepare it with prepare_head first")
     arrays: dict[str, Any] = {
@@ -196,28 +269,35 @@ def save_training_head(path: Path, prepared: TrainingHead) -> None:
         "affine": head.affine,
         "wm_atlas": head.wm_atlas,
     }
-    if lesions is not None:
-        arrays["lesion_voxels"] = np.concatenate(lesions.voxels)
-        arrays["lesion_components"] = np.concatenate(lesions.components)
-        arrays["lesion_counts"] = np.array([len(voxels) for voxels in lesions.voxels])
+    for kind, shapes in (("lesion", prepared.lesions), ("infarct", prepared.infarcts)):
+        if shapes is not None:
+            arrays |= {f"{kind}_{name}": array for name, array in shapes.to_runs().items()}
     with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
 
 
 def load_training_head(path: Path) -> TrainingHead:
-    """Read what :func:`save_training_head` wrote."""
+    """Read what :func:`save_training_head` wrote, now or before heads carried infarcts."""
     with np.load(path) as stored:
         head = Head(stored["labels"], stored["affine"], stored["wm_atlas"])
-        lesions = None
-        if "lesion_counts" in stored:
+        shapes: dict[str, LesionShapes | None] = {}
+        for kind in ("lesion", "infarct"):
+            runs = {
+                name: stored[f"{kind}_{name}"]
+                for name in ("counts", "starts", "lengths", "components")
+                if f"{kind}_{name}" in stored
+            }
+            grid = head.labels.shape, head.spacing_mm
+            shapes[kind] = LesionShapes.from_runs(*grid, runs) if "starts" in runs else None
+        if "lesion_voxels" in stored:  # as they were stored before runs were
             ends = np.cumsum(stored["lesion_counts"])[:-1]
-            lesions = LesionShapes(
+            shapes["lesion"] = LesionShapes(
                 head.labels.shape,
                 head.spacing_mm,
                 tuple(np.split(stored["lesion_voxels"], ends)),
                 tuple(np.split(stored["lesion_components"], ends)),
             )
-    return TrainingHead(head, lesions)
+    return TrainingHead(head, shapes["lesion"], shapes["infarct"])
 
 
 def load_training_heads(folder: Path) -> list[TrainingHead]:
@@ -322,6 +402,8 @@ def draw_pool(
             f"{volumes} volumes were asked for, expected a multiple of {SHARD_VOLUMES}, which "
             f"is what one shard holds; ask for {SHARD_VOLUMES * (volumes // SHARD_VOLUMES + 1)}"
         )
+    from threadpoolctl import threadpool_limits  # not where heads are only drawn from
+
     # Between short products, waiting BLAS threads spin and take the cores from the rest.
     with threadpool_limits(1, user_api="blas"):
         for first in range(0, volumes, SHARD_VOLUMES):

@@ -125,7 +125,7 @@ def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
     Parameters
     ----------
     reference : (X, Y, Z) array
-        0 background, 1 WMH, 2 not to be judged.
+        0 background, 1 WMH, 2 not to be judged, 3 infarct, 4 hidden infarct.
     plane : SlicePlane
 
     Returns
@@ -134,7 +134,7 @@ def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
         The label that fills at least half of a pixel.
     """
     target = np.zeros((plane.shape[2], plane.size, plane.size), dtype=np.uint8)
-    for label in (NOT_JUDGED, WMH):
+    for label in (HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH):
         target[to_slices(reference == label, plane) >= 0.5] = label
     return target
 

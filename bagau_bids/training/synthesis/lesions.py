@@ -73,6 +73,49 @@ class LesionShapes:
             components.append((numbered.ravel()[flat] - 1).astype(np.int16))
         return cls(masks[0].shape, spacing_mm, tuple(voxels), tuple(components))
 
+    def to_runs(self) -> dict[str, np.ndarray]:
+        """Pack as runs of voxels that follow each other in one lesion, for storage.
+
+        Returns
+        -------
+        dict of str to array
+            ``counts`` of runs of each mask; for each run ``starts``, as the distance from the
+            start of the run before in its mask, ``lengths`` and ``components``.
+        """
+        counts, starts, lengths, components = [], [], [], []
+        for voxels, numbers in zip(self.voxels, self.components, strict=True):
+            begins = np.ones(len(voxels), bool)
+            begins[1:] = (np.diff(voxels) != 1) | (np.diff(numbers) != 0)
+            first = np.flatnonzero(begins)
+            counts.append(len(first))
+            starts.append(np.diff(voxels[first], prepend=np.int32(0)))
+            lengths.append(np.diff(first, append=len(voxels)))
+            components.append(numbers[first])
+        return {
+            "counts": np.array(counts, np.int32),
+            "starts": np.concatenate(starts).astype(np.int32),
+            "lengths": np.concatenate(lengths).astype(np.int16),
+            "components": np.concatenate(components).astype(np.int16),
+        }
+
+    @classmethod
+    def from_runs(
+        cls, shape: tuple[int, ...], spacing_mm: np.ndarray, runs: dict[str, np.ndarray]
+    ) -> "LesionShapes":
+        """Unpack what :meth:`to_runs` packed, on a grid of this shape and voxel size."""
+        ends = np.cumsum(runs["counts"])[:-1]
+        voxels, components = [], []
+        for starts, lengths, numbers in zip(
+            *(np.split(runs[name], ends) for name in ("starts", "lengths", "components")),
+            strict=True,
+        ):
+            within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            flat = np.repeat(np.cumsum(starts), lengths) + within
+            voxels.append(flat.astype(np.int32))
+            components.append(np.repeat(numbers, lengths))
+        x, y, z = shape
+        return cls((x, y, z), spacing_mm, tuple(voxels), tuple(components))
+
     def draw_mask(self, draw: Draw, settings: LesionSettings) -> torch.Tensor:
         """Flat uint8 tensor of the head's grid: a random subset of one mask, shifted.
 

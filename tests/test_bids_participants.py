@@ -107,3 +107,27 @@ def test_a_participant_that_is_there_again_is_named(tmp_path):
 
 def test_an_empty_table_is_named(tmp_path):
     assert "participant_id" in note_of(tmp_path, "")[1]
+
+
+def test_quotes_that_belong_to_nothing_merge_no_rows(tmp_path):
+    text = (
+        "participant_id\tcomment\tage\nsub-01\tok\t61\n"
+        'sub-02\t"lost keys, late\t70\nsub-03\t5" scar\t80\nsub-04\t"a\ttab"\t75\n'
+    )
+    found, note = note_of(tmp_path, text)
+    assert found.values["age"] == {"sub-01": "61", "sub-02": "70", "sub-03": "80", "sub-04": "75"}
+    assert found.values["comment"] == {
+        "sub-01": "ok",
+        "sub-02": '"lost keys, late',
+        "sub-03": '5" scar',
+        "sub-04": "a\ttab",
+    }
+    assert note == ""
+
+
+def test_columns_that_are_there_twice_are_left_out_and_named(tmp_path):
+    found, note = note_of(tmp_path, "participant_id\tage\tsex\tage\nsub-1\t70\tF\t17\n")
+    assert found.values == {"sex": {"sub-1": "F"}}
+    assert note == "columns that are there twice were left out: age; repair it and run again."
+    text = "participant_id\tparticipant_id\nsub-1\tsub-2\n"
+    assert "the column participant_id is there twice" in note_of(tmp_path, text)[1]

@@ -91,7 +91,7 @@ def test_headers_that_differ_by_rounding_are_one_grid(tmp_path):
     )
 
 
-@pytest.mark.parametrize("values", [[0, 3], [255], [0, 1, 0.4], [-1]])
+@pytest.mark.parametrize("values", [[0, 3], [255], [0, 1, 255], [0, 2, 255], [0, 1, 0.4], [-1]])
 def test_reference_with_other_labels_is_refused(tmp_path, values):
     data = np.resize(np.array(values, np.float32), (5, 6, 7))
     with pytest.raises(InputImageError, match=r"t.nii: values \[.*; expected 0 .*, 1 .* and 2 "):
@@ -124,6 +124,7 @@ def test_masks_may_be_empty_scaled_or_of_255(tmp_path):
     image.to_filename(tmp_path / "scaled.nii")
     for path in (tmp_path / "scaled.nii", save(tmp_path / "255.nii", result * 255)):
         np.testing.assert_array_equal(read_result_mask(path).data, result)
+        np.testing.assert_array_equal(read_reference_mask(path).data, result)
     assert not read_result_mask(save(tmp_path / "empty.nii", result * 0), threshold=0.5).data.any()
 
 

@@ -20,7 +20,13 @@ from bagau_bids.preprocessing import rigid
 from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.reports import changes
-from bagau_bids.reports.changes import Session, changes_between, session_pairs, write_changes
+from bagau_bids.reports.changes import (
+    Session,
+    changes_between,
+    session_orders,
+    session_pairs,
+    write_changes,
+)
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.results import find_results
 
@@ -295,8 +301,65 @@ def test_each_session_is_paired_with_the_one_before(tmp_path):
         path = derivative_path(tmp_path, entities, "record")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    pairs = session_pairs(find_results(tmp_path))
+    scans = find_results(tmp_path)
+    pairs = session_pairs(scans, session_orders(tmp_path, scans))
     assert [(a.stem, b.stem) for a, b in pairs] == [
         ("sub-1_ses-2", "sub-1_ses-10_run-1"),
         ("sub-1_ses-10_run-1", "sub-1_ses-11"),
     ]
+
+
+def describe_sessions(folder, *, times=("", ""), listed=()):
+    """A raw data set beside the derivatives: dates of sub-1's sessions 1 and 2, or their order."""
+    raw = folder / "raw"
+    (folder / "dataset_description.json").write_text(
+        json.dumps({"Name": "x", "DatasetLinks": {"raw": raw.as_uri()}})
+    )
+    for session, time in zip("12", times, strict=True):
+        own = raw / "sub-1" / f"ses-{session}"
+        own.mkdir(parents=True)
+        if time:
+            image = f"anat/sub-1_ses-{session}_FLAIR.nii.gz"
+            (own / f"sub-1_ses-{session}_scans.tsv").write_text(
+                f"filename\tacq_time\n{image}\t{time}\n"
+            )
+    if listed:
+        lines = "\n".join(["session_id", *listed])
+        (raw / "sub-1" / "sub-1_sessions.tsv").write_text(lines + "\n")
+    for session in "12":
+        entities = {"sub": "1", "ses": session}
+        path = derivative_path(folder, entities, "record")
+        record = json.loads(path.read_text())
+        record["source"] = f"bids:raw:sub-1/ses-{session}/anat/sub-1_ses-{session}_FLAIR.nii.gz"
+        path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("told", "after", "source"),
+    [
+        ({"times": ("2021-03-01T10:00:00", "2019-03-01T10:00:00")}, "1", "acq_time"),
+        (
+            {"times": ("2021-03-01T10:00:00", ""), "listed": ("ses-2", "ses-1")},
+            "1",
+            "sessions.tsv",
+        ),
+        ({}, "2", "labels"),
+    ],
+    ids=["dates", "list", "nothing"],
+)
+def test_the_data_set_says_which_session_came_first(cohort, told, after, source):
+    folder, calls = cohort
+    describe_sessions(folder, **told)
+    found = write_changes(folder, find_results(folder))
+    (row,) = read(folder / "group_changes.tsv").to_dict("records")
+    before = "2" if after == "1" else "1"
+    assert (row["before"], row["after"]) == (
+        f"sub-1_ses-{before}_FLAIR",
+        f"sub-1_ses-{after}_FLAIR",
+    )
+    assert row["ordered_by"] == source
+    assert any("order of their labels" in note for note in found.notes) == (source == "labels")
+    page = write_group(folder)
+    assert any("order of their labels" in note for note in page.notes) == (source == "labels")
+    text = page.page.read_text()
+    assert ("sub-1 are compared in the order of their labels" in text) == (source == "labels")

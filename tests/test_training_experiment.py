@@ -202,7 +202,7 @@ def test_participants_table_says_who_takes_part(tmp_path):
     source = DataSource("d", balance="site", where={"split": "training"})
     assert read_people(tmp_path, source) == {"1": "A", "3": "C"}
     assert read_people(tmp_path, DataSource("d")) is None
-    with pytest.raises(UsageError, match="columns participant_id, site, split; expected age too"):
+    with pytest.raises(UsageError, match="no column age; it has participant_id, site, split"):
         read_people(tmp_path, DataSource("d", balance="age"))
     with pytest.raises(UsageError, match="no such file; the experiment expects the columns site"):
         read_people(tmp_path / "x", DataSource("d", balance="site"))

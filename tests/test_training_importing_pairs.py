@@ -181,7 +181,11 @@ def test_metadata_go_with_their_image(images):
     ("name", "text", "message"),
     [
         ("pairs.xlsx", "flair\tmask\n", "expected a table whose name ends in .tsv or .csv"),
-        ("pairs.tsv", "", "cannot be read as a table"),
+        ("pairs.tsv", "", "0 rows with columns none"),
+        ("pairs.tsv", "flair\tmask\tmask\na\tb\tc\n", "column mask is there twice; leave one"),
+        ("pairs.tsv", "flair\tmask\na\n", "line 2 has 1 fields; expected 2"),
+        ("pairs.csv", 'flair,mask\na,"b\nc,d\ne,"f\n', "cannot be read as a table"),
+        ("pairs.csv", 'flair,mask\na,"b\nc,d"\n', "row 2, which begins with 'a', has 2 fields"),
         ("pairs.tsv", "flair\tmask\n", "0 rows with columns flair, mask; expected at least one"),
         ("pairs.tsv", "image\tmask\na\tb\n", "columns image, mask; expected .*flair and mask"),
         ("pairs.csv", "\xff", "cannot be read as a table"),

@@ -1,7 +1,5 @@
 """What is known of participants beside their scans: ``participants.tsv``."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from bagau_bids.bids.tables import listed
+from bagau_bids.bids.tables import MOST_NAMED, Tsv, listed, read_tsv
 
 FILE_NAME = "participants.tsv"
 UNKNOWN = ("", "n/a", "N/A", "NaN", "nan")
-MOST_NAMED = 5  # rows that are complained of
 
 
 @dataclass(frozen=True)
@@ -57,22 +54,25 @@ def find_participants(output_dir: Path) -> Participants:
     Participants
         Without values where no table is found or it cannot be read; the note says why.
     """
-    folders = [output_dir, *_raw_folder(output_dir)]
+    folders = [output_dir, *raw_folder(output_dir)]
     found = [folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()]
     if not found:
         places = " nor ".join(str(folder) for folder in folders)
         return Participants(note=f"No {FILE_NAME} was found in {places}.")
     try:
         return _read(found[0])
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         return Participants(
             note=f"{found[0]}: cannot be read ({error}); expected a tab-separated table with the "
             "column participant_id: repair it and run the group level again."
         )
 
 
-def _raw_folder(output_dir: Path) -> list[Path]:
-    """Folder of the raw data set, where the description names one on this machine."""
+def raw_folder(output_dir: Path) -> list[Path]:
+    """Folder of the raw data set, where a derivative's description names one on this machine.
+
+    At most one, and it may not be there.
+    """
     try:
         text = (output_dir / "dataset_description.json").read_text(encoding="utf-8")
         link = json.loads(text)["DatasetLinks"]["raw"]
@@ -85,23 +85,15 @@ def _raw_folder(output_dir: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Participants:
-    text = io.StringIO(path.read_text(encoding="utf-8-sig"))
-    lines = [
-        (number, [field.strip() for field in fields])
-        for number, fields in enumerate(csv.reader(text, delimiter="\t"), start=1)
-        if any(field.strip() for field in fields)
-    ]
-    header = _without_empty_ends(lines[0][1], 0) if lines else []
-    if "participant_id" not in header:
-        raise ValueError(f"its columns are {', '.join(header)}")
+    table = read_tsv(path)
+    if "participant_id" not in table.header:
+        raise ValueError(f"its columns are {', '.join(table.header)}")
+    if "participant_id" in table.doubled:
+        raise ValueError("the column participant_id is there twice")
     known: dict[str, dict[str, str]] = {}
-    uneven, again = [], []
-    for number, fields in lines[1:]:
-        row = _without_empty_ends(fields, len(header))
-        if len(row) != len(header):
-            uneven.append(f"line {number} has {len(row)} fields")
-            continue
-        values = dict(zip(header, row, strict=True))
+    again = []
+    for number, row in table.rows.items():
+        values = dict(zip(table.header, row, strict=True))
         name = values.pop("participant_id")
         participant = name if name.startswith("sub-") else f"sub-{name}"
         if participant in known:
@@ -110,31 +102,26 @@ def _read(path: Path) -> Participants:
         known[participant] = values
     columns = {
         column: {name: row[column] for name, row in known.items() if row[column] not in UNKNOWN}
-        for column in header
-        if column != "participant_id"
+        for column in table.header
+        if column != "participant_id" and column not in table.doubled
     }
     described = _descriptions(path.with_suffix(".json"))
-    note = _note(path, len(header), uneven, again)
-    return Participants(path, columns, described, note, tuple(known))
+    return Participants(path, columns, described, _note(path, table, again), tuple(known))
 
 
-def _without_empty_ends(fields: Sequence[str], fewest: int) -> list[str]:
-    """Take empty fields off the end, which tabs at the end of lines make, but for so many."""
-    length = len(fields)
-    while length > fewest and not fields[length - 1]:
-        length -= 1
-    return list(fields[:length])
-
-
-def _note(path: Path, columns: int, uneven: Sequence[str], again: Sequence[str]) -> str:
-    """Say which rows of the table were passed over, and why; empty where none was."""
+def _note(path: Path, table: Tsv, again: Sequence[str]) -> str:
+    """Say what of the table was passed over, and why; empty where nothing was."""
     parts = []
-    if uneven:
-        rows = listed(uneven, MOST_NAMED)
-        parts.append(f"rows were passed over: {rows}; expected {columns}, as the header")
+    if table.uneven:
+        rows = listed(table.uneven, MOST_NAMED)
+        expected = len(table.header)
+        parts.append(f"rows were passed over: {rows}; expected {expected}, as the header")
     if again:
         rows = listed(again, MOST_NAMED)
         parts.append(f"participants are there again, the first row counts: {rows}")
+    if table.doubled:
+        columns = listed(table.doubled, MOST_NAMED)
+        parts.append(f"columns that are there twice were left out: {columns}")
     return f"{path}: {'; '.join(parts)}; repair it and run again." if parts else ""
 
 

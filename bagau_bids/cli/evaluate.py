@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _groups(args: argparse.Namespace) -> dict[str, str]:
     """Group of each participant, none without --group-by."""
-    import pandas as pd
+    from bagau_bids.bids.tables import read_records
 
     if args.group_by is None:
         return {}
@@ -125,14 +125,12 @@ def _groups(args: argparse.Namespace) -> dict[str, str]:
     path = args.bids_dir / "participants.tsv"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; --group-by reads the groups from it")
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    missing = {"participant_id", args.group_by} - set(table.columns)
-    if missing:
-        raise UsageError(
-            f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
-        )
-    pairs = zip(table["participant_id"], table[args.group_by], strict=True)
-    return {participant: group for participant, group in pairs if group not in ("", "n/a")}
+    rows = read_records(path, ("participant_id", args.group_by))
+    return {
+        row["participant_id"]: row[args.group_by]
+        for row in rows
+        if row[args.group_by] not in ("", "n/a")
+    }
 
 
 def _flairs(bids_dir: Path, pairs: "Sequence[MaskPair]") -> dict[str, Path]:

@@ -14,6 +14,7 @@ from bagau_bids.preprocessing.conform import StoredVolume, read_volume
 from bagau_bids.spaces import grid_distance_mm, reorient
 
 REFERENCE_LABELS = (0, 1, 2)
+EIGHT_BIT_WMH = 255  # what editors of 8-bit masks write for 1
 # Two headers that say the same differ by rounding only, far below this at any corner.
 GRID_TOLERANCE_MM = 0.1
 _ROUNDING = 1e-4  # scaled storage turns 1 into 1.00000006
@@ -127,6 +128,8 @@ def read_pair(pair: MaskPair, *, threshold: float | None = None) -> tuple[Mask, 
 def read_reference_mask(path: Path) -> Mask:
     """Read a mask with the labels of the challenge: 0, 1 (WMH) and 2 (other pathology).
 
+    A mask of 0 and 255, as ITK-SNAP and FSLeyes write them, is one of 0 and 1.
+
     Raises
     ------
     InputImageError
@@ -135,12 +138,15 @@ def read_reference_mask(path: Path) -> Mask:
     stored = read_volume(path)
     values = _distinct_values(path, stored)
     whole = np.rint(values)
+    if whole.tolist() == [0, EIGHT_BIT_WMH] and np.allclose(values, whole, atol=_ROUNDING):
+        return _mask(path, stored, np.rint(stored.values) != 0)
     if not np.isin(whole, REFERENCE_LABELS).all() or not np.allclose(
         values, whole, atol=_ROUNDING
     ):
         raise InputImageError(
             f"{path}: values {_listed(values)}; expected 0 (background), 1 (WMH) and 2 (other "
-            "pathology, not judged) only: give a mask, not a map of lesions or probabilities"
+            "pathology, not judged), or 0 and 255 (WMH): give a mask, not a map of lesions or "
+            "probabilities"
         )
     return _mask(path, stored, np.rint(stored.values))
 
@@ -164,7 +170,7 @@ def read_result_mask(path: Path, *, threshold: float | None = None) -> Mask:
     whole = np.rint(values)
     if np.allclose(values, whole, atol=_ROUNDING):
         foreground = np.unique(whole[whole != 0])
-        if not foreground.size or foreground.tolist() in ([1], [255]):
+        if not foreground.size or foreground.tolist() in ([1], [EIGHT_BIT_WMH]):
             return _mask(path, stored, np.rint(stored.values) != 0)
     elif values.min() >= 0 and values.max() <= 1 + _ROUNDING:
         if threshold is not None:

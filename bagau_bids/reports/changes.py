@@ -24,7 +24,9 @@ from bagau_bids.bids.derivatives import (
     write_json,
     write_table,
 )
-from bagau_bids.bids.tables import column_descriptions, described_table
+from bagau_bids.bids.participants import raw_folder
+from bagau_bids.bids.sessions import LABELS, SessionOrder, order_sessions
+from bagau_bids.bids.tables import MOST_NAMED, column_descriptions, described_table, listed
 from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.changes import (
     GONE,
@@ -69,10 +71,13 @@ class Changes:
         One a pair of sessions, as described in ``data/tables/session_changes.json``.
     picture : Picture or None
         Volumes by session and changes of lesions; None where no pair was compared.
+    notes : tuple of str
+        What is not sure about the order of the sessions.
     """
 
     rows: tuple[dict[str, Any], ...] = ()
     picture: Picture | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -103,8 +108,12 @@ def write_changes(output_dir: Path, scans: Sequence[ScanResults]) -> Changes:
         Without rows, and nothing written, where no participant has two sessions. What earlier
         runs wrote of pairs that are not compared any more is removed.
     """
-    pairs = session_pairs(scans)
-    rows = tuple(_row(before, after) for before, after in pairs)
+    orders = session_orders(output_dir, scans)
+    pairs = session_pairs(scans, orders)
+    rows = tuple(
+        _row(before, after) | {"ordered_by": orders[before.entities["sub"]].source}
+        for before, after in pairs
+    )
     path = output_dir / catalogue_of("group")["changes"]["name"]
     kept = [
         after for (_, after), row in zip(pairs, rows, strict=True) if row["status"] == COMPARED
@@ -117,7 +126,8 @@ def write_changes(output_dir: Path, scans: Sequence[ScanResults]) -> Changes:
     write_table(path, described_table(rows, described))
     write_json(sidecar_path(path), described)
     compared = [row for row in rows if row["status"] == COMPARED]
-    return Changes(rows, _picture(path, compared, scans) if compared else None)
+    picture = _picture(path, compared, pairs) if compared else None
+    return Changes(rows, picture, tuple(_order_notes(orders)))
 
 
 def _remove_stale_pairs(output_dir: Path, kept: Sequence[ScanResults]) -> None:
@@ -135,14 +145,66 @@ def _files_beside(scan: ScanResults) -> tuple[Path, ...]:
     return scan.path("changes_table"), scan.path("changes_record")
 
 
-def session_pairs(scans: Sequence[ScanResults]) -> list[tuple[ScanResults, ScanResults]]:
+def session_orders(output_dir: Path, scans: Sequence[ScanResults]) -> dict[str, SessionOrder]:
+    """Order the sessions of each participant that has several, as the raw data set says.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives; its description names the raw data set.
+    scans : sequence of ScanResults
+        Of each session the first counts.
+
+    Returns
+    -------
+    dict
+        By the label of the participant.
+    """
+    images: dict[str, dict[str, str]] = {}
+    for (subject, session), scan in _first_of_sessions(scans).items():
+        source = str(scan.record.get("source", ""))
+        images.setdefault(subject, {})[session] = source.split(f"/ses-{session}/")[-1]
+    folders = [output_dir, *raw_folder(output_dir)]
+    return {
+        subject: order_sessions(folders, subject, own)
+        for subject, own in images.items()
+        if len(own) > 1
+    }
+
+
+def session_pairs(
+    scans: Sequence[ScanResults], orders: Mapping[str, SessionOrder]
+) -> list[tuple[ScanResults, ScanResults]]:
     """Pair the first scan of each session with that of the participant's next session."""
+    first = _first_of_sessions(scans)
+    return [
+        (first[subject, earlier], first[subject, later])
+        for subject, order in orders.items()
+        for earlier, later in pairwise(order.labels)
+    ]
+
+
+def _first_of_sessions(scans: Sequence[ScanResults]) -> dict[tuple[str, str], ScanResults]:
+    """First scan by participant and session."""
     first: dict[tuple[str, str], ScanResults] = {}
     for scan in scans:
         if "ses" in scan.entities:
             first.setdefault((scan.entities["sub"], scan.entities["ses"]), scan)
-    chosen = list(first.values())
-    return [(a, b) for a, b in pairwise(chosen) if a.entities["sub"] == b.entities["sub"]]
+    return first
+
+
+def _order_notes(orders: Mapping[str, SessionOrder]) -> Iterator[str]:
+    """Say whose sessions are ordered by nothing but their labels, and what cannot be read."""
+    guessed = [f"sub-{subject}" for subject, order in orders.items() if order.source == LABELS]
+    if guessed:
+        yield (
+            f"Sessions of {listed(guessed, MOST_NAMED)} are compared in the order of their "
+            "labels, which may not be that in time: no acq_time in scans.tsv or sessions.tsv "
+            "tells them apart, and no sessions.tsv lists them all. Add one to the data set and "
+            "run the group level again."
+        )
+    for order in orders.values():
+        yield from order.notes
 
 
 def _row(before: ScanResults, after: ScanResults) -> dict[str, Any]:
@@ -317,13 +379,15 @@ def _around(
 
 
 def _picture(
-    path: Path, rows: Sequence[Mapping[str, Any]], scans: Sequence[ScanResults]
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    pairs: Sequence[tuple[ScanResults, ScanResults]],
 ) -> Picture:
     """Volumes by session, and what became of the lesions of each pair."""
     shown = sorted(rows, key=lambda row: -(row["gained_mm3"] + row["lost_mm3"]))[:MOST_BARS]
     figure = Figure(figsize=(8, max(3.2, 1.2 + 0.26 * len(shown))), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    _draw_volumes(left, scans)
+    _draw_volumes(left, pairs)
     _draw_states(right, shown)
     which = "" if len(shown) == len(rows) else f" ({MOST_BARS} pairs with the largest changes)"
     caption = (
@@ -337,10 +401,10 @@ def _picture(
     return embed(names, figure_image(figure), saved=(path.name,))
 
 
-def _draw_volumes(axes: Axes, scans: Sequence[ScanResults]) -> None:
+def _draw_volumes(axes: Axes, pairs: Sequence[tuple[ScanResults, ScanResults]]) -> None:
     lines: dict[str, dict[str, float]] = {}
-    for before, after in session_pairs(scans):
-        for scan in (before, after):
+    for pair in pairs:
+        for scan in pair:
             if (volume := _volume_ml(scan)) is not None:
                 lines.setdefault(scan.entities["sub"], {})[scan.entities["ses"]] = volume
     for own in lines.values():

@@ -93,7 +93,7 @@ def write_group(output_dir: Path) -> GroupTable:
     maps = write_frequency_maps(output_dir, [by_name[row["bids_name"]] for row in cohort.one_each])
     changes = write_changes(output_dir, [by_name[row["bids_name"]] for row in cohort.complete])
     unmapped = tuple(note for one in maps for note in one.problems)
-    notes = (*cohort.lacking, *unmapped, *changes.problems)
+    notes = (*cohort.lacking, *unmapped, *changes.problems, *changes.notes)
     for problem in (*problems, *notes):
         LOGGER.warning("%s", problem)
     table = GroupTable(path, len(rows), problems, notes)

@@ -216,6 +216,7 @@ def write_group_page(
         notes=notes,
         changes=changes.picture if changes else None,
         pairs=[_pair(cohort, row) for row in changes.rows] if changes else (),
+        order_notes=changes.notes if changes else (),
         strip_size=(strips.WIDTH, strips.HEIGHT),
     )
     write_text(path, text)

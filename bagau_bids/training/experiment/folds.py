@@ -1,12 +1,12 @@
 """People into folds: nobody is in two parts, sites are spread evenly."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bagau_bids.bids.tables import read_records
 from bagau_bids.errors import UsageError
 from bagau_bids.training.dataset import LabelledScan, Split
 from bagau_bids.training.experiment.definition import DataSource, FoldPlan
@@ -116,15 +116,7 @@ def read_people(bids_dir: Path, source: DataSource) -> dict[str, str] | None:
             f"{path}: no such file; the experiment expects the columns {', '.join(needed)} there: "
             "add the table, or take 'balance' and 'where' out of the experiment's file"
         )
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    found = list(rows[0]) if rows else []
-    missing = [column for column in ("participant_id", *needed) if column not in found]
-    if missing:
-        raise UsageError(
-            f"{path}: columns {', '.join(found) or 'none'}; expected {', '.join(missing)} too, "
-            "which the experiment asks for"
-        )
+    rows = read_records(path, ("participant_id", *needed))
     return {
         row["participant_id"].removeprefix("sub-"): row[source.balance] if source.balance else ""
         for row in rows

@@ -1,5 +1,7 @@
 """A table of FLAIRs and manual masks, read as cases."""
 
+import csv
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bagau_bids.bids.masks import NIFTI_EXTENSION
+from bagau_bids.bids.tables import MOST_NAMED, Tsv, listed, read_tsv
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.training.importing.cases import (
     Case,
@@ -19,12 +22,13 @@ from bagau_bids.training.importing.cases import (
     read_json_object,
 )
 
-SEPARATORS = {".tsv": "\t", ".csv": ","}
 IMAGES = ("flair", "mask", "t1w")
 REQUIRED = IMAGES[:2]
 LABELS = {"participant_id": "sub", "session_id": "ses"}
 SOURCEDATA = Path("sourcedata", "pairs")
-MASK_TEXT = "Manual mask as given: 0 background, 1 white matter hyperintensity, 2 not judged."
+MASK_TEXT = (
+    "Manual mask as given: 0 background, 1 (or 255) white matter hyperintensity, 2 not judged."
+)
 ABSENT = "n/a"
 
 
@@ -104,28 +108,54 @@ def column_descriptions(path: Path) -> dict[str, object]:
     return {name: given.get(str(name), text) for name, text in texts.items()}
 
 
+def _read_csv(path: Path) -> Tsv:
+    """Read fields between commas, in quotes where one holds a comma; a row is a line."""
+    text = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
+    lines = [line for line in csv.reader(text, strict=True) if any(map(str.strip, line))]
+    header = tuple(map(str.strip, lines[0])) if lines else ()
+    rows, uneven = {}, []
+    for number, line in enumerate(lines[1:], start=2):
+        fields = tuple(map(str.strip, line))
+        if len(fields) != len(header) or any("\n" in field for field in fields):
+            uneven.append(
+                f"row {number}, which begins with {fields[0]!r}, has {len(fields)} fields"
+            )
+        else:
+            rows[number] = fields
+    return Tsv(header, rows, tuple(uneven))
+
+
+READERS = {".tsv": read_tsv, ".csv": _read_csv}
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     """Cells as text; n/a where one is empty."""
-    separator = SEPARATORS.get(path.suffix.lower())
-    if separator is None:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise UsageError(f"{path}: expected a table whose name ends in .tsv or .csv: save it so")
     try:
-        table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (OSError, ValueError) as error:
+        found = reader(path)
+    except (OSError, ValueError, csv.Error) as error:
         raise UsageError(
             f"{path}: cannot be read as a table ({error}); expected UTF-8 text with columns "
             f"{' and '.join(REQUIRED)}: check the path, save it again"
         ) from error
+    if found.doubled:
+        raise UsageError(f"{path}: column {', '.join(found.doubled)} is there twice; leave one")
+    if found.uneven:
+        raise UsageError(
+            f"{path}: {listed(found.uneven, MOST_NAMED)}; expected {len(found.header)}, as the "
+            "header: repair it"
+        )
+    table = pd.DataFrame(list(found.rows.values()), columns=list(found.header), dtype=str)
     missing = [column for column in REQUIRED if column not in table]
     if missing or table.empty:
         raise UsageError(
-            f"{path}: {len(table)} rows with columns {', '.join(map(str, table))}; expected at "
-            f"least one row, and columns {' and '.join(REQUIRED)}: name them so in the first line"
+            f"{path}: {len(table)} rows with columns {', '.join(found.header) or 'none'}; "
+            f"expected at least one row, and columns {' and '.join(REQUIRED)}: name them so in "
+            "the first line"
         )
-    stripped = table.apply(lambda column: column.str.strip())
-    return stripped.mask(stripped == "", ABSENT)
+    return table.mask(table == "", ABSENT)
 
 
 def _case(name: str, cells: Mapping[str, str], row: Mapping[object, object], folder: Path) -> Case:

@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "fetch": "get the template's files ready for runs without network",
     "import": "make a BIDS data set from labelled data of another layout",
     "models": "list the packaged weights, or show and check a weights file",
+    "pack": "preprocess what a streaming training reads, to take it to another machine",
     "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
     "pseudo-labels": "turn results on FLAIRs without masks into labels for training",
     "slurm": "write the script of a SLURM job array that processes a data set",
@@ -25,6 +26,9 @@ SUBCOMMANDS = {
     "train": "train the segmentation network on masks of your own",
     "train-brain-mask": "train the brain mask network on synthetic heads",
 }
+
+# A subcommand that an option makes another one, with arguments of its own.
+VARIANTS = {("train", "--stream"): "train-stream"}
 
 _EPILOG = """\
 exit codes: 0 done; 1 a scan or case failed; 2 wrong usage; 70 it could not be carried out; 127 a
@@ -40,12 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     chosen = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
-    module = load_subcommand(chosen) if chosen else None
+    module = load_subcommand(_variant(chosen, arguments)) if chosen else None
     parser = build_parser(chosen, module)
     args = parser.parse_args(arguments)
     if module is None:
         raise AssertionError("argparse accepts known subcommands only")
     return module.run(args)
+
+
+def _variant(chosen: str, arguments: list[str]) -> str:
+    for (name, option), variant in VARIANTS.items():
+        if name == chosen and any(one.split("=")[0] == option for one in arguments):
+            return variant
+    return chosen
 
 
 def load_subcommand(name: str) -> ModuleType:

@@ -44,12 +44,7 @@ def training_card(
         "preprocessing": {
             "template": template,
             "registration": registration,
-            "plane": "axial slices of the RAS volume, in-plane 1 mm",
-            "plane_size": slices.PLANE_SIZE,
-            "slab_mm": slices.SLAB_MM,
-            "brain_margin_mm": slices.BRAIN_MARGIN_MM,
-            "z_score_percentiles": slices.Z_SCORE_PERCENTILES,
-            "z_score_limits": slices.Z_SCORE_LIMITS,
+            **preprocessing_facts(),
         },
         "training_data": [
             {
@@ -63,6 +58,18 @@ def training_card(
         ],
         "synthetic_share": settings.synthetic_fraction,
         "synthetic_pool": None if synthetic_pool is None else dict(synthetic_pool),
+    }
+
+
+def preprocessing_facts() -> dict[str, Any]:
+    """State how a scan becomes the network's input, but for the registration."""
+    return {
+        "plane": "axial slices of the RAS volume, in-plane 1 mm",
+        "plane_size": slices.PLANE_SIZE,
+        "slab_mm": slices.SLAB_MM,
+        "brain_margin_mm": slices.BRAIN_MARGIN_MM,
+        "z_score_percentiles": slices.Z_SCORE_PERCENTILES,
+        "z_score_limits": slices.Z_SCORE_LIMITS,
     }
 
 

@@ -6,13 +6,10 @@ stopped goes on as if it had not been.
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -48,6 +45,7 @@ from bagau_bids.training.optimisation import (
     finite_loss,
     go_on_from,
     move_average,
+    stop_on_signal,
     training_precision,
 )
 from bagau_bids.training.pool import (
@@ -331,7 +329,7 @@ class Trainer:
         """
         last_checkpoint = last_log = time.monotonic()
         losses: list[float] = []
-        with _stop_on_signal() as stop:
+        with stop_on_signal() as stop:
             while self.step < self.total_steps and not stop:
                 losses.append(self._train_step())
                 self.step += 1
@@ -557,19 +555,3 @@ class Trainer:
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list instead of dying of them."""
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

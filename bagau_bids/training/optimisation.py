@@ -1,7 +1,11 @@
 """What the trainings share of a step of the optimiser."""
 
 import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import nn
@@ -144,3 +148,19 @@ def training_precision(device: torch.device, model: nn.Module, deepest: int) -> 
     convolutions = (one for one in model.modules() if isinstance(one, nn.Conv2d | nn.Conv3d))
     reach = max(max(one.kernel_size) for one in convolutions)
     return torch.float32 if deepest < reach else working_precision(device)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT in a list instead of dying of them."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

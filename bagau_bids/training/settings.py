@@ -47,3 +47,33 @@ class LoopSettings:
     log_every: int = 20
     checkpoint_seconds: float = 120.0
     keep_validated: bool = False  # weights of every validation, beside best and last
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What makes a streaming training; either `steps` or `seconds` says when it ends."""
+
+    widths: tuple[str, ...] = ("small",)
+    outputs: tuple[str, ...] = ("wmh", "infarct")
+    steps: int | None = None
+    seconds: float | None = None  # of training and validation together, filling not counted
+    batch_size: int = 32
+    crop: tuple[int, int] = (160, 192)
+    real_share: float = 0.25
+    stroke_share: float = 0.3  # the rest of a batch is synthetic
+    real_false_negative_weight: float = 0.55  # also of slices of stroke patients
+    synthetic_false_negative_weight: float = 0.6
+    lesion_weight: float = 0.3  # of the loss that counts lesions, beside that over pixels
+    infarct_weight: float = 0.5  # of the loss of the output for infarcts
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    warm_up_steps: int = 200
+    clip_norm: float = 5.0
+    ema_decay: float = 0.998
+    relabel_at: tuple[float, ...] = (0.4, 0.7)  # shares of the training
+    validate_at: tuple[float, ...] = (0.4, 0.55, 0.7, 0.85, 1.0)
+    reuse: float = 3.0  # how often a synthetic slice is used, about
+    ring_slices: int = 4000
+    least_slices: int = 300  # in the ring before the first step
+    synthetic_validation: int = 8  # whole scans with lesions, and as many without
+    seed: int = 0

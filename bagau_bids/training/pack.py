@@ -1,0 +1,287 @@
+"""A pack: everything that a training reads, small and preprocessed, in one folder.
+
+A machine with a GPU often has neither the data sets nor the programs that register and correct
+them. What they are needed for is done before, once, and put here::
+
+    pack.json           what was packed, from which data, and how often each scan is drawn
+    heads/*.npz         label maps with their atlas and lesion shapes, to draw synthetic scans from
+    real/*.npz          slices of labelled scans
+    validation/*.npz    whole labelled scans of other subjects
+    stroke.npz          slices of stroke patients, with their infarcts
+
+FLAIR slices are stored in 8 bits: 0 stands for exactly 0 (away from the brain), the rest for even
+steps of 0.063 between the limits of the z-score.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import replacing, write_json
+from bagau_bids.errors import UsageError
+from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput, SlicePlane
+from bagau_bids.spaces import voxel_sizes
+from bagau_bids.training.card import preprocessing_facts
+from bagau_bids.training.dataset import TrainingScan
+from bagau_bids.training.pool import Shard, training_shard
+
+PACK_FILE, STROKE_FILE = "pack.json", "stroke.npz"
+HEADS, REAL, VALIDATION = "heads", "real", "validation"
+FORMAT = 1
+GREY_LEVELS = 254  # from the lowest to the highest z-score; one more value stands for 0
+
+
+@dataclass(frozen=True)
+class RealSlices:
+    """Slices of one labelled scan, as they are stored.
+
+    Parameters
+    ----------
+    name : str
+    subject : str
+        Who it is of; scans of one subject have the same.
+    slices : Shard
+        FLAIR in 8 bits, atlas times 255.
+    """
+
+    name: str
+    subject: str
+    slices: Shard
+
+
+def encode_flair(flair: NDArray) -> NDArray[np.uint8]:
+    """Store z-scores in 8 bits; 0 stays 0.
+
+    Parameters
+    ----------
+    flair : array
+        Within the limits of the z-score.
+
+    Returns
+    -------
+    codes : uint8 array
+        Of the same shape.
+    """
+    low, high = Z_SCORE_LIMITS
+    steps = np.rint((np.asarray(flair, np.float32) - low) / (high - low) * GREY_LEVELS)
+    return np.where(flair == 0, 0, 1 + np.clip(steps, 0, GREY_LEVELS)).astype(np.uint8)
+
+
+def decode_flair(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Undo :func:`encode_flair`, to within half a step."""
+    low, high = Z_SCORE_LIMITS
+    values = (codes.astype(np.float32) - 1) / GREY_LEVELS * (high - low) + low
+    return np.where(codes == 0, np.float32(0), values).astype(np.float32)
+
+
+def encode_atlas(atlas: NDArray) -> NDArray[np.uint8]:
+    """Store probabilities in 8 bits."""
+    return np.rint(np.clip(atlas, 0, 1) * 255).astype(np.uint8)
+
+
+def write_pack(
+    folder: Path,
+    training: Sequence[TrainingScan],
+    validation: Sequence[TrainingScan],
+    heads: Path,
+    stroke: Mapping[str, NDArray] | None,
+    origin: Mapping[str, Any],
+) -> None:
+    """Write a pack into a new folder; what says that it is whole is written last.
+
+    Parameters
+    ----------
+    folder : Path
+        Must hold no pack.
+    training, validation : sequence of TrainingScan
+    heads : Path
+        Folder of prepared heads, as ``bagau synthetic-pool`` leaves it; they are copied.
+    stroke : mapping of str to array, or None
+        What :func:`bagau_bids.training.stroke.stroke_arrays` made.
+    origin : mapping
+        Of the data, as JSON can hold it.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds a pack, or there is no prepared head.
+    """
+    if (folder / PACK_FILE).exists():
+        raise UsageError(f"{folder}: holds a pack already, expected a new folder; name another")
+    found = sorted(heads.glob("*.npz"))
+    if not found:
+        raise UsageError(
+            f"{heads}: found no prepared head (*.npz), expected those of 'bagau synthetic-pool "
+            "LABEL_MAPS OUT', in OUT/heads; prepare them first"
+        )
+    (folder / HEADS).mkdir(parents=True, exist_ok=True)
+    for path in found:
+        shutil.copyfile(path, folder / HEADS / path.name)
+    for scan in training:
+        _save(folder / REAL / f"{scan.name}.npz", _slices_of(scan))
+    for scan in validation:
+        _save(folder / VALIDATION / f"{scan.name}.npz", _whole(scan))
+    if stroke is not None:
+        _save(folder / STROKE_FILE, stroke)
+    content = {
+        "format": FORMAT,
+        "heads": [path.stem for path in found],
+        "training": [_identity(scan) for scan in training],
+        "validation": [_identity(scan) for scan in validation],
+        "stroke": stroke is not None,
+        "origin": dict(origin),
+    }
+    write_json(folder / PACK_FILE, content)
+
+
+def read_pack_file(folder: Path) -> dict[str, Any]:
+    """Read what a pack holds.
+
+    Raises
+    ------
+    UsageError
+        If the folder is no pack, or one of another version.
+    """
+    path = folder / PACK_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: not there, expected a folder that 'bagau pack' wrote; make it first, or "
+            "make it again where it was cut short"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: not what 'bagau pack' writes ({error!r}); make the pack again"
+        ) from error
+    if found != FORMAT:
+        raise UsageError(
+            f"{path}: a pack of format {found}, expected {FORMAT}; make it again with this version"
+        )
+    result: dict[str, Any] = content
+    return result
+
+
+def describe_pack(folder: Path, licence: str) -> dict[str, Any]:
+    """Say in the card of weights what their training read.
+
+    Parameters
+    ----------
+    folder : Path
+    licence : str
+        Of the weights.
+    """
+    content = read_pack_file(folder)
+    origin = content["origin"]
+    return {
+        "software": f"bagau-bids {__version__}",
+        "licence": licence,
+        "preprocessing": {
+            **{key: origin[key] for key in ("template", "registration") if key in origin},
+            **preprocessing_facts(),
+        },
+        "training_data": origin.get("datasets", []),
+        "training_scans": [entry["name"] for entry in content["training"]],
+        "validation_scans": [entry["name"] for entry in content["validation"]],
+        "heads": content["heads"],
+        "stroke_slices": content["stroke"],
+    }
+
+
+def read_real(folder: Path) -> list[RealSlices]:
+    """Read the slices of labelled scans of a pack."""
+    scans = []
+    for entry in read_pack_file(folder)["training"]:
+        arrays = _load(folder / REAL / f"{entry['name']}.npz")
+        shard = Shard(arrays["flair"], arrays["atlas"], arrays["target"])
+        scans.append(RealSlices(entry["name"], entry["subject"], shard))
+    return scans
+
+
+def read_validation(folder: Path) -> list[TrainingScan]:
+    """Read the whole scans of a pack."""
+    scans = []
+    for entry in read_pack_file(folder)["validation"]:
+        arrays = _load(folder / VALIDATION / f"{entry['name']}.npz")
+        plane = SlicePlane(
+            shape=tuple(arrays["plane_shape"].tolist()),
+            spacing_mm=tuple(arrays["plane_spacing_mm"].tolist()),
+            centre=tuple(arrays["plane_centre"].tolist()),
+            size=int(arrays["plane_size"]),
+        )
+        inputs = NetworkInput(
+            flair=decode_flair(arrays["flair"]),
+            atlas=arrays["atlas"].astype(np.float32) / np.float32(255),
+            brain=arrays["brain"],
+            plane=plane,
+        )
+        scans.append(
+            TrainingScan(
+                name=entry["name"],
+                subject=entry["subject"],
+                dataset=0,
+                inputs=inputs,
+                brain_mask=arrays["brain_mask"],
+                reference=arrays["reference"],
+                affine=arrays["affine"],
+                key=entry["key"],
+            )
+        )
+    return scans
+
+
+def read_stroke(folder: Path) -> dict[str, NDArray] | None:
+    """Read the slices of stroke patients of a pack; None where it holds none."""
+    return _load(folder / STROKE_FILE) if read_pack_file(folder)["stroke"] else None
+
+
+def _identity(scan: TrainingScan) -> dict[str, Any]:
+    return {"name": scan.name, "subject": f"{scan.dataset}-{scan.subject}", "key": scan.key}
+
+
+def _slices_of(scan: TrainingScan) -> dict[str, NDArray]:
+    """Slices with brain, in scans of thin slices one in every slab."""
+    shard = training_shard(scan.inputs, scan.reference)
+    step = max(1, round(SLAB_MM / float(voxel_sizes(scan.affine)[2])))
+    return {
+        "flair": encode_flair(shard.flair[::step]),
+        "atlas": encode_atlas(shard.atlas[::step]),
+        "target": shard.target[::step],
+    }
+
+
+def _whole(scan: TrainingScan) -> dict[str, NDArray]:
+    return {
+        "flair": encode_flair(scan.inputs.flair),
+        "atlas": encode_atlas(scan.inputs.atlas),
+        "brain": scan.inputs.brain,
+        "brain_mask": scan.brain_mask,
+        "reference": scan.reference,
+        "affine": scan.affine,
+        **{f"plane_{key}": np.array(value) for key, value in asdict(scan.inputs.plane).items()},
+    }
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **dict[str, Any](arrays))
+
+
+def _load(path: Path) -> dict[str, NDArray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}), expected what 'bagau pack' wrote; make or copy "
+            "the pack again"
+        ) from error

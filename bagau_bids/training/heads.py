@@ -24,7 +24,17 @@ from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import forward_field, sample
 from bagau_bids.spaces import voxel_sizes
-from bagau_bids.training.pool import Shard, has_shard, join_shards, training_shard, write_shard
+from bagau_bids.training.pool import (
+    HIDDEN_INFARCT,
+    INFARCT,
+    NOT_JUDGED,
+    WMH,
+    Shard,
+    has_shard,
+    join_shards,
+    training_shard,
+    write_shard,
+)
 from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -348,10 +358,32 @@ def synthetic_shards(
     for number in numbers:
         rng = np.random.default_rng((seed, number))
         prepared = heads[int(rng.integers(len(heads)))]
-        scan = synthesise(
-            prepared.head, int(rng.integers(2**31)), settings, prepared.lesions, device
-        )
+        scan = draw_scan(prepared, int(rng.integers(2**31)), settings, device)
         yield scan_shard(scan, rng)
+
+
+def draw_scan(
+    prepared: TrainingHead,
+    seed: int,
+    settings: SynthesisSettings | None = None,
+    device: str = "cpu",
+) -> SyntheticScan:
+    """Draw one scan of a prepared head, with the lesions and infarcts that it carries.
+
+    Parameters
+    ----------
+    prepared : TrainingHead
+    seed, settings, device
+        As of :func:`bagau_bids.training.synthesis.engine.synthesise`.
+    """
+    return synthesise(
+        prepared.head,
+        seed,
+        settings or pool_settings(),
+        prepared.lesions,
+        device,
+        prepared.infarcts,
+    )
 
 
 def scan_shard(scan: SyntheticScan, rng: np.random.Generator) -> Shard:
@@ -364,7 +396,11 @@ def scan_shard(scan: SyntheticScan, rng: np.random.Generator) -> Shard:
         raise ValueError("the scan has no atlas; give the head a wm_atlas before synthesis")
     mask = _imperfect_mask(scan.brain_mask, scan.affine, rng)
     inputs = network_input(scan.flair, scan.affine, mask, scan.wm_atlas)
-    shard = training_shard(inputs, scan.wmh_mask.astype(np.uint8))
+    labels = scan.wmh_mask.astype(np.uint8) * WMH
+    labels[scan.not_judged_mask] = NOT_JUDGED
+    labels[scan.infarct_mask] = INFARCT
+    labels[scan.hidden_mask] = HIDDEN_INFARCT
+    shard = training_shard(inputs, labels)
     order = rng.permutation(len(shard.flair))
     lesions = shard.target[order].any(axis=(1, 2))
     order = np.concatenate([order[lesions], order[~lesions]])

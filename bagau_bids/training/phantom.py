@@ -46,6 +46,7 @@ from bagau_bids.training.synthesis.engine import (
     SynthesisSettings,
     synthesise,
 )
+from bagau_bids.training.synthesis.infarcts import InfarctSettings
 from bagau_bids.training.synthesis.intensities import IntensitySettings
 from bagau_bids.training.synthesis.labels import Head
 from bagau_bids.training.synthesis.lesions import LesionSettings
@@ -297,10 +298,13 @@ def _settings(layout: Layout) -> SynthesisSettings:
         intensities=IntensitySettings(bright_cortex_probability=0.2, flow_probability=0.2),
         lesions=LesionSettings(
             none_probability=0.0,
+            small_probability=0.0,
+            heavy_probability=0.0,
             periventricular_probability=1.0,
             deep_probability=1.0,
             contrast=(0.5, 0.9),
         ),
+        infarcts=InfarctSettings(lacune_probability=0.0),
         acquisition=AcquisitionSettings(
             in_plane_mm=(layout.in_plane_mm, layout.in_plane_mm),
             slice_spacing_mm=(layout.slice_mm, layout.slice_mm),
@@ -310,6 +314,13 @@ def _settings(layout: Layout) -> SynthesisSettings:
             working_mm=max(1.0, layout.in_plane_mm),
             bias_amplitude=(0.1, 0.3),
             noise=(0.01, 0.03),
+            interpolated_below_mm=0.0,
+            smoothed_probability=0.0,
+            histogram_probability=0.0,
+            clipped_probability=0.0,
+            jpeg_probability=0.0,
+            quantised_probability=0.0,
+            sharp_probability=0.0,
             ringing_probability=0.0,
             motion_probability=0.0,
             stripped_probability=0.0,

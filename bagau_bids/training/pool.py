@@ -135,7 +135,9 @@ def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
     """
     target = np.zeros((plane.shape[2], plane.size, plane.size), dtype=np.uint8)
     for label in (HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH):
-        target[to_slices(reference == label, plane) >= 0.5] = label
+        members = reference == label
+        if members.any():
+            target[to_slices(members, plane) >= 0.5] = label
     return target
 
 

@@ -13,10 +13,13 @@ from bagau_bids.training.synthesis.fields import Draw, Range, blur
 class AcquisitionSettings:
     """Ranges of the acquisition; lengths in mm."""
 
-    in_plane_mm: Range = (0.6, 1.2)
-    slice_spacing_mm: Range = (1.0, 8.0)
+    in_plane_mm: Range = (0.4, 1.2)
+    interpolated_below_mm: float = 0.6  # finer pixels are interpolated from twice their size
+    slice_spacing_mm: Range = (1.0, 8.5)
     isotropic_probability: float = 0.2
     isotropic_mm: Range = (0.8, 1.3)
+    sharp_probability: float = 0.35  # of the isotropic: hardly blurred
+    sharp_blur_mm: Range = (0.0, 0.25)
     gap_fraction: Range = (0.0, 0.3)
     slice_axis_weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
     working_mm: float = 1.0
@@ -29,6 +32,14 @@ class AcquisitionSettings:
     slice_gain_probability: float = 0.1
     slice_gain_sd: Range = (0.02, 0.15)
     stripped_probability: float = 0.1
+    smoothed_probability: float = 0.12
+    smoothed_mm: Range = (0.5, 1.5)
+    histogram_probability: float = 0.12
+    clipped_probability: float = 0.08
+    clipped: Range = (0.7, 1.0)  # of the brightest but few voxels
+    jpeg_probability: float = 0.1
+    jpeg_quality: Range = (25.0, 90.0)
+    quantised_probability: float = 0.2  # to 8 bit
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,9 @@ def point_spread(
 ) -> torch.Tensor:
     """Blur of the receiver, on the working grid."""
     sigma = draw.uniform(settings.blur_mm)
+    cubic = max(grid.spacing_mm) == min(grid.spacing_mm)
+    if cubic and draw.chance(settings.sharp_probability):
+        sigma = draw.uniform(settings.sharp_blur_mm)
     return blur(fine, tuple(sigma / mm for mm in grid.working_spacing_mm))
 
 

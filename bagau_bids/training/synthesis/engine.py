@@ -13,6 +13,7 @@ from bagau_bids.training.synthesis.acquisition import (
     draw_grid,
     point_spread,
 )
+from bagau_bids.training.synthesis.atlas import AtlasSettings, carry_atlas
 from bagau_bids.training.synthesis.deformation import (
     PoseSettings,
     add_elastic,
@@ -20,9 +21,14 @@ from bagau_bids.training.synthesis.deformation import (
     draw_slice_directions,
     head_coordinates,
     nearest_index,
-    sample_linear,
 )
 from bagau_bids.training.synthesis.fields import Draw, Range, blur
+from bagau_bids.training.synthesis.infarcts import (
+    InfarctSettings,
+    draw_pathology,
+    paint_pathology,
+    place_pathology,
+)
 from bagau_bids.training.synthesis.intensities import (
     IntensitySettings,
     add_confounders,
@@ -31,6 +37,7 @@ from bagau_bids.training.synthesis.intensities import (
 )
 from bagau_bids.training.synthesis.labels import (
     CLASS_NAMES,
+    CLASS_OF,
     WHITE_MATTER_CLASSES,
     Head,
 )
@@ -41,6 +48,7 @@ from bagau_bids.training.synthesis.lesions import (
     draw_lesions,
     paint_lesions,
 )
+from bagau_bids.training.synthesis.storage import double_pixels, interpolated, store
 
 
 @dataclass(frozen=True)
@@ -56,16 +64,6 @@ class FieldOfViewSettings:
 
 
 @dataclass(frozen=True)
-class AtlasSettings:
-    """Errors of the registration that the atlas channel imitates."""
-
-    smooth_error_mm: Range = (0.0, 2.0)
-    error_scale_mm: float = 25.0
-    gross_probability: float = 0.05
-    gross_error_mm: Range = (4.0, 15.0)
-
-
-@dataclass(frozen=True)
 class SynthesisSettings:
     """All ranges from which a synthetic scan is drawn."""
 
@@ -73,6 +71,7 @@ class SynthesisSettings:
     view: FieldOfViewSettings = FieldOfViewSettings()
     intensities: IntensitySettings = IntensitySettings()
     lesions: LesionSettings = LesionSettings()
+    infarcts: InfarctSettings = InfarctSettings()
     acquisition: AcquisitionSettings = AcquisitionSettings()
     atlas: AtlasSettings = AtlasSettings()
     label_fraction: float = 0.4  # of a voxel that must be lesion to be labelled
@@ -90,6 +89,12 @@ class SyntheticScan:
         Voxel index to world, mm, RAS+; oblique for tilted slices.
     wmh_mask : (X, Y, Z) bool array
         Labelled lesions.
+    infarct_mask : (X, Y, Z) bool array
+        Infarcts; none of them is WMH.
+    hidden_mask : (X, Y, Z) bool array
+        The infarcts among them that nobody could tell from WMH: small and deep in white matter.
+    not_judged_mask : (X, Y, Z) bool array
+        Wide rims of lacunes and cavities, which are neither WMH nor not.
     brain_mask : (X, Y, Z) bool array
         Everything inside the skull: brain, ventricles, CSF.
     wm_true : (X, Y, Z) float32 array
@@ -101,6 +106,9 @@ class SyntheticScan:
     flair: np.ndarray
     affine: np.ndarray
     wmh_mask: np.ndarray
+    infarct_mask: np.ndarray
+    hidden_mask: np.ndarray
+    not_judged_mask: np.ndarray
     brain_mask: np.ndarray
     wm_true: np.ndarray
     wm_atlas: np.ndarray | None
@@ -142,6 +150,7 @@ def synthesise(
     settings: SynthesisSettings | None = None,
     lesions: LesionShapes | None = None,
     device: str | torch.device = "cpu",
+    infarcts: LesionShapes | None = None,
 ) -> SyntheticScan:
     """Draw one synthetic FLAIR.
 
@@ -157,6 +166,8 @@ def synthesise(
         Real lesion masks in the head's space; without it only drawn shapes are used.
     device : str or torch.device
         Where to compute.
+    infarcts : LesionShapes, optional
+        Infarcts in the head's space; without them no scan has one.
 
     Returns
     -------
@@ -167,6 +178,12 @@ def synthesise(
     # A few dozen scalars decide the geometry; everything after works on tensors.
     pose = draw_pose(draw, settings.pose, head.brain_points.mean(axis=0))
     grid, affine = _draw_view(draw, settings, head, pose)
+    measured = interpolated(grid, settings.acquisition)
+    if measured is not None:
+        grid = measured
+        # The first pixel of twice the size has its centre between the first two.
+        affine = affine @ np.diag([2.0, 2.0, 1.0, 1.0])
+        affine[:3, 3] += (affine[:3, 0] + affine[:3, 1]) / 4
     coordinates = _deformed_coordinates(draw, settings, head, pose, grid, affine)
     index, inside = nearest_index(coordinates, tuple(head.labels.shape))
     classes = head.classes.to(draw.device).flatten()[index].masked_fill_(~inside, 0).int()
@@ -179,24 +196,62 @@ def synthesise(
     fine = paint(classes, means, draw, spacing, settings.intensities)
     add_confounders(fine, classes, distance, draw, spacing, settings.intensities)
     white = _members(classes, WHITE_MATTER_CLASSES)
+    codes = draw_pathology(head, infarcts, draw, settings.infarcts)
+    other = None
+    if codes is not None:
+        other = place_pathology(codes, classes, index, draw, settings.infarcts)
+        lesion_mask &= ~other.anything
     paint_lesions(fine, lesion_mask, white, draw, spacing, settings.lesions)
+    if other is not None:
+        fluid = means[CLASS_OF["csf"]].to(draw.device)
+        paint_pathology(fine, other, classes, fluid, draw, spacing, settings.infarcts)
     image = average_slabs(point_spread(fine, draw, grid, settings.acquisition), grid)
     image = degrade(image, draw, grid, settings.acquisition)
 
     in_brain = head.brain.to(draw.device).flatten()[index] & inside
-    brain = average_slabs(in_brain.float(), grid) > 0.5
-    wmh = average_slabs(lesion_mask.float(), grid) > settings.label_fraction
+    parts = {"brain": in_brain, "wmh": lesion_mask, "white": white | lesion_mask}
+    if other is not None:
+        parts |= {
+            "infarct": other.infarct,
+            "hidden": other.hidden,
+            "not_judged": other.not_judged,
+        }
+    shares = {name: average_slabs(mask.float(), grid) for name, mask in parts.items()}
+    atlas = carry_atlas(draw, settings.atlas, head, coordinates, grid)
+    if measured is not None:
+        image = double_pixels(image, smooth=True)
+        shares = {name: double_pixels(share) for name, share in shares.items()}
+        atlas = None if atlas is None else double_pixels(atlas)
+        grid, affine = _finer(grid, affine)
+    brain = shares["brain"] > 0.5
     if draw.chance(settings.acquisition.stripped_probability):
         image = image * _stripping_mask(brain, draw, grid)
-    atlas = _carry_atlas(draw, settings.atlas, head, coordinates, grid)
+    image = store(image, draw, grid, settings.acquisition)
+    none = torch.zeros_like(brain)
+    enough = {name: share > settings.label_fraction for name, share in shares.items()}
+    infarct = enough.get("infarct", none)
+    wmh = enough["wmh"] & ~infarct
     return SyntheticScan(
         flair=image.cpu().numpy(),
         affine=affine,
         wmh_mask=wmh.cpu().numpy(),
+        infarct_mask=infarct.cpu().numpy(),
+        hidden_mask=(infarct & enough.get("hidden", none)).cpu().numpy(),
+        not_judged_mask=(enough.get("not_judged", none) & ~wmh & ~infarct).cpu().numpy(),
         brain_mask=brain.cpu().numpy(),
-        wm_true=average_slabs((white | lesion_mask).float(), grid).cpu().numpy(),
+        wm_true=shares["white"].cpu().numpy(),
         wm_atlas=None if atlas is None else atlas.cpu().numpy(),
     )
+
+
+def _finer(grid: Grid, affine: np.ndarray) -> tuple[Grid, np.ndarray]:
+    """Grid and affine of pixels of half the size, four where one was."""
+    x, y, z = grid.shape
+    width, height, slice_mm = grid.spacing_mm
+    finer = affine @ np.diag([0.5, 0.5, 1.0, 1.0])
+    finer[:3, 3] -= (finer[:3, 0] + finer[:3, 1]) / 2
+    spacing = (width / 2, height / 2, slice_mm)
+    return replace(grid, shape=(2 * x, 2 * y, z), spacing_mm=spacing), finer
 
 
 def _members(classes: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
@@ -256,30 +311,6 @@ def _deformed_coordinates(
         draw.uniform(settings.pose.elastic_scale_mm),
     )
     return coordinates
-
-
-def _carry_atlas(
-    draw: Draw, settings: AtlasSettings, head: Head, coordinates: list[torch.Tensor], grid: Grid
-) -> torch.Tensor | None:
-    """Sample the head's atlas at the centres of the scan's voxels, with registration errors."""
-    if head.wm_atlas is None:
-        return None
-    centres = [average_slabs(coordinate, grid) for coordinate in coordinates]
-    error = draw.uniform(settings.smooth_error_mm) / 2
-    add_elastic(
-        centres,
-        draw,
-        grid.spacing_mm,
-        tuple(error / head.spacing_mm),
-        settings.error_scale_mm,
-    )
-    if draw.chance(settings.gross_probability):
-        for axis, mm in enumerate(head.spacing_mm):
-            sign = 1.0 if draw.chance(0.5) else -1.0
-            centres[axis].add_(sign * draw.uniform(settings.gross_error_mm) / float(mm))
-    atlas = torch.as_tensor(head.wm_atlas, device=draw.device)
-    scale = 1 / 255 if atlas.dtype == torch.uint8 else 1.0
-    return sample_linear(atlas.float(), centres) * scale
 
 
 def _stripping_mask(brain: torch.Tensor, draw: Draw, grid: Grid) -> torch.Tensor:

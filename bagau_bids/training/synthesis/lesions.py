@@ -17,14 +17,38 @@ import torch
 from scipy import ndimage
 
 from bagau_bids.training.synthesis.fields import Draw, Range, blur, wide_blur
-from bagau_bids.training.synthesis.labels import CLASS_OF
+from bagau_bids.training.synthesis.labels import CLASS_NAMES, CLASS_OF
+
+_WHITE = ("white_matter", "labelled_lesion")
+_STEM = ("brain_stem", "ventral_diencephalon", "cerebellar_white_matter")
+_GREY = ("thalamus", "caudate", "putamen", "pallidum")
+# Where the centres of lesions of a place lie, and what they may fill.
+_HOSTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "deep": (_WHITE, _WHITE),
+    "infratentorial": (_STEM, _STEM),
+    "grey": (_GREY, (*_GREY, *_WHITE)),
+    "juxtacortical": (("cortex",), ("cortex", *_WHITE)),
+}
+_PLACES = tuple(_HOSTS)
+_SMALL_WEIGHTS = (0.55, 0.17, 0.08, 0.2)
 
 
 @dataclass(frozen=True)
 class LesionSettings:
     """Ranges and probabilities of the lesions."""
 
-    none_probability: float = 0.12
+    none_probability: float = 0.18
+    small_probability: float = 0.35  # of heads with lesions: a few small ones alone
+    small_count: tuple[int, int] = (1, 7)
+    small_radius_mm: Range = (1.5, 4.0)
+    heavy_probability: float = 0.2  # of heads with lesions: thick rims, merging with deep ones
+    heavy_band_mm: Range = (5.0, 12.0)
+    heavy_reach_mm: Range = (8.0, 20.0)
+    infratentorial_probability: float = 0.25
+    grey_probability: float = 0.12
+    juxtacortical_probability: float = 0.25
+    elsewhere_count: tuple[int, int] = (1, 5)
+    elsewhere_radius_mm: Range = (1.3, 4.5)
     real_probability: float = 0.6
     periventricular_probability: float = 0.5
     deep_probability: float = 0.6
@@ -35,8 +59,10 @@ class LesionSettings:
     punctate_count: tuple[int, int] = (1, 25)
     radius_mm: Range = (0.9, 5.0)
     confluent_probability: float = 0.35
-    contrast: Range = (0.2, 0.9)
-    softness_mm: Range = (0.3, 1.0)
+    contrast: Range = (0.12, 0.9)
+    softness_mm: Range = (0.3, 1.2)
+    falloff_probability: float = 0.5
+    falloff: Range = (0.2, 0.6)
     dirty_probability: float = 0.5
     dirty: Range = (0.05, 0.35)
 
@@ -116,22 +142,46 @@ class LesionShapes:
         x, y, z = shape
         return cls((x, y, z), spacing_mm, tuple(voxels), tuple(components))
 
+    def draw_voxels(
+        self, draw: Draw, keep: Range, shift_sd_mm: float, which: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a subset of the lesions of one mask, shifted; what leaves the grid is dropped.
+
+        Parameters
+        ----------
+        draw : Draw
+        keep : tuple of float
+            Range of the part of the lesions that stays.
+        shift_sd_mm : float
+        which : int, optional
+            Number of the mask; drawn without it.
+
+        Returns
+        -------
+        voxels : (N,) int64 array
+            Flat indices in the head's grid.
+        components : (N,) int array
+            The lesion number of each of them.
+        """
+        which = draw.integer(0, len(self.voxels)) if which is None else which
+        voxels, components = self.voxels[which], self.components[which]
+        if len(voxels) == 0:
+            return voxels.astype(np.int64), components
+        kept = draw.uniforms(int(components.max()) + 1) < draw.uniform(keep)
+        shift = [round(draw.normal(shift_sd_mm) / mm) for mm in self.spacing_mm]
+        stays = kept.numpy()[components]
+        voxels, components = voxels[stays], components[stays]
+        moved = np.stack(np.unravel_index(voxels, self.shape), axis=1) + shift
+        inside = ((moved >= 0) & (moved < self.shape)).all(axis=1)
+        return np.ravel_multi_index(tuple(moved[inside].T), self.shape), components[inside]
+
     def draw_mask(self, draw: Draw, settings: LesionSettings) -> torch.Tensor:
         """Flat uint8 tensor of the head's grid: a random subset of one mask, shifted.
 
         What leaves the grid is dropped.
         """
-        which = draw.integer(0, len(self.voxels))
-        voxels, components = self.voxels[which], self.components[which]
+        flat, _ = self.draw_voxels(draw, settings.keep_component, settings.shift_sd_mm)
         dense = torch.zeros(int(np.prod(self.shape)), dtype=torch.uint8)
-        if len(voxels) == 0:
-            return dense
-        keep = draw.uniforms(int(components.max()) + 1) < draw.uniform(settings.keep_component)
-        shift = [round(draw.normal(settings.shift_sd_mm) / mm) for mm in self.spacing_mm]
-        kept = voxels[keep.numpy()[components]]
-        moved = np.stack(np.unravel_index(kept, self.shape), axis=1) + shift
-        inside = ((moved >= 0) & (moved < self.shape)).all(axis=1)
-        flat = np.ravel_multi_index(tuple(moved[inside].T), self.shape)
         dense[torch.from_numpy(flat)] = 1
         return dense
 
@@ -159,12 +209,42 @@ def draw_lesions(
     -------
     (X, Y, Z) bool tensor, all False in some heads.
     """
-    classes = around.classes
-    lesions = torch.zeros_like(classes, dtype=torch.bool)
+    lesions = torch.zeros_like(around.classes, dtype=torch.bool)
     if draw.chance(settings.none_probability):
         return lesions
-    hosts = classes == CLASS_OF["white_matter"]
-    hosts |= classes == CLASS_OF["labelled_lesion"]
+    small, heavy = settings.small_probability, settings.heavy_probability
+    load = draw.choice((small, heavy, max(0.0, 1.0 - small - heavy)))
+    if load == 0:
+        for _ in range(draw.integer(*settings.small_count)):
+            place = _PLACES[draw.choice(_SMALL_WEIGHTS)]
+            _add_at(lesions, around, place, 1, settings.small_radius_mm, draw)
+        return lesions
+    hosts = around.classes == CLASS_OF["white_matter"]
+    hosts |= around.classes == CLASS_OF["labelled_lesion"]
+    if load == 1:
+        lesions |= hosts & _confluent(around, draw, settings)
+    _add_mixture(lesions, hosts, around, shapes, draw, settings)
+    for place, probability in (
+        ("infratentorial", settings.infratentorial_probability),
+        ("grey", settings.grey_probability),
+        ("juxtacortical", settings.juxtacortical_probability),
+    ):
+        if draw.chance(probability):
+            count = draw.integer(*settings.elsewhere_count)
+            _add_at(lesions, around, place, count, settings.elsewhere_radius_mm, draw)
+    return lesions
+
+
+def _add_mixture(
+    lesions: torch.Tensor,
+    hosts: torch.Tensor,
+    around: Surroundings,
+    shapes: LesionShapes | None,
+    draw: Draw,
+    settings: LesionSettings,
+) -> None:
+    """Add any of the four kinds, in place."""
+    classes = around.classes
     if draw.chance(settings.labelled_probability):
         lesions |= classes == CLASS_OF["labelled_lesion"]
     if shapes is not None and draw.chance(settings.real_probability):
@@ -180,7 +260,50 @@ def draw_lesions(
         deep = torch.zeros_like(lesions)
         _add_deep(deep, hosts, around.spacing_mm, draw, settings)
         lesions |= deep & hosts
-    return lesions
+
+
+def _confluent(around: Surroundings, draw: Draw, settings: LesionSettings) -> torch.Tensor:
+    """Thick irregular rims and caps, and patches that merge with them."""
+    shape, distance = tuple(around.classes.shape), around.ventricle_distance_mm
+    width = draw.smooth_field(shape, around.spacing_mm, draw.uniform((14.0, 28.0)))
+    width.mul_(draw.uniform((0.25, 0.5)))
+    width.add_(draw.smooth_field(shape, around.spacing_mm, 4.5), alpha=0.2)
+    width.add_(0.55).mul_(draw.uniform(settings.heavy_band_mm))
+    patches = draw.smooth_field(shape, around.spacing_mm, draw.uniform((6.0, 12.0)))
+    patches.sub_(distance / draw.uniform(settings.heavy_reach_mm)).add_(0.3)
+    return (distance <= width.clamp_(min=1.0)) | (
+        (patches > draw.uniform((0.7, 1.3))) & (distance < 25.0)
+    )
+
+
+def _add_at(
+    lesions: torch.Tensor,
+    around: Surroundings,
+    place: str,
+    count: int,
+    radius_mm: Range,
+    draw: Draw,
+) -> None:
+    """Add ellipsoids at a place of the brain, in place."""
+    centres, hosts = _HOSTS[place]
+    device = around.classes.device
+    inside = torch.zeros_like(lesions)
+    candidates = torch.nonzero(_table(centres, device)[around.classes].flatten())[:, 0]
+    if len(candidates) == 0:
+        return
+    spacing = np.asarray(around.spacing_mm)
+    for _ in range(count):
+        flat = int(candidates[draw.integer(0, len(candidates))])
+        centre = np.array(np.unravel_index(flat, tuple(lesions.shape)), float) * spacing
+        low, high = radius_mm
+        radius = low * (high / low) ** draw.uniform((0.0, 1.0))
+        _add_ellipsoid(inside, centre, radius, spacing, draw)
+    lesions |= inside & _table(hosts, device)[around.classes]
+
+
+def _table(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
+    """(classes,) bool tensor: whether a tissue class is one of these."""
+    return torch.tensor([name in names for name in CLASS_NAMES], device=device)
 
 
 def _band(around: Surroundings, draw: Draw, settings: LesionSettings) -> torch.Tensor:
@@ -272,6 +395,10 @@ def paint_lesions(
     contrast = draw.uniform(settings.contrast)
     softness = draw.uniform(settings.softness_mm)
     soft = blur(lesions.float(), tuple(softness / mm for mm in spacing_mm))
+    if draw.chance(settings.falloff_probability):  # from the centre to the edge
+        inner = wide_blur(lesions.float(), tuple(2.5 / mm for mm in spacing_mm))
+        depth = draw.uniform(settings.falloff)
+        soft = soft * inner.mul_(1.6).clamp_(max=1.0).mul_(depth).add_(1.0 - depth)
     uneven = draw.smooth_field(shape, spacing_mm, draw.uniform((6.0, 18.0)))
     uneven.mul_(draw.uniform((0.05, 0.4))).add_(1.0).clamp_(0.3, 2.0)
     image.addcmul_(soft * uneven, level, value=contrast)

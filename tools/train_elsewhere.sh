@@ -23,7 +23,7 @@ mkdir "$packages"
 for wheel in "${WHEELS:-/nonexistent}"/*.whl; do
     [[ ! -e $wheel ]] || "$python" -m zipfile -e "$wheel" "$packages"
 done
-export PYTHONPATH=$here:$packages PYTHONUNBUFFERED=1
+export PYTHONPATH=$here:$packages${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 if [[ -f $pack ]]; then
     mkdir "$scratch/pack"

@@ -37,6 +37,7 @@ from bagau_bids.training.stroke import unpack_infarcts
 from bagau_bids.training.synthesis.engine import synthesise
 
 SYNTHETIC, HEALTHY, INFARCTS = "synthetic", "healthy", "infarcts"
+FITTING_RANGE = (0.25, 0.75)  # of thresholds: beyond, no probability is worth its name
 EMPTY_ML_PER_DICE = 10.0  # ml invented in a healthy head that cost as much as all of the Dice
 
 log = logging.getLogger(__name__)
@@ -224,23 +225,24 @@ def fitting_threshold(scans: Sequence[JudgedScan], probabilities: Sequence[NDArr
     """Threshold at which the volumes of all styles are off by the smallest factor on average.
 
     Of each style the logarithm of the ratio of its summed volumes is taken; scans without lesions
-    have no say.
+    have no say. The threshold is within :data:`FITTING_RANGE`.
     """
+    levels = [level for level in THRESHOLDS if FITTING_RANGE[0] <= level <= FITTING_RANGE[1]]
     styles = sorted({one.style for one in scans if has_lesions(one.scan)})
     offs = []
     for style in styles:
-        reference, result = 0.0, np.zeros(len(THRESHOLDS))
+        reference, result = 0.0, np.zeros(len(levels))
         for one, probability in zip(scans, probabilities, strict=True):
             if one.style != style or not has_lesions(one.scan):
                 continue
             voxel = float(np.prod(voxel_sizes(one.scan.affine)))
             judged = probability[one.scan.reference != NOT_JUDGED]
             reference += float((one.scan.reference == WMH).sum()) * voxel
-            result += np.array([(judged >= level).sum() for level in THRESHOLDS]) * voxel
+            result += np.array([(judged >= level).sum() for level in levels]) * voxel
         offs.append(np.abs(np.log(np.maximum(result, 1e-3) / reference)))
     if not offs:
         return UNCALIBRATED
-    return float(THRESHOLDS[int(np.argmin(np.mean(offs, axis=0)))])
+    return float(levels[int(np.argmin(np.mean(offs, axis=0)))])
 
 
 def _line(name: str, one: JudgedScan, wmh: NDArray[np.bool_], threshold: float) -> Judgement:

@@ -1,5 +1,6 @@
 """``bagau slurm``: what the script says, and which participants are left."""
 
+import gzip
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from bagau_bids.bids.derivatives import derivative_path, write_json
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import Processing
+from bagau_bids.preprocessing.template import expected_paths
 from bagau_bids.workflow.flair import result_options
 
 ALL = ("sub-01", "sub-02_ses-1", "sub-02_ses-2", "sub-03")
@@ -23,6 +25,17 @@ ALL = ("sub-01", "sub-02_ses-1", "sub-02_ses-2", "sub-03")
 @pytest.fixture
 def data(tmp_path):
     return make_dataset(tmp_path / "data", *ALL)
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """A template store that has the files, though nothing in them."""
+    folder = tmp_path / "templates"
+    for path in expected_paths("MNI152NLin2009cSym", folder).values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(b""))
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -211,6 +224,21 @@ def test_command_may_be_given_in_the_data_set(bagau_slurm, venv, data, monkeypat
 def test_what_tasks_could_not_use_is_refused(bagau_slurm, venv, options, message):
     text = bagau_slurm(*options, "--venv", venv, code=2)
     assert message in " ".join(text.split())
+
+
+def test_a_template_that_tasks_would_not_find_is_missed_here(bagau_slurm, venv, store, tmp_path):
+    assert bagau_slurm("--venv", venv, "--offline")
+    for path in store.rglob("*WM_probseg.nii.gz"):
+        path.unlink()
+    assert bagau_slurm("--venv", venv)  # a task may fetch it
+    image = tmp_path / "image.sif"
+    image.touch()
+    assert bagau_slurm("--container", image, "--offline")  # the image may have its own
+    for options in (("--venv", venv), ("--container", image, "--templateflow-home", store)):
+        words = bagau_slurm(*options, "--offline", code=127)
+        assert "1 of 3 files are missing or empty" in words
+        assert f"bagau fetch --template MNI152NLin2009cSym --dest {store}" in words
+    assert bagau_slurm("--venv", venv, "--offline", "--template", "ICBM152NLin2009aSym")
 
 
 def test_weights_without_their_card_are_refused(bagau_slurm, venv, tmp_path):

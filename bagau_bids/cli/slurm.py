@@ -177,6 +177,26 @@ def _check(args: argparse.Namespace, config: Config) -> None:
             f"--templateflow-home {home}: no such folder; get the template before the tasks need "
             f"it: bagau fetch --dest {home}"
         )
+    if config.processing.offline and (home is not None or _tasks_see_this_system(args)):
+        _check_template(config)
+
+
+def _tasks_see_this_system(args: argparse.Namespace) -> bool:
+    """Tell whether tasks look for the template where this process would."""
+    return args.container is None or str(args.container) == _running_image()
+
+
+def _running_image() -> str | None:
+    return next((os.environ[name] for name in RUNNING_IMAGE if os.environ.get(name)), None)
+
+
+def _check_template(config: Config) -> None:
+    """Find the template now, since every task would end for the lack of it."""
+    from bagau_bids.preprocessing.template import EMBEDDED_TEMPLATES, find_template
+
+    processing = config.processing
+    if processing.template not in EMBEDDED_TEMPLATES:
+        find_template(processing.template, processing.templateflow_home, offline=True)
 
 
 def is_done(config: Config, subject: str, scans: "Sequence[Scan]") -> bool:
@@ -256,7 +276,7 @@ def _job(
 def _tool(args: argparse.Namespace, config: Config, *, gpu: bool) -> tuple[str, ...]:
     from bagau_bids.cli.array_script import of_container, of_installation
 
-    here = next((os.environ[name] for name in RUNNING_IMAGE if os.environ.get(name)), None)
+    here = _running_image()
     if args.container:
         # The image that this runs in need not be seen from its inside.
         if str(args.container) != here and not args.container.is_file():

@@ -1,10 +1,13 @@
 """The transform between FLAIR and template: points, fields, inverse, elastix and ITK forms."""
 
+import time
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.preprocessing.hdf5_times import forget_times, lookup3
 from bagau_bids.preprocessing.transforms import (
     TemplateTransform,
     forward_field,
@@ -221,6 +224,16 @@ def test_an_affine_alone_is_written_and_read(transform, points, tmp_path):
     )
 
 
+def test_a_transform_is_the_same_bytes_whenever_it_is_written(transform, points, tmp_path):
+    first, second = tmp_path / "first.h5", tmp_path / "second.h5"
+    write_itk_forward(transform, first)
+    time.sleep(1.1)  # HDF5 counts seconds
+    write_itk_forward(transform, second)
+    assert first.read_bytes() == second.read_bytes()
+    read = read_itk_forward(second).map_points(points)
+    np.testing.assert_allclose(read, transform.map_points(points), atol=1e-4)
+
+
 def test_a_file_of_another_kind_of_transform_is_refused(transform, tmp_path):
     path = tmp_path / "inverse.h5"
     write_itk_inverse(transform, (5, 5, 5), np.eye(4), path)
@@ -245,3 +258,20 @@ def test_lattice_of_a_grid_of_one_slice(transform):
     expected = transform.map_points(np.array([[24.0], [21.0], [0.0]]))
     np.testing.assert_allclose(points[:, -1, -1, 0], expected[:, 0], atol=1e-4)
     np.testing.assert_allclose(lattice[:3, 2], [0, 0, 6])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(b"", 0xDEADBEEF), (b"Four score and seven years ago", 0x17770551)],
+)
+def test_the_checksum_is_that_of_its_author(text, value):
+    """Values that Bob Jenkins' lookup3.c gives for its own test."""
+    assert lookup3(text) == value
+
+
+def test_what_only_looks_like_a_header_is_left_alone(tmp_path):
+    content = b"x" * 9 + b"OHDR\x02\x20" + bytes(range(1, 60))
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    forget_times(path)
+    assert path.read_bytes() == content

@@ -62,16 +62,13 @@ def test_plugin_file_overrides(tmp_path):
     close_plugin(plugin)
 
 
-def test_legacy_multiproc_gets_what_the_run_may_use(tmp_path):
-    plugin = plugin_of(tmp_path, "plugin: LegacyMultiProc\n", nprocs=2, mem_gb=5.0)
-    assert type(plugin).__name__ == "LegacyMultiProcPlugin"
-    assert (plugin.processors, plugin.memory_gb, plugin.raise_insufficient) == (2, 5.0, False)
-    plugin.pool.terminate()
-
-
-def test_plugin_without_gpu_slots_is_refused_on_a_gpu(tmp_path):
-    with pytest.raises(UsageError, match="LegacyMultiProc knows nothing of GPUs"):
-        plugin_of(tmp_path, "plugin: LegacyMultiProc\n", device="cuda:0")
+@pytest.mark.parametrize(("device", "slots"), [("cpu", 0), ("cuda:0", 1)])
+def test_legacy_multiproc_is_run_as_multiproc(tmp_path, device, slots):
+    text = "plugin: LegacyMultiProc\nplugin_args: {maxtasksperchild: 1}\n"
+    plugin = plugin_of(tmp_path, text, nprocs=2, mem_gb=5.0, device=device)
+    assert isinstance(plugin, SturdyMultiProcPlugin)
+    assert (plugin.processors, plugin.memory_gb, plugin.n_gpu_procs) == (2, 5.0, slots)
+    close_plugin(plugin)
 
 
 @pytest.mark.parametrize(

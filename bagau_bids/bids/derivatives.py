@@ -5,14 +5,17 @@ own folder and renamed, so several processes may write one output folder; a file
 is already right is left alone, so its time stamp tells when a result last changed.
 """
 
+import hashlib
 import json
 import logging
 import math
 import os
+import platform
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +28,7 @@ from bagau_bids.errors import InputImageError, UsageError
 
 LOGGER = logging.getLogger(__name__)
 READ_SIZE_BYTES = 1 << 20
+LEFTOVER_S = 86400  # after which a temporary file of another machine is of no process any more
 
 
 @cache
@@ -145,12 +149,46 @@ def replacing(path: Path) -> Iterator[Path]:
         To write to; renamed to `path` when the block ends well, removed when it does not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # The file's own name may be as long as the file system allows: a part would not fit.
+    target = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
+    _remove_leftovers(path.parent, target)
+    temporary = path.with_name(f".{target}-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, target: str) -> None:
+    """Remove what processes left that were killed while they wrote a file of this name."""
+    for path in folder.glob(f".{target}-*.tmp"):
+        machine, process = path.name.split("-")[1:3]
+        with suppress(OSError, ValueError):
+            gone = (
+                not Path("/proc", str(int(process))).exists()
+                if machine == _machine()
+                else time.time() - path.stat().st_mtime > LEFTOVER_S
+            )
+            if gone:
+                path.unlink()
+
+
+@cache
+def _machine() -> str:
+    """Name where a process number means something: a start of a machine, a container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        boot, space = platform.node(), 0
+    return hashlib.sha256(f"{boot}{space}".encode()).hexdigest()[:8]
+
+
+def longest_name(entities: Mapping[str, Any], template: str) -> str:
+    """Longest name of a file that is made from one scan, in bytes; sidecars are shorter."""
+    names = (derivative_path("", entities, name, template=template) for name in derivative_names())
+    return max((path.name for path in names), key=lambda name: len(os.fsencode(name)))
 
 
 def write_bytes(path: Path, content: bytes) -> bool:
@@ -176,8 +214,11 @@ def write_bytes(path: Path, content: bytes) -> bool:
 
 
 def write_text(path: Path, text: str) -> bool:
-    """Write text (UTF-8) in one step, unless the file holds it already; see `write_bytes`."""
-    return write_bytes(path, text.encode("utf-8"))
+    r"""Write text (UTF-8) in one step, unless the file holds it already; see `write_bytes`.
+
+    Bytes of file names that are no UTF-8 are written as escapes, such as ``\udcf6``.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,3 +27,52 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         except OSError:
             _logger.debug("%s: the file system has no locks", path)
         yield
+
+
+@contextmanager
+def together(path: Path) -> Iterator[None]:
+    """Hold a lock with others, as long as the block lasts, for `others_leave` to wait for.
+
+    Parameters
+    ----------
+    path : Path
+        File that stands for the lock. Where it is missing, or the file system has no locks,
+        nothing is held.
+    """
+    try:
+        lock = path.open()
+    except FileNotFoundError:
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        except OSError:
+            _logger.debug("%s: the file system has no locks", path)
+        yield
+
+
+def others_leave(path: Path, patience_s: float) -> bool:
+    """Wait until nobody holds a lock `together`, and return whether that came about.
+
+    Parameters
+    ----------
+    path : Path
+        File that stands for the lock; it is made where missing.
+    patience_s : float
+        How long to wait at most.
+    """
+    ends = time.monotonic() + patience_s
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    return False
+                time.sleep(0.1)
+            except OSError:
+                _logger.debug("%s: the file system has no locks", path)
+                return True
+            else:
+                return True

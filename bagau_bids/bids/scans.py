@@ -1,6 +1,7 @@
 """Finding the FLAIR images of a BIDS data set with pybids, without opening any of them."""
 
 import difflib
+import os
 import re
 import time
 from collections import defaultdict
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bagau_bids.bids.annex import broken_link
-from bagau_bids.bids.derivatives import source_stem
+from bagau_bids.bids.derivatives import longest_name, source_stem
 from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
 from bagau_bids.bids.index import entities_above, rooted_config
 from bagau_bids.bids.locking import one_at_a_time
@@ -23,6 +24,7 @@ from bagau_bids.errors import InputImageError, UsageError
 if TYPE_CHECKING:
     from bids.layout import BIDSLayoutIndexer
 
+ANY_SUBJECT = r"[^/\udc80-\udcff]+"
 INDEX_FILE = "layout_index.sqlite"  # pybids' own name
 
 
@@ -211,6 +213,31 @@ def find_unavailable(scans: Sequence[Scan]) -> dict[Scan, str]:
     return reasons
 
 
+def find_too_long(scans: Sequence[Scan], output_dir: Path, template: str) -> dict[Scan, str]:
+    """Return the scans whose results cannot be written for their names' length, with the reason.
+
+    Parameters
+    ----------
+    scans
+        Of the data set.
+    output_dir
+        Where results go; it need not be there yet.
+    template
+        Name of the template, which some results have in their names.
+    """
+    there = next(folder for folder in (output_dir, *output_dir.parents) if folder.is_dir())
+    most = os.pathconf(there, "PC_NAME_MAX")
+    reasons = {}
+    for scan in scans:
+        name = longest_name(scan.entities, template)
+        if (length := len(os.fsencode(name))) > most:
+            reasons[scan] = (
+                f"{scan.path}: the name of a result, {name}, has {length} characters, and "
+                f"{output_dir} takes {most}; shorten a label of the FLAIR's name"
+            )
+    return reasons
+
+
 def _list_sessions(bids_dir: Path, subject: str) -> list[str]:
     return [path.name.removeprefix("ses-") for path in bids_dir.glob(f"sub-{subject}/ses-*/")]
 
@@ -250,7 +277,7 @@ def _ask_pybids(bids_dir: Path, selection: Selection, query: Query) -> list[Path
     database = selection.database_dir
     named = _named_subjects(query)
     # Where all are asked for, a pattern of all labels would be matched against every path.
-    indexed = "|".join(map(re.escape, named)) if named and not database else "[^/]+"
+    indexed = "|".join(map(re.escape, named)) if named and not database else ANY_SUBJECT
     try:
         if database is not None:
             _prepare_database(bids_dir, database, wipe=selection.database_wipe)
@@ -318,7 +345,7 @@ def _prepare_database(bids_dir: Path, database: Path, *, wipe: bool) -> None:
                 validate=False,
                 config=rooted_config(bids_dir),
                 database_path=folder,
-                indexer=_flair_indexer("[^/]+"),
+                indexer=_flair_indexer(ANY_SUBJECT),
             )
             layout.session.close()
             Path(folder, INDEX_FILE).replace(database / INDEX_FILE)
@@ -335,9 +362,13 @@ def _named_as_its_folders(path: Path) -> bool:
 
 
 def _everything_but_flair(subjects: str) -> re.Pattern[str]:
-    """Return a pattern for all paths below the root that need not be indexed."""
-    folders = rf"/sub-({subjects})(/ses-[^/]+)?"
-    return re.compile(rf"^(?!{folders}(/anat(/[^/]+_FLAIR\.nii(\.gz)?)?)?$)")
+    """Return a pattern for all paths below the root that need not be indexed.
+
+    Names that are no UTF-8 text, which no database can hold, are no names of BIDS.
+    """
+    name = r"[^/\udc80-\udcff]+"
+    folders = rf"/sub-({subjects})(/ses-{name})?"
+    return re.compile(rf"^(?!{folders}(/anat(/{name}_FLAIR\.nii(\.gz)?)?)?$)")
 
 
 def _nearest_labels(label: str, there: Sequence[str]) -> str:

@@ -69,27 +69,35 @@ def run(config: Config, stop: StopRequest) -> int:
 
 
 def _find_scans(config: Config) -> list["Scan"]:
-    from bagau_bids.bids.scans import find_scans, find_unavailable
+    from bagau_bids.bids.scans import find_scans
 
     scans = find_scans(config.bids_dir, config.selection)
-    unavailable = find_unavailable(scans)
+    unavailable = _find_unavailable(config, scans)
     if len(unavailable) == len(scans):
         reasons = "\n".join(f"  {reason}" for reason in unavailable.values())
         raise UsageError(f"None of the {len(scans)} FLAIR images found can be read:\n{reasons}")
     return scans
 
 
+def _find_unavailable(config: Config, scans: list["Scan"]) -> dict["Scan", str]:
+    """Return the scans that can be told beforehand not to have a result, each with the reason."""
+    from bagau_bids.bids.scans import find_too_long, find_unavailable
+
+    template = config.processing.template
+    return find_too_long(scans, config.output_dir.absolute(), template) | find_unavailable(scans)
+
+
 def _process(
     config: Config, scans: list["Scan"], console: "Console", stop: StopRequest
 ) -> list["Row"]:
     """Process the scans, write the pages, and return what became of each."""
-    from bagau_bids.bids.scans import find_missing, find_unavailable
+    from bagau_bids.bids.scans import find_missing
     from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
     from bagau_bids.workflow.flair import scan_steps
     from bagau_bids.workflow.run import run_participants
 
-    unavailable = find_unavailable(scans)
+    unavailable = _find_unavailable(config, scans)
     missing = find_missing(config.bids_dir, config.selection, scans)
     template = _check_resources(config)
     usable = [scan for scan in scans if scan not in unavailable]

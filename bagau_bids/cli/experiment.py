@@ -17,6 +17,7 @@ from bagau_bids.cli.labelled import (
 )
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
+from bagau_bids.processes import module_command
 
 if TYPE_CHECKING:
     from bagau_bids.training.dataset import LabelledScan, TrainingScan
@@ -268,7 +269,7 @@ def _run_apart(
     log.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))
     if todo:
         _prepare(args, around.experiment, plan.scans)
-    command = [sys.executable, "-m", "bagau_bids.cli.toolbox", *_command(args)]
+    command = module_command("bagau_bids.cli.toolbox", *_command(args))
     command += ["--threads", str(_threads(args))]
 
     def tell(name: str, reason: str) -> None:

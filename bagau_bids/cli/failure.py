@@ -1,5 +1,7 @@
 """How every command ends: errors become one message and an exit code, signals a clean stop."""
 
+import io
+import os
 import signal
 import sys
 import tempfile
@@ -11,7 +13,9 @@ from pathlib import Path
 from types import FrameType
 
 from bagau_bids.errors import EXIT_BUILD, EXIT_USAGE, BagauError
+from bagau_bids.processes import PARENT_VARIABLE, end_with_parent, keep_folder_off_path
 
+NO_HOME = "/nonexistent"  # as Debian has it for users without a home folder
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
@@ -65,8 +69,10 @@ def exit_code_of(program: str, action: Callable[[StopRequest], int]) -> int:
         130 after SIGINT and 143 after SIGTERM, as a shell reports them; 70 for a fault of ours,
         whose traceback is written to a file.
     """
+    _prepare_process()
     try:
         with _signals_raise() as stop:
+            _end_with_launcher()
             return action(stop)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else EXIT_USAGE if ended.code else 0
@@ -81,6 +87,29 @@ def exit_code_of(program: str, action: Callable[[StopRequest], int]) -> int:
         message, code = str(unexpected), unexpected.exit_code
     print(f"{program}: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _prepare_process() -> None:
+    """Set what this process and its children read, however it was started.
+
+    A home folder that is not there is asked for by libraries when they are imported; that it
+    cannot be written does not matter to them. Names that are no UTF-8 are shown by their bytes.
+    """
+    keep_folder_off_path()
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = NO_HOME
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end_with_launcher() -> None:
+    """Be asked to end when the command ends that started this one, if one did and says so."""
+    launcher = os.environ.pop(PARENT_VARIABLE, "")
+    if launcher.isdigit():
+        end_with_parent(int(launcher), signal.SIGTERM)
 
 
 def describe_unexpected(error: BaseException, path: Path) -> UnexpectedError:

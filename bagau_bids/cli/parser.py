@@ -530,7 +530,10 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 
 
 def _check_folders(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    args.work_dir = args.work_dir.absolute()
+    try:
+        args.work_dir = values.readable_path(args.work_dir.absolute())
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"the work folder {error}")
     if not args.bids_dir.is_dir():
         found = "is a file" if args.bids_dir.exists() else "does not exist"
         parser.error(f"BIDS_DIR {args.bids_dir} {found}; expected the root of a BIDS data set")

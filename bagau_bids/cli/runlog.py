@@ -89,7 +89,9 @@ def save_config(config: Config, path: Path) -> None:
     import tomli_w
 
     path.write_text(
-        f"# bagau-bids {__version__}\n" + tomli_w.dumps(as_plain(config)), encoding="utf-8"
+        f"# bagau-bids {__version__}\n" + tomli_w.dumps(as_plain(config)),
+        encoding="utf-8",
+        errors="backslashreplace",
     )
 
 
@@ -98,7 +100,7 @@ def _to_file_only(level: int, message: str, *, exc_info: bool = False) -> None:
 
 
 def _file_handler(path: Path, verbose: int) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setLevel(min(logging.INFO, console_level(verbose)))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
     return handler

@@ -126,7 +126,7 @@ def derivatives_dir(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{path}: no such folder; expected a folder of BIDS derivatives"
         )
-    return Path(os.path.abspath(path))
+    return any_path(str(path))
 
 
 def existing_file(text: str) -> Path:
@@ -134,11 +134,27 @@ def existing_file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{path}: no such file")
-    return Path(os.path.abspath(path))
+    return any_path(text)
 
 
 def any_path(text: str) -> Path:
     """Read a path, made absolute; it need not exist."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path was given")
-    return Path(os.path.abspath(text))
+    return readable_path(Path(os.path.abspath(text)))
+
+
+def readable_path(path: Path) -> Path:
+    """Return a path whose names are text, as tables, JSON and pages can hold them; refuse others.
+
+    Linux takes any bytes for a name. Where they are no UTF-8 Python keeps them as lone surrogates.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise argparse.ArgumentTypeError(
+            f"{shown}: a name in this path is no UTF-8 text, which results could not hold; "
+            "rename that folder, or reach it by a link of another name"
+        ) from None
+    return path

@@ -299,6 +299,6 @@ def _calibrated_point(path: Path, card: dict[str, Any], output: str) -> float:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

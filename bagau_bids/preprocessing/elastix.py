@@ -1,12 +1,11 @@
 """Elastix in a process of its own: a crash of the library ends the child, not the program.
 
 The parent writes a job into a folder (`run_elastix`); the child, ``python -m
-bagau_bids.preprocessing.elastix FOLDER``, reads it, registers and writes the transform
+bagau_bids.preprocessing.elastix FOLDER PARENT``, reads it, registers and writes the transform
 parameters back. Images travel as ``.npy`` files with RAS+ affines; elastix itself works in
 ITK's LPS+ world.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -22,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.processes import end_with_parent, module_command
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ParameterMap = dict[str, tuple[str, ...]]
 
@@ -107,7 +106,7 @@ def _run_child(folder: Path, threads: int) -> None:
     }
     with (folder / "child.log").open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, str(folder)],
+            module_command(__spec__.name, str(folder), str(os.getpid())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -216,15 +215,7 @@ def _affine_parameter_text(matrix: npt.NDArray[np.float64]) -> str:
     )
 
 
-def end_with_parent() -> None:
-    """Have Linux end this process when its parent ends, however that came about.
-
-    Without it, a worker that was ended from outside would leave elastix running for minutes.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    end_with_parent()
+    # Without it, a worker that was ended from outside would leave elastix running for minutes.
+    end_with_parent(int(sys.argv[2]))
     _register(Path(sys.argv[1]))

@@ -17,6 +17,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.preprocessing.hdf5_times import forget_times
 from bagau_bids.spaces import voxel_sizes
 
 Array = npt.NDArray[np.floating[Any]]
@@ -357,6 +358,7 @@ def _write_itk(parts: Sequence[Any], path: Path) -> None:
     writer.SetUseCompression(True)
     writer.SetInput(composite)
     writer.Update()
+    forget_times(path)
 
 
 def _read_itk(path: Path) -> Any:

@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_json, write_table
+from bagau_bids.bids.locking import together
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import BagauError, InputImageError, ProcessingError
 from bagau_bids.spaces import same_grid
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 FAILURE_FILE = "failure.json"
 RECORD_FILE = "record.json"
+STEPS_LOCK = ".steps.lock"  # in a scan's work folder; held by its steps while they are at work
 OUTLINED = "Brain, outlined on the FLAIR by a network."
 FOREGROUND = (
     "Foreground of the FLAIR, which came without its skull: the voxels that do not have the value "
@@ -76,7 +78,7 @@ class Step(SimpleInterface):
         folder = Path(runtime.cwd)
         started = time.monotonic()
         try:
-            with limited_threads(self.inputs.num_threads):
+            with together(folder.parent / STEPS_LOCK), limited_threads(self.inputs.num_threads):
                 record = self._process(folder)
         except Exception as error:
             write_json(folder / FAILURE_FILE, describe_failure(error))

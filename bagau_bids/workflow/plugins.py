@@ -3,15 +3,21 @@
 When the system kills a worker (out of memory, most often), nipype 1.11 waits for its result for
 ever, because the exception of a broken pool is raised in a callback where nobody sees it. Here
 the step is reported as failed and a new pool goes on with the others.
+
+Workers are children of this process, which a fork server's would not be: so they end with it,
+and what became of one is known. nipype's older LegacyMultiProc promises neither, and is run as
+MultiProc.
 """
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
@@ -22,8 +28,10 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 
 from bagau_bids.config import Resources
 from bagau_bids.errors import UsageError
+from bagau_bids.processes import end_with_parent, keep_folder_off_path
 
 KILLED = "a worker process was killed"
+LEAVE_S = 2  # that a worker has to tidy up when it is asked to end
 MEMORY_SHARE = 0.9  # of what there is, used where no amount is given
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -96,17 +104,9 @@ def choose_plugin(
         "raise_insufficient": False,
         "status_callback": status_callback,
     }
-    if name == "MultiProc":
-        defaults = {
-            "n_gpu_procs": int(resources.device.startswith("cuda")),
-            "mp_context": "forkserver",
-        }
+    if name in ("MultiProc", "LegacyMultiProc"):
+        defaults = {"n_gpu_procs": int(resources.device.startswith("cuda"))}
         return SturdyMultiProcPlugin({**limits, **defaults, **arguments})
-    if name == "LegacyMultiProc" and resources.device.startswith("cuda"):
-        raise UsageError(
-            f"{resources.plugin_file}: LegacyMultiProc knows nothing of GPUs, several steps would "
-            "use one at once; name MultiProc, or add --device cpu"
-        )
     return _nipype_plugin(name, {**limits, **arguments}, resources.plugin_file)
 
 
@@ -205,6 +205,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
 
     def __init__(self, plugin_args: dict[str, Any]) -> None:
         super().__init__(plugin_args=plugin_args)
+        keep_folder_off_path()
         self.pool = self._new_pool()  # the one nipype made has not started any process
 
     def close(self) -> None:
@@ -214,12 +215,13 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         taskid = self._taskid
-        try:
-            future = self.pool.submit(run_node, node, updatehash, taskid)
-        except BrokenProcessPool:
-            self.close()
-            self.pool = self._new_pool()
-            future = self.pool.submit(run_node, node, updatehash, taskid)
+        with _interrupt_held():  # a worker that starts begins with it held, too
+            try:
+                future = self.pool.submit(run_node, node, updatehash, taskid)
+            except BrokenProcessPool:
+                self.close()
+                self.pool = self._new_pool()
+                future = self.pool.submit(run_node, node, updatehash, taskid)
         self._task_obj[taskid] = future
         future.add_done_callback(lambda done: self._keep_result(taskid, done))
         return taskid
@@ -238,9 +240,24 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=self.processors,
             initializer=_prepare_worker,
-            initargs=(self._cwd, _nipype_settings(), nipype_config.resource_monitor),
-            mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
+            initargs=(
+                os.getpid(),
+                self._cwd,
+                _nipype_settings(),
+                nipype_config.resource_monitor,
+            ),
+            mp_context=multiprocessing.get_context("spawn"),
         )
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Let Ctrl-C come after the block: a worker that starts would say it with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _nipype_settings() -> dict[str, dict[str, str]]:
@@ -248,8 +265,17 @@ def _nipype_settings() -> dict[str, dict[str, str]]:
     return {name: dict(section) for name, section in nipype_config._sections.items()}
 
 
-def _prepare_worker(folder: str, settings: dict[str, dict[str, str]], monitor: bool) -> None:
-    """Set up a worker: its folder, nipype as in the main process, and nothing on the terminal."""
+def _prepare_worker(
+    parent: int, folder: str, settings: dict[str, dict[str, str]], monitor: bool
+) -> None:
+    """Set up a worker: its folder, nipype as in the main process, and nothing on the terminal.
+
+    It ends with its parent; Ctrl-C in the terminal, which all processes get, is the parent's to
+    answer.
+    """
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     process_initializer(folder)
     nipype_config.update_config(settings)
     nipype_config.resource_monitor = monitor
@@ -263,5 +289,11 @@ def _prepare_worker(folder: str, settings: dict[str, dict[str, str]], monitor: b
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End a worker by an exception, so that its own child process and files go with it."""
+    """End a worker by an exception, so that its own child process and files go with it.
+
+    nipype and the pool take any exception of a step for the step's result, and go on waiting for
+    the next step: then the alarm ends the worker, which has nothing left to tidy up.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LEAVE_S)
     sys.exit(128 + number)

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import bids_uri, derivative_path, find_brain_mask, write_json
 from bagau_bids.bids.description import derivative_links, write_dataset_files
+from bagau_bids.bids.locking import others_leave
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 TEMPLATE_DATASETS = {"MNI152NLin2009cSym": "templateflow", "ICBM152NLin2009aSym": "nilearn"}
 LOCK_FILE = ".lock"
 PATIENCE_S = 5.0  # for workers to end by themselves
+STEPS_PATIENCE_S = 10.0  # for steps of a run that was killed to end with it
 MEMORY_ADVICE = (
     "was killed while it worked, most likely for lack of memory (the log of the system or of the "
     "batch system says so); give the run more memory, or fewer steps at once with --nprocs or "
@@ -377,7 +379,7 @@ def _own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
     What an earlier run left there to say why a step failed is removed in any case: some steps of
     this run may fail without a word of their own, and begin where it cannot be seen.
     """
-    from bagau_bids.workflow.interfaces import FAILURE_FILE
+    from bagau_bids.workflow.interfaces import FAILURE_FILE, STEPS_LOCK
 
     folder = _work_folder(config, scan)
     folder.mkdir(parents=True, exist_ok=True)
@@ -391,6 +393,11 @@ def _own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
             ) from error
         except OSError:
             _logger.debug("%s: the file system has no locks", folder)
+        if not others_leave(folder / STEPS_LOCK, STEPS_PATIENCE_S):
+            raise UsageError(
+                f"{folder}: a step of an earlier run is still at work there, though that run has "
+                "ended; wait for it, as for a job in a batch system, or choose another --work-dir"
+            )
         if config.execution.clean_workdir:
             for item in folder.iterdir():
                 if item.is_dir():
@@ -489,7 +496,11 @@ class _Tracker:
 
         scan = self._scans[node.fullname.split(".")[1]]
         if status == "exception":
-            self.raise_signal()
+            try:
+                self.raise_signal()
+            except BaseException:
+                _forget_crash(_trouble_of(node))
+                raise
         if scan in self._troubles or scan in self.failed:
             return  # nipype's Linear plugin reports the end of nodes that it skipped
         if status == "start":
@@ -503,12 +514,7 @@ class _Tracker:
                 self._done.add(scan)
                 self._progress.scan_finished(scan.stem)
         else:
-            self._troubles[scan] = _Trouble(
-                step=node.name,
-                full_name=node.fullname,
-                node_dir=Path(node.output_dir()),
-                crash_dir=Path(node.config["execution"]["crashdump_dir"]),
-            )
+            self._troubles[scan] = _trouble_of(node)
 
     def settle(self, scans: Iterable[Scan]) -> None:
         """Find out why scans failed, now that their crash files are written."""
@@ -544,6 +550,25 @@ class _Tracker:
         if scan in self.failed:
             return self.failed[scan]
         return ScanResult(scan, False, "not processed: the run stopped at another scan's failure")
+
+
+def _trouble_of(node: Any) -> _Trouble:
+    return _Trouble(
+        step=node.name,
+        full_name=node.fullname,
+        node_dir=Path(node.output_dir()),
+        crash_dir=Path(node.config["execution"]["crashdump_dir"]),
+    )
+
+
+def _forget_crash(trouble: _Trouble) -> None:
+    """Remove the file that nipype leaves of a step that was only asked to stop."""
+    crash_file = _crash_file(trouble)
+    if crash_file is not None:
+        crash_file.unlink(missing_ok=True)
+    with suppress(OSError):  # it may hold files of other steps
+        trouble.crash_dir.rmdir()
+        trouble.crash_dir.parent.rmdir()
 
 
 def _crash_file(trouble: _Trouble) -> Path | None:

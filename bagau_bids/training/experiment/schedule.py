@@ -1,9 +1,12 @@
 """Several jobs at once, each in a process of its own; one that fails does not stop the others."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+from bagau_bids.processes import PARENT_VARIABLE
 
 PATIENCE_S = 60.0  # for a job that was asked to end, to save its checkpoint
 
@@ -34,7 +37,11 @@ class Launcher:
             if self._ended:
                 return "not started: the experiment was stopped"
             process = subprocess.Popen(
-                self._command(name), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command(name),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
             )
             self._running.add(process)
             code = process.wait()

@@ -1,0 +1,40 @@
+"""Processes that this program starts: they end with it, and run no code of the current folder."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PARENT_VARIABLE = "BAGAU_PARENT"  # number of the process that a command is to end with
+
+
+def keep_folder_off_path() -> None:
+    """Have the Python interpreters that this process starts not look into the current folder.
+
+    Python puts that first on the module path of ``python -c`` and ``python -m``, which is how
+    multiprocessing and others start one: a user's own ``random.py`` would be run as the library's.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def module_command(name: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module, with nothing of the current folder."""
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def end_with_parent(parent: int, how: signal.Signals = signal.SIGKILL) -> None:
+    """Have Linux end this process when its parent ends, however that came about.
+
+    Parameters
+    ----------
+    parent
+        Process number of the parent, as the parent knows itself: one that has ended before this
+        is called gives no signal, and this process ends at once.
+    how
+        Signal that this process gets. It also gets it when the thread ends that started it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), how)

@@ -40,6 +40,12 @@ def test_each_limit_is_met_from_its_side_and_the_limit_itself_passes(figure):
             assert flag.words
 
 
+def test_a_place_is_added_to_what_a_flag_means():
+    (flag,) = flags.raised_flags({"largest_bright_ml": 9.0}, {"largest_bright_ml": "on the left"})
+    assert flag.name == "infarct"
+    assert flag.words == flags.limits()["largest_bright_ml"]["words"] + "; on the left"
+
+
 def test_flags_that_share_a_name_count_once():
     bad = {**GOOD, "noise_snr": 1.0, "registration_overlap": 0.5, "wm_misfit": 0.9}
     assert [flag.name for flag in flags.raised_flags(bad)] == [

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 from bagau_bids.bids.derivatives import derivative_path, write_table
 from bagau_bids.bids.description import write_citation
 from bagau_bids.config import Processing
-from bagau_bids.errors import UsageError
-from bagau_bids.measures import fazekas, lesions, regions
+from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.measures import fazekas, flags, lesions, regions
 from bagau_bids.reports import participant, scan_pictures
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
@@ -433,3 +434,55 @@ def test_scans_of_one_page_have_a_menu_each(tmp_path):
     assert {f"#sub-01_ses-{name}_quality" for name in "AB"} <= set(page.links)
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def suspect_record(**changes):
+    area = {
+        "kind": "bright",
+        "volume_ml": 24.06,
+        "centre_mm": [30.0, -20.0, 10.0],
+        "template_mm": [31.0, -22.0, 8.0],
+        "place": "right, cortex and white matter",
+        "box": [[28, 34], [20, 28], [6, 9]],
+    }
+    raised = flags.raised_flags(
+        {"largest_bright_ml": 24.06}, {"largest_bright_ml": "on the right"}
+    )
+    return {
+        "status": "complete",
+        "options": {"template": "MNI152NLin2009cSym"},
+        "steps": {
+            "regions": {"rule": "10mm", "ventricles": "flair", "suspects": [area | changes]},
+            "measure": {"quality": {}, "flags": [asdict(flag) for flag in raised]},
+        },
+    }
+
+
+def test_a_large_area_at_the_cortex_is_named_with_its_place_and_shown(tmp_path):
+    write_scan(tmp_path, {"sub": "01"}, record=suspect_record())
+    page = Page(write_participant_report(tmp_path, "01")[0])
+    text = " ".join(page.text.split())
+    assert "Look at this one: infarct" in text
+    assert "look for an infarct, a tumour or swelling" in text
+    assert "may call WMH; on the right." in text
+    assert "#sub-01_suspects" in page.links
+    assert "bright, 24.1 ml, right, cortex and white matter" in text
+    assert (tmp_path / "sub-01" / "figures" / "sub-01_desc-suspects_FLAIR.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"kind": "green"}, {"box": 3}, {"box": [["a", "b"]] * 3}, {"volume_ml": None}]
+)
+def test_a_damaged_area_is_named_and_the_rest_is_shown(tmp_path, damage):
+    write_scan(tmp_path, {"sub": "01"}, record=suspect_record(**damage), leave_out=("wm_atlas",))
+    scan = find_results(tmp_path, "01")[0]
+    record = derivative_path(tmp_path, {"sub": "01"}, "record")
+    with pytest.raises(ProcessingError, match="areas at the cortex cannot be read") as error:
+        scan_pictures.recorded_areas(scan)
+    assert str(record) in str(error.value)
+    assert "process the scan again" in str(error.value)
+
+
+def test_an_area_whose_figure_raised_no_flag_is_not_shown(tmp_path):
+    write_scan(tmp_path, {"sub": "01"}, record=suspect_record(kind="dark"), leave_out=IMAGES)
+    assert scan_pictures.recorded_areas(find_results(tmp_path, "01")[0]) == []

@@ -218,6 +218,25 @@ def test_record_keeps_notes_options_and_quality(go, tmp_path):
     assert all((tmp_path / "out" / name).is_file() for name in record["outputs"])
 
 
+def test_areas_at_the_cortex_raise_a_flag_with_their_place(go, tmp_path, monkeypatch):
+    from bagau_bids.measures import suspects
+
+    def found(flair, affine, anatomy):
+        assert flair.shape == anatomy.brain_mask.shape == anatomy.groups.shape
+        where = {"centre_mm": (1.0, 2, 3), "template_mm": (31.0, 2, 3), "box": ((1, 3),) * 3}
+        return (suspects.Suspect("bright", 7.5, place="right, cortex", **where),)
+
+    monkeypatch.setattr(suspects, "find_suspects", found)
+    go("sub-01")
+    path = tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-processing_record.json"
+    steps = json.loads(path.read_text())["steps"]
+    assert steps["regions"]["suspects"][0]["template_mm"] == [31.0, 2, 3]
+    figures = steps["measure"]["quality"]
+    assert (figures["largest_bright_ml"], figures["largest_dark_ml"]) == (7.5, 0)
+    (flag,) = [one for one in steps["measure"]["flags"] if one["name"] == "infarct"]
+    assert flag["words"].endswith("right, cortex, its centre at 31, 2, 3 mm in the template")
+
+
 def test_lesions_and_volumes_agree(go, tmp_path):
     import pandas as pd
 

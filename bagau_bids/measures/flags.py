@@ -44,13 +44,17 @@ def limits() -> dict[str, dict[str, Any]]:
     return json.loads(text)
 
 
-def raised_flags(figures: Mapping[str, float | None]) -> tuple[Flag, ...]:
+def raised_flags(
+    figures: Mapping[str, float | None], places: Mapping[str, str] | None = None
+) -> tuple[Flag, ...]:
     """Raise a flag for each figure that lies beyond its limit.
 
     Parameters
     ----------
     figures : mapping
         Figures by name; one that is missing or None raises nothing.
+    places : mapping, optional
+        Where to look, in words, by figure; added to what the flag means.
 
     Returns
     -------
@@ -62,7 +66,9 @@ def raised_flags(figures: Mapping[str, float | None]) -> tuple[Flag, ...]:
         value = figures.get(figure)
         passed = None if value is None else _passed(float(value), limit)
         if value is not None and passed is not None:
-            raised.append(Flag(limit["flag"], figure, float(value), passed, limit["words"]))
+            place = (places or {}).get(figure)
+            words = f"{limit['words']}; {place}" if place else limit["words"]
+            raised.append(Flag(limit["flag"], figure, float(value), passed, words))
     return tuple(raised)
 
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 from bagau_bids.spaces import voxel_sizes
 
 # Numbers of the groups of the template map (`preprocessing.template_regions`).
-LATERAL_VENTRICLE, OTHER_CSF, INFRATENTORIAL, CORTEX = 1, 2, 3, 4
+LATERAL_VENTRICLE, OTHER_CSF, INFRATENTORIAL, CORTEX, WHITE_MATTER, DEEP_GREY = range(1, 7)
 
 REGIONS = ("juxtaventricular", "periventricular", "deep", "juxtacortical", "infratentorial")
 BY_DISTANCE = REGIONS[:-1]  # cannot be told without lateral ventricles in the scan

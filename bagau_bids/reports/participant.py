@@ -33,6 +33,8 @@ FLAG_PARTS = {
     "movement": "flair",
     "contrast": "flair",
     "uncertainty": "wmh",
+    "infarct": "suspects",
+    "cavity": "suspects",
 }
 
 
@@ -41,6 +43,7 @@ class Pictures:
     """Pictures of a scan by the part of its section that shows them."""
 
     wmh: tuple[Picture, ...] = ()
+    suspects: tuple[Picture, ...] = ()
     sizes: tuple[Picture, ...] = ()
     flair: tuple[Picture, ...] = ()
     brain: tuple[Picture, ...] = ()
@@ -49,7 +52,14 @@ class Pictures:
     @property
     def all(self) -> tuple[Picture, ...]:
         """Every picture, in the order of the page."""
-        return (*self.wmh, *self.sizes, *self.flair, *self.brain, *self.registration)
+        return (
+            *self.wmh,
+            *self.suspects,
+            *self.sizes,
+            *self.flair,
+            *self.brain,
+            *self.registration,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ class ScanSection:
         """Parts of the section that there are: their anchors and names, in order."""
         there = {
             "wmh": ("WMH", self.pictures.wmh),
+            "suspects": ("Large areas", self.pictures.suspects),
             "scroll": ("Scroll", self.viewer),
             "regions": ("Regions", self.regions or self.grades),
             "lesions": ("Lesions", self.lesions),
@@ -316,6 +327,7 @@ def _pictures(
 
     return Pictures(
         wmh=draw(scan_pictures.lesion_pictures),
+        suspects=draw(scan_pictures.suspect_pictures),
         sizes=sizes,
         flair=draw(scan_pictures.before_after_pictures),
         brain=draw(scan_pictures.brain_pictures),

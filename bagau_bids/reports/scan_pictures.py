@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bagau_bids.bids.derivatives import write_bytes
+from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.regions import (
     COLOURS,
     REGIONS,
@@ -16,6 +18,7 @@ from bagau_bids.measures.regions import (
     region_number,
     regions_of_rule,
 )
+from bagau_bids.measures.suspects import FIGURES
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed, embed_pair
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
@@ -31,7 +34,9 @@ VENTRICLE_WORDS = {
     "template": "the lateral ventricles of the registered template, since CSF could not be told "
     "from tissue on this FLAIR",
 }
+SUSPECT_COLOUR = "#c77dff"
 LESION_SLICES = 24
+SUSPECT_SLICES = 6
 OTHER_PLANE_SLICES = 12
 OVERVIEW_COLUMNS = 7
 REGION_OPACITY = 0.75
@@ -191,6 +196,57 @@ def _lesion_picture(
         return picture
     colours = [(COLOURS[region][0], region) for region in shown.regions]
     return replace(picture, legend=(*colours, (VENTRICLE_COLOUR, "outline of the ventricles")))
+
+
+def suspect_pictures(shown: Shown) -> Iterator[Picture]:
+    """Slices through large bright or dark areas at the cortex, each in a frame."""
+    areas = recorded_areas(shown.scan)
+    if not areas:
+        return
+    framed = np.zeros(shown.flair.shape, bool)
+    for area in areas:
+        framed[tuple(slice(*edges) for edges in area["box"])] = True
+    axis = figures.planes_shown(shown.affine)[0]
+    slices = figures.busiest_slices(framed, axis, SUSPECT_SLICES)
+    layout = shown.layout([(axis, slices)], shown.brain, figures.balanced_columns(len(slices)))
+    layers = [Layer("suspects", "frame", figures.draw_outline(layout, framed, SUSPECT_COLOUR))]
+    found = "; ".join(
+        f"{area['kind']}, {area['volume_ml']:.1f} ml, {area['place']}" for area in areas
+    )
+    caption = (
+        f"Found by brightness alone, compared with the other side: {found}. WMH in a frame may be "
+        "part of something else."
+    )
+    title = "Large areas at the cortex"
+    yield _picture(shown.scan, "suspects", title, caption, shown.draw(layout), layers)
+
+
+def recorded_areas(scan: ScanResults) -> list[dict[str, Any]]:
+    """Areas of the record, see `bagau_bids.measures.suspects`, whose kind raised a flag.
+
+    Raises
+    ------
+    ProcessingError
+        If the record holds something else there.
+    """
+    raised = {flag.figure for flag in scan.flags}
+    try:
+        areas = [
+            {
+                "kind": str(area["kind"]),
+                "figure": FIGURES[area["kind"]],
+                "volume_ml": float(area["volume_ml"]),
+                "place": str(area["place"]),
+                "box": tuple((int(low), int(high)) for low, high in area["box"]),
+            }
+            for area in scan.step("regions").get("suspects") or ()
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProcessingError(
+            f"{scan.path('record')}: areas at the cortex cannot be read ({error}); expected kind, "
+            "volume_ml, place and box of each: process the scan again"
+        ) from error
+    return [area for area in areas if area["figure"] in raised]
 
 
 def before_after_pictures(shown: Shown) -> Iterator[Picture]:

@@ -442,7 +442,7 @@ class Regions(Step):
     output_spec = RegionsOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.measures import regions
+        from bagau_bids.measures import regions, suspects
         from bagau_bids.preprocessing.template_regions import (
             carry_regions,
             covered_fraction,
@@ -465,7 +465,17 @@ class Regions(Step):
         table = folder / "brain_regions_table.tsv"
         write_table(table, regions.brain_lookup_table(self.inputs.rule))
         self._results["brain_regions_table"] = str(table)
+        anatomy = suspects.Anatomy(
+            brain_mask=brain,
+            ventricles=found.mask,
+            groups=groups,
+            right=right,
+            to_template=suspects.fit_template(points, lattice),
+            white_matter=suspects.white_matter_level(flair, brain, wm_probseg),
+        )
+        areas = suspects.find_suspects(flair, affine, anatomy)
         return {
+            "suspects": [asdict(area) for area in areas],
             "rule": self.inputs.rule,
             "ventricles": found.source,
             "csf": found.csf,
@@ -512,7 +522,7 @@ class Measure(Step):
     output_spec = MeasureOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.measures import fazekas, flags, lesions, quality
+        from bagau_bids.measures import fazekas, flags, lesions, quality, suspects
         from bagau_bids.measures.regions import (
             distance_mm,
             infratentorial,
@@ -550,6 +560,8 @@ class Measure(Step):
         figures = quality.scan_quality(
             flair, affine, brain, wm_probseg, mask, probability, self._registered()
         )
+        areas = read_record(self.inputs.regions_record)["suspects"]
+        figures |= suspects.suspect_figures(areas)
         tables = {
             "volumes_table": lesions.volume_table(
                 mask, affine, brain, regions, self.inputs.rule, ventricles=seen
@@ -565,7 +577,8 @@ class Measure(Step):
             path = folder / f"{name}.tsv"
             write_table(path, table)
             self._results[name] = str(path)
-        raised = [asdict(flag) for flag in flags.raised_flags(figures)]
+        places = suspects.places_in_words(areas)
+        raised = [asdict(flag) for flag in flags.raised_flags(figures, places)]
         notes = () if seen else (NO_VENTRICLES,)
         return {"notes": notes, "quality": figures, "flags": raised}
 

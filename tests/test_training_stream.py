@@ -19,7 +19,12 @@ from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.judging import HEALTHY, JudgedScan, fitting_threshold
 from bagau_bids.training.pool import HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH, Shard
 from bagau_bids.training.settings import StreamSettings
-from bagau_bids.training.sources import SliceStore, StrokeSettings, StrokeSource
+from bagau_bids.training.sources import (
+    SliceStore,
+    StoredSlices,
+    StrokeSettings,
+    StrokeSource,
+)
 from bagau_bids.training.stream import StreamTrainer, batch_counts, read_stream_data, with_outputs
 
 CPU = torch.device("cpu")
@@ -276,7 +281,7 @@ def test_store_overwrites_the_oldest():
     for first in (0, 3):
         values = np.arange(first, first + 3)[:, None, None] * np.ones((1, 200, 200))
         target = np.zeros(values.shape, np.uint8)
-        store.add(Shard(values.astype(np.float32) / 2, values / 10, target))
+        store.add(StoredSlices.of(Shard(values.astype(np.float32) / 2, values / 10, target)))
     assert (len(store), store.added) == (5, 6)
     found = sorted(store.take(torch.arange(5)).flair[:, 0, 0, 0].tolist())
     np.testing.assert_allclose(found, [0.5, 1.0, 1.5, 2.0, 2.5], atol=0.04)
@@ -289,7 +294,9 @@ def test_lesions_weigh_one_over_their_pixels():
     target[1, 10:12, 10:15] = WMH  # not joined to the one of the slice before
     target[1, 80, 80] = INFARCT
     store = SliceStore(2, CPU)
-    store.add(Shard(np.ones(target.shape, np.float32), np.ones(target.shape), target))
+    store.add(
+        StoredSlices.of(Shard(np.ones(target.shape, np.float32), np.ones(target.shape), target))
+    )
     share = store.take(torch.arange(2)).lesion_share[:, 0]
     assert share[0, 11, 11] == pytest.approx(1 / 10, rel=0.03)
     assert share[1, 11, 11] == pytest.approx(1 / 10, rel=0.03)

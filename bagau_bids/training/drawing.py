@@ -23,9 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.training.heads import load_training_heads, synthetic_shards
-from bagau_bids.training.pack import encode_atlas, encode_flair
-from bagau_bids.training.pool import Shard
-from bagau_bids.training.sources import SliceStore
+from bagau_bids.training.sources import SliceStore, StoredSlices
 
 SLICES_OF_A_SCAN = 24  # about; a scan gives at most 32
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -61,7 +59,7 @@ class Drawing:
         self._context: SpawnContext = context
         self._permits = context.Semaphore(0)
         self._stop = context.Event()
-        self._arrivals: Queue[Shard | str] = context.Queue()
+        self._arrivals: Queue[StoredSlices | str] = context.Queue()
         self._processes: list[Any] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -154,11 +152,11 @@ class Drawing:
                     synthetic_shards(heads, range(number, number + 1), self.seed, str(device))
                 )
             for shard in shards:
-                self._put(shard)
+                self._put(StoredSlices.of(shard))
             number += 1
 
-    def _put(self, shard: Shard) -> None:
-        self.store.add(shard)
+    def _put(self, slices: StoredSlices) -> None:
+        self.store.add(slices)
         self.drawn += 1
 
 
@@ -168,7 +166,7 @@ def _draw_in_process(
     numbers: tuple[int, int],
     permits: Semaphore,
     stop: Event,
-    arrivals: "Queue[Shard | str]",
+    arrivals: "Queue[StoredSlices | str]",
 ) -> None:
     """Draw scans, every so-and-so-many of the stream, until told to stop."""
     torch.set_num_threads(1)
@@ -182,9 +180,7 @@ def _draw_in_process(
                 if not permits.acquire(timeout=PATIENCE_SECONDS):
                     continue
                 for shard in synthetic_shards(heads, range(number, number + 1), seed):
-                    arrivals.put(
-                        Shard(encode_flair(shard.flair), encode_atlas(shard.atlas), shard.target)
-                    )
+                    arrivals.put(StoredSlices.of(shard))
                 number += step
     except Exception as error:
         arrivals.put(f"{type(error).__name__}: {error}")

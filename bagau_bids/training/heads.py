@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -56,6 +57,7 @@ _PLAIN_CONTRAST = {
 }
 _MAX_SLICES = 32  # of one scan that go into a pool
 _AIR_MARGIN = 2
+_DERIVED = ("classes", "ventricle_distance", "brain")  # of the labels; kept with the head
 SHARD_VOLUMES = 10  # scans in one shard of a pool on disk
 HEAD_INFARCTS = 50  # infarcts that one head carries; each head carries others
 _ATLAS_STEPS = 51  # of a stored atlas from 0 to 1; divides 255
@@ -278,6 +280,7 @@ def save_training_head(path: Path, prepared: TrainingHead) -> None:
         "labels": head.labels,
         "affine": head.affine,
         "wm_atlas": head.wm_atlas,
+        **{name: getattr(head, name).numpy() for name in _DERIVED},
     }
     for kind, shapes in (("lesion", prepared.lesions), ("infarct", prepared.infarcts)):
         if shapes is not None:
@@ -290,6 +293,10 @@ def load_training_head(path: Path) -> TrainingHead:
     """Read what :func:`save_training_head` wrote, now or before heads carried infarcts."""
     with np.load(path) as stored:
         head = Head(stored["labels"], stored["affine"], stored["wm_atlas"])
+        # Seconds of distance transforms, which else every process would repeat for every head.
+        head.__dict__.update(
+            {name: torch.from_numpy(stored[name]) for name in _DERIVED if name in stored}
+        )
         shapes: dict[str, LesionShapes | None] = {}
         for kind in ("lesion", "infarct"):
             runs = {

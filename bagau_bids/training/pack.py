@@ -14,7 +14,6 @@ steps of 0.063 between the limits of the z-score.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput, Sli
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.training.card import preprocessing_facts
 from bagau_bids.training.dataset import TrainingScan
+from bagau_bids.training.heads import load_training_head, save_training_head
 from bagau_bids.training.pool import Shard, training_shard
 
 PACK_FILE, STROKE_FILE = "pack.json", "stroke.npz"
@@ -122,8 +122,8 @@ def write_pack(
             "LABEL_MAPS OUT', in OUT/heads; prepare them first"
         )
     (folder / HEADS).mkdir(parents=True, exist_ok=True)
-    for path in found:
-        shutil.copyfile(path, folder / HEADS / path.name)
+    for path in found:  # older ones lack what is derived of the labels
+        save_training_head(folder / HEADS / path.name, load_training_head(path))
     for scan in training:
         _save(folder / REAL / f"{scan.name}.npz", _slices_of(scan))
     for scan in validation:

@@ -88,6 +88,30 @@ def lesion_size_codes(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return found
 
 
+@dataclass(frozen=True)
+class StoredSlices:
+    """Slices as a store keeps them, (N, 200, 200) uint8 arrays.
+
+    Parameters
+    ----------
+    flair, atlas, target, sizes : arrays
+        Codes of the FLAIR, white matter times 255, labels, codes of lesions' sizes.
+    """
+
+    flair: NDArray[np.uint8]
+    atlas: NDArray[np.uint8]
+    target: NDArray[np.uint8]
+    sizes: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, slices: Shard) -> Self:
+        """Encode slices, FLAIR and atlas in 8 bits already or as floats."""
+        flair, atlas = slices.flair, slices.atlas
+        if flair.dtype != np.uint8:
+            flair, atlas = encode_flair(flair), encode_atlas(atlas)
+        return cls(flair, atlas, slices.target, lesion_size_codes(slices.target))
+
+
 class SliceStore:
     """Slices on the device in 8 bits; the oldest are overwritten when it is full.
 
@@ -110,14 +134,11 @@ class SliceStore:
         """Count the slices that are there."""
         return min(self.added, self.capacity)
 
-    def add(self, slices: Shard) -> None:
-        """Put slices in, FLAIR and atlas in 8 bits or as floats."""
-        flair, atlas, target = slices.flair, slices.atlas, slices.target
-        if flair.dtype != np.uint8:
-            flair, atlas = encode_flair(flair), encode_atlas(atlas)
-        count = len(flair)
+    def add(self, slices: StoredSlices) -> None:
+        """Put slices in."""
+        count = len(slices.flair)
         places = (torch.arange(self.added, self.added + count) % self.capacity).to(self.device)
-        arrays = (flair, atlas, target, lesion_size_codes(target))
+        arrays = (slices.flair, slices.atlas, slices.target, slices.sizes)
         stores = (self.flair, self.atlas, self.target, self.sizes)
         for store, array in zip(stores, arrays, strict=True):
             store[places] = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -151,7 +172,7 @@ class RealSource:
         subjects = [scan.subject for scan in scans]
         totals = dict.fromkeys(subjects, 0)
         for scan in scans:
-            self.store.add(scan.slices)
+            self.store.add(StoredSlices.of(scan.slices))
             totals[scan.subject] += len(scan.slices.flair)
         weights = [
             np.full(len(scan.slices.flair), 1 / totals[scan.subject], np.float32) for scan in scans

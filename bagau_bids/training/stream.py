@@ -299,6 +299,14 @@ def reduced(device: torch.device, precision: torch.dtype) -> AbstractContextMana
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def any_sizes() -> AbstractContextManager[Any]:
+    """Take the first kernels that will do: trying all out for each new size takes far longer."""
+    context: AbstractContextManager[Any] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False
+    )
+    return context
+
+
 class StreamTrainer:
     """A streaming training under way.
 
@@ -379,7 +387,8 @@ class StreamTrainer:
                 found = [one(flair=flair, atlas=atlas)[:, :1].float().sigmoid() for one in placed]
             return torch.stack(found).mean(0)
 
-        self.data.stroke.label_by(probability, 0.0)
+        with any_sizes():
+            self.data.stroke.label_by(probability, 0.0)
         self._tell_labels(f"{len(placed)} networks")
 
     def run(self) -> dict[str, float]:
@@ -522,7 +531,8 @@ class StreamTrainer:
             with reduced(self.device, learner.precision):
                 return learner.average(flair=flair, atlas=atlas)[:, :1].float().sigmoid()
 
-        self.data.stroke.label_by(probability, learner.threshold - UNCALIBRATED)
+        with any_sizes():
+            self.data.stroke.label_by(probability, learner.threshold - UNCALIBRATED)
         self._tell_labels(f"{learner.width} at {learner.threshold:.2f}")
 
     def _tell_labels(self, by: str) -> None:
@@ -536,9 +546,10 @@ class StreamTrainer:
         )
 
     def _judged(self, learner: Learner) -> Verdict:
-        return judge(
-            learner.width, learner.average, self.data.scans, self.data.infarcts, self.device
-        )
+        with any_sizes():
+            return judge(
+                learner.width, learner.average, self.data.scans, self.data.infarcts, self.device
+            )
 
     def _validate(self) -> None:
         for learner in self.learners:

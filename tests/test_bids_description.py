@@ -48,6 +48,10 @@ def test_description_has_what_a_derivative_needs(tmp_path, bids_dir):
     assert found["GeneratedBy"][0]["Version"] == __version__
     assert found["SourceDatasets"] == [{"DOI": "doi:10.1/x"}]
     assert found["License"] == "CC0"
+    assert found["Authors"] == [
+        "The authors of the source data set",
+        "The bagau-bids developers",
+    ]
     assert "CITATION.md" in found["HowToAcknowledge"]
     assert found["DatasetLinks"]["raw"] == bids_dir.as_uri()
     assert found["DatasetLinks"]["templateflow"].startswith("https://")

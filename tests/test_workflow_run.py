@@ -136,6 +136,23 @@ def test_outputs_are_the_golden_list(go, tmp_path):
     assert names_in(out / "logs") == [".lock", "CITATION.bib", "CITATION.md"]
 
 
+@pytest.mark.slow
+def test_validator_has_nothing_to_say_of_what_is_ours(go, tmp_path):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno is not installed beside this Python")
+    go("sub-01")
+    said = subprocess.run(
+        [validator, tmp_path / "out", "--format", "json"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    codes = {issue["code"] for issue in json.loads(said.stdout)["issues"]["issues"]}
+    # The tiny FLAIRs state no unit of length, and results keep their header.
+    assert codes <= {"NIFTI_UNIT", "SIDECAR_KEY_RECOMMENDED"}
+
+
 def test_template_space_adds_copies_and_nothing_else(go, tmp_path, template):
     go("sub-01", output_spaces=("orig", TEMPLATE))
     folder = tmp_path / "out" / "sub-01" / "anat"

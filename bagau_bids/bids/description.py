@@ -19,6 +19,8 @@ from bagau_bids.errors import UsageError
 BIDS_VERSION = "1.11.1"
 NAME = "bagau-bids"
 LOCK_FILE = ".lock"
+SOURCE_AUTHORS = ["The authors of the source data set"]  # where it does not name them
+OWN_AUTHOR = "The bagau-bids developers"
 LINKS = {
     "templateflow": "https://github.com/templateflow/templateflow",
     "nilearn": "https://github.com/nilearn/nilearn",
@@ -228,6 +230,12 @@ def _dataset_links(output_dir: Path, bids_dir: Path, processing: Processing) -> 
     return {"raw": _location(output_dir, bids_dir), **LINKS, **locations}
 
 
+def _authors(raw: Mapping[str, Any]) -> list[str]:
+    """Return the authors that a data set names; none where it does not as BIDS asks for."""
+    found = raw.get("Authors")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def _location(output_dir: Path, other: Path) -> str:
     """Relative path to a data set that the output folder lies in, else its ``file://`` URI."""
     output_dir, other = output_dir.resolve(), other.resolve()
@@ -254,6 +262,7 @@ def _description(bids_dir: Path, links: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(raw.get("DatasetDOI"), str):
         source = {"DOI": raw["DatasetDOI"]}
     description["SourceDatasets"] = [source]
+    description["Authors"] = [*(_authors(raw) or SOURCE_AUTHORS), OWN_AUTHOR]
     if isinstance(raw.get("License"), str):
         description["License"] = raw["License"]
     return description

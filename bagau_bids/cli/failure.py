@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from bagau_bids.disk import full_disk_message, is_full_disk
 from bagau_bids.errors import EXIT_BUILD, EXIT_USAGE, BagauError
 from bagau_bids.processes import PARENT_VARIABLE, end_with_parent, keep_folder_off_path
 
@@ -113,7 +114,14 @@ def _end_with_launcher() -> None:
 
 
 def describe_unexpected(error: BaseException, path: Path) -> UnexpectedError:
-    """Return the error to show for a fault of ours, whose traceback is in the file ``path``."""
+    """Return the error to show for a fault of ours, whose traceback is in the file ``path``.
+
+    A disk that is full is no fault of ours, but may be found anywhere.
+    """
+    if is_full_disk(error):
+        name = getattr(error, "filename", None)
+        folders = [Path(os.fsdecode(name)).parent] if name else []
+        return UnexpectedError(full_disk_message([*folders, path.parent, Path.cwd()]))
     text = " ".join(str(error).split()) or "no message"
     return UnexpectedError(
         f"unexpected {type(error).__name__}: {text[:300]}. This is a fault of the program; "
@@ -126,10 +134,16 @@ def _stopped(how: str) -> str:
 
 
 def _keep_traceback(error: BaseException) -> Path:
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="bagau-crash-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.writelines(traceback.format_exception(error))
+    """Write a traceback to a file, on stderr where there is no room for one."""
+    lines = traceback.format_exception(error)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="bagau-crash-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.writelines(lines)
+    except OSError:
+        sys.stderr.writelines(lines)
+        return Path("/dev/stderr")
     return Path(file.name)
 
 

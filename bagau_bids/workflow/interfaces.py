@@ -11,8 +11,8 @@ import json
 import os
 import pdb
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from bagau_bids import __version__
 from bagau_bids.bids.derivatives import write_json, write_table
 from bagau_bids.bids.locking import together
 from bagau_bids.config import PERIVENTRICULAR_RULES
+from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, InputImageError, ProcessingError
 from bagau_bids.spaces import same_grid
 
@@ -77,17 +78,15 @@ class Step(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         folder = Path(runtime.cwd)
         started = time.monotonic()
-        try:
-            with together(folder.parent / STEPS_LOCK), limited_threads(self.inputs.num_threads):
+        with telling_why(folder, debug=self.inputs.debug):
+            with (
+                together(folder.parent / STEPS_LOCK),
+                temporaries_in(folder),
+                limited_threads(self.inputs.num_threads),
+            ):
                 record = self._process(folder)
-        except Exception as error:
-            write_json(folder / FAILURE_FILE, describe_failure(error))
-            if self.inputs.debug:
-                pdb.post_mortem(error.__traceback__)
-            raise
-        write_json(
-            folder / RECORD_FILE, {**record, "duration_s": round(time.monotonic() - started, 1)}
-        )
+            duration_s = round(time.monotonic() - started, 1)
+            write_json(folder / RECORD_FILE, {**record, "duration_s": duration_s})
         self._results["record"] = str(folder / RECORD_FILE)
         return runtime
 
@@ -639,11 +638,44 @@ class TemplateCopies(Step):
         return {"notes": ()}
 
 
-def describe_failure(error: BaseException) -> dict[str, Any]:
-    """Say what went wrong: ``message``, and whether it explains itself to a user."""
+@contextmanager
+def telling_why(folder: Path, *others: Path, debug: bool = False) -> Iterator[None]:
+    """Leave a file in a step's folder that says why the block failed, for who tells the user.
+
+    Parameters
+    ----------
+    folder
+        The step's own.
+    others
+        Other folders that it writes to.
+    debug
+        Open the debugger first.
+    """
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # on a full disk: what started the step looks at that, too
+            write_json(folder / FAILURE_FILE, describe_failure(error, (folder, *others)))
+        if debug:
+            pdb.post_mortem(error.__traceback__)
+        raise
+
+
+def describe_failure(error: BaseException, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """Say what went wrong: ``message``, and whether it explains itself to a user.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    folders
+        Those that were written to, one of which may be on a full disk.
+    """
     message = str(error).strip() or "no message"
-    if isinstance(error, BagauError):
+    if isinstance(error, BagauError) and not is_full_disk(error):
         return {"explained": True, "message": message}
+    if is_full_disk(error):
+        return {"explained": True, "message": full_disk_message(folders)}
     if isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY):
         short = " ".join(message.split())[:200]
         advice = "give the run more memory, or fewer steps at once with --nprocs or --mem-gb"

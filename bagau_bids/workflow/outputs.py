@@ -34,6 +34,7 @@ from bagau_bids.workflow.interfaces import (
     StepOutputSpec,
     load_image,
     read_record,
+    telling_why,
 )
 
 # Images on the conformed grid -> derivative and type on disk.
@@ -243,9 +244,10 @@ class PutOut(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         tree, output_dir = Path(self.inputs.tree), Path(self.inputs.output_dir)
-        self._results["written"] = [
-            name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
-        ]
+        with telling_why(Path(runtime.cwd), output_dir):
+            self._results["written"] = [
+                name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
+            ]
         return runtime
 
 

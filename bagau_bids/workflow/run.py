@@ -25,6 +25,7 @@ from bagau_bids.bids.description import derivative_links, write_dataset_files
 from bagau_bids.bids.locking import others_leave
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
+from bagau_bids.disk import FULL_WORDS, full_disk_message, nearly_full
 from bagau_bids.errors import InputImageError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ def run_participants(
         if result.ok and config.execution.rm_work_on_success:
             _remove_work(config, result.scan)
         if result.scan in tracker.failed:
-            _record_failure(config, result)
+            try:
+                _record_failure(config, result)
+            except OSError as error:  # the failure itself is told in any case
+                _logger.warning("%s: its record was not written (%s)", result.scan.stem, error)
     return results
 
 
@@ -589,9 +593,11 @@ def _reason(trouble: _Trouble, crash_text: str, crash_file: Path | None) -> str:
     try:
         failure = json.loads((trouble.node_dir / FAILURE_FILE).read_text(encoding="utf-8"))
         if failure["explained"]:
-            return failure["message"]
-        message = failure["message"]
+            return str(failure["message"])
+        message = str(failure["message"])
     except (OSError, ValueError, KeyError):
         lines = [line.strip() for line in crash_text.splitlines() if line.strip()]
         message = lines[-1] if lines else "no reason was given"
+    if FULL_WORDS.search(crash_text) or nearly_full(trouble.node_dir):
+        return full_disk_message([trouble.node_dir, trouble.crash_dir])
     return f"step {trouble.step} failed unexpectedly: {message}; details are in {crash_file}"

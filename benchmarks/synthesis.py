@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bagau_bids.spaces import voxel_sizes
-from bagau_bids.training.heads import TrainingHead, load_training_heads, pool_settings
-from bagau_bids.training.synthesis.engine import SyntheticScan, synthesise
+from bagau_bids.training.heads import TrainingHead, draw_scan, load_training_heads
+from bagau_bids.training.synthesis.engine import SyntheticScan
 
 DRAWS, ROWS = 12, 3
 
@@ -52,21 +52,23 @@ def main() -> None:
 def draw_scans(heads: Sequence[TrainingHead], device: str) -> Iterator[SyntheticScan]:
     """Twelve scans of different heads, as they are drawn for training."""
     for seed in range(DRAWS):
-        prepared = heads[seed % len(heads)]
-        yield synthesise(prepared.head, seed, pool_settings(), prepared.lesions, device)
+        yield draw_scan(heads[seed % len(heads)], seed, device=device)
 
 
 def draw_figure(path: Path, scans: Sequence[SyntheticScan], real: Sequence[Path]) -> None:
-    """Synthetic scans on the left with their lesions outlined, real ones on the right."""
+    """Synthetic scans on the left, WMH outlined in red and infarcts in cyan, real ones on the right."""
     columns = DRAWS // ROWS
     figure = Figure(figsize=(2.2 * (columns + 2), 2.6 * ROWS), dpi=90, layout="constrained")
     grid = figure.add_gridspec(ROWS, columns + 2)
     for number, scan in enumerate(scans):
         axes = figure.add_subplot(grid[number % ROWS, number // ROWS])
-        level = int(np.argmax(scan.wmh_mask.sum(axis=(0, 1)))) or scan.flair.shape[2] * 6 // 10
+        marked = (scan.wmh_mask, "red"), (scan.infarct_mask, "cyan")
+        outlined = scan.infarct_mask if scan.infarct_mask.any() else scan.wmh_mask
+        level = int(np.argmax(outlined.sum(axis=(0, 1)))) or scan.flair.shape[2] * 6 // 10
         show(axes, scan.flair[:, :, level], scan.affine)
-        if scan.wmh_mask[:, :, level].any():
-            axes.contour(scan.wmh_mask[:, :, level].T, [0.5], colors="red", linewidths=0.6)
+        for mask, colour in marked:
+            if mask[:, :, level].any():
+                axes.contour(mask[:, :, level].T, [0.5], colors=colour, linewidths=0.6)
         axes.set_title(f"synthetic {number}", fontsize=7)
     for number, source in enumerate(real):
         axes = figure.add_subplot(grid[number % ROWS, columns + number // ROWS])

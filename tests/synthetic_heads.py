@@ -22,6 +22,15 @@ STILL = PoseSettings(
     tilt_probability=0,
 )
 
+# No load of another kind, and no lesion outside the cerebral white matter.
+MIXTURE = {
+    "small_probability": 0,
+    "heavy_probability": 0,
+    "infratentorial_probability": 0,
+    "grey_probability": 0,
+    "juxtacortical_probability": 0,
+}
+
 
 def ball(centre, radii):
     axes = np.ogrid[tuple(slice(n) for n in SHAPE)]

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from synthetic_heads import (
+    MIXTURE,
     SHAPE,
     affine,
     ball,
@@ -66,6 +67,7 @@ def test_lesion_shapes_are_painted_inside_white_matter(prepared):
         deep_probability=0,
         labelled_probability=0,
         keep_component=(1, 1),
+        **MIXTURE,
         shift_sd_mm=4.0,
     )
     settings = SynthesisSettings(lesions=only_real)

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from synthetic_heads import STILL
+from synthetic_heads import MIXTURE, STILL
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.training.synthesis.acquisition import Grid, average_slabs
@@ -22,6 +22,7 @@ from bagau_bids.training.synthesis.engine import (
     synthesise,
 )
 from bagau_bids.training.synthesis.fields import Draw, blur, wide_blur
+from bagau_bids.training.synthesis.infarcts import InfarctSettings
 from bagau_bids.training.synthesis.intensities import IntensitySettings, draw_class_means
 from bagau_bids.training.synthesis.labels import CLASS_NAMES, CLASS_OF, Head, load_head
 from bagau_bids.training.synthesis.lesions import LesionSettings, LesionShapes
@@ -98,8 +99,10 @@ def test_truth_keeps_its_place_and_volume_without_deformation(head):
 
 
 def test_lesions_lie_in_white_matter_and_are_bright(head):
-    lesions = LesionSettings(none_probability=0, deep_probability=1, contrast=(0.8, 0.9))
-    base = SynthesisSettings(lesions=lesions)
+    lesions = LesionSettings(
+        none_probability=0, deep_probability=1, contrast=(0.8, 0.9), **MIXTURE
+    )
+    base = SynthesisSettings(lesions=lesions, infarcts=InfarctSettings(lacune_probability=0))
     plain = replace(
         base,
         acquisition=replace(
@@ -131,6 +134,7 @@ def test_real_shapes_keep_their_volume(head):
         labelled_probability=0,
         keep_component=(1, 1),
         shift_sd_mm=0,
+        **MIXTURE,
     )
     settings = replace(SynthesisSettings(lesions=only_real, label_fraction=0.5), pose=STILL)
     settings = replace(

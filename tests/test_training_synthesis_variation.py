@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from synthetic_heads import STILL, affine, ball, labels
+from synthetic_heads import MIXTURE, STILL, affine, ball, labels
 
 from bagau_bids.training.heads import pool_settings
 from bagau_bids.training.synthesis.acquisition import (
@@ -24,6 +24,7 @@ from bagau_bids.training.synthesis.engine import (
     synthesise,
 )
 from bagau_bids.training.synthesis.fields import Draw
+from bagau_bids.training.synthesis.infarcts import InfarctSettings
 from bagau_bids.training.synthesis.intensities import IntensitySettings, add_confounders
 from bagau_bids.training.synthesis.labels import CLASS_OF, Head
 from bagau_bids.training.synthesis.lesions import (
@@ -40,6 +41,7 @@ CLEAN = AcquisitionSettings(
     in_plane_mm=(4.0, 4.0),
     slice_spacing_mm=(4.0, 4.0),
     isotropic_probability=0,
+    sharp_probability=0,
     gap_fraction=NEVER,
     working_mm=2.0,
     blur_mm=NEVER,
@@ -50,6 +52,23 @@ CLEAN = AcquisitionSettings(
     motion_probability=0,
     slice_gain_probability=0,
     stripped_probability=0,
+    smoothed_probability=0,
+    histogram_probability=0,
+    clipped_probability=0,
+    jpeg_probability=0,
+    quantised_probability=0,
+)
+WITHOUT_INFARCTS = InfarctSettings(
+    infarct_probability=0, lacune_probability=0, cavity_probability=0
+)
+RIGHT = AtlasSettings(
+    smooth_error_mm=NEVER,
+    gross_probability=0,
+    local_probability=0,
+    blurred_probability=0,
+    sharpened_probability=0,
+    lower_probability=0,
+    absent_probability=0,
 )
 EVEN = IntensitySettings(
     texture=NEVER,
@@ -68,6 +87,8 @@ DEEP = LesionSettings(
     punctate_count=(20, 21),
     radius_mm=(4.0, 5.0),
     dirty_probability=0,
+    falloff_probability=0,
+    **MIXTURE,
 )
 PLAIN = SynthesisSettings(
     pose=STILL,
@@ -75,7 +96,8 @@ PLAIN = SynthesisSettings(
     intensities=EVEN,
     lesions=DEEP,
     acquisition=CLEAN,
-    atlas=AtlasSettings(smooth_error_mm=NEVER, gross_probability=0),
+    infarcts=WITHOUT_INFARCTS,
+    atlas=RIGHT,
 )
 MM4 = (4.0, 4.0, 4.0)
 
@@ -191,7 +213,7 @@ def test_atlas_lies_on_the_white_matter(mirror):
 
 
 def test_atlas_has_small_errors():
-    exact, carried = scan_of(), scan_of(atlas=AtlasSettings((2.0, 2.0), gross_probability=0))
+    exact, carried = scan_of(), scan_of(atlas=replace(RIGHT, smooth_error_mm=(2.0, 2.0)))
     np.testing.assert_array_equal(carried.wm_true, exact.wm_true)
     difference = np.abs(carried.wm_atlas - exact.wm_atlas)
     assert difference.max() > 0.1
@@ -201,7 +223,9 @@ def test_atlas_has_small_errors():
 
 
 def test_atlas_has_gross_errors():
-    atlas = AtlasSettings(NEVER, gross_probability=1, gross_error_mm=(6.0, 10.0))
+    atlas = replace(
+        RIGHT, gross_probability=1, gross_error_mm=(6.0, 10.0), gross_rotation_deg=NEVER
+    )
     spot = ball((22, 27, 24), (3, 3, 3)).astype(np.float32)
     head = replace(lopsided_head(), wm_atlas=spot)
     exact = synthesise(head, 0, PLAIN)
@@ -265,7 +289,10 @@ def test_dirty_white_matter_surrounds_lesions_and_is_not_labelled():
     def painted(probability):
         image = torch.ones((32, 32, 32))
         settings = LesionSettings(
-            dirty_probability=probability, contrast=(0.5, 0.5), dirty=(0.3, 0.3)
+            dirty_probability=probability,
+            contrast=(0.5, 0.5),
+            dirty=(0.3, 0.3),
+            softness_mm=(0.3, 1.0),
         )
         mask = lesions.clone()
         paint_lesions(image, mask, white, Draw(0), (1.0, 1.0, 1.0), settings)

@@ -103,12 +103,10 @@ def _turn(centres: list[torch.Tensor], draw: Draw, degrees: float, head: Head) -
     matrix = np.linalg.inv(to_world) @ rotation_matrix((ax, ay, az)) @ to_world
     middle = np.linalg.inv(to_world) @ (head.brain_points.mean(axis=0) - head.affine[:3, 3])
     offset = middle - matrix @ middle
-    turned = [
-        sum(float(weight) * c for weight, c in zip(row, centres, strict=True)) + float(shift)
-        for row, shift in zip(matrix, offset, strict=True)
-    ]
-    for axis in range(3):
-        centres[axis].copy_(turned[axis])
+    x, y, z = (centre.clone() for centre in centres)
+    for axis, (row, shift) in enumerate(zip(matrix, offset, strict=True)):
+        a, b, c = (float(weight) for weight in row)
+        centres[axis].copy_(a * x + b * y + c * z + float(shift))
 
 
 def _without_lower_parts(

@@ -191,16 +191,16 @@ def synthesise(
     spacing = grid.working_spacing_mm
     around = Surroundings(classes, index, distance, spacing)
     lesion_mask = draw_lesions(around, lesions, draw, settings.lesions)
-
-    means = draw_class_means(draw, settings.intensities)
-    fine = paint(classes, means, draw, spacing, settings.intensities)
-    add_confounders(fine, classes, distance, draw, spacing, settings.intensities)
-    white = _members(classes, WHITE_MATTER_CLASSES)
     codes = draw_pathology(head, infarcts, draw, settings.infarcts)
     other = None
     if codes is not None:
         other = place_pathology(codes, classes, index, draw, settings.infarcts)
         lesion_mask &= ~other.anything
+
+    means = draw_class_means(draw, settings.intensities)
+    fine = paint(classes, means, draw, spacing, settings.intensities)
+    add_confounders(fine, classes, distance, draw, spacing, settings.intensities)
+    white = _members(classes, WHITE_MATTER_CLASSES)
     paint_lesions(fine, lesion_mask, white, draw, spacing, settings.lesions)
     if other is not None:
         fluid = means[CLASS_OF["csf"]].to(draw.device)

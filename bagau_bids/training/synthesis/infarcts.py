@@ -124,12 +124,15 @@ def _add_cavity(
     voxels, _ = shapes.draw_voxels(draw, (2.0, 2.0), settings.shift_sd_mm, which)
     if len(voxels) == 0:
         return
-    width = draw.uniform((1.5, max(1.6, settings.rim_width_mm[1])))
+    low, high = settings.rim_width_mm
+    width = draw.uniform((max(1.5, low), max(1.5, high)))
     places = np.stack(np.unravel_index(voxels, shapes.shape))
     corner = places.min(axis=1, keepdims=True) - 1
     mask = np.zeros(places.max(axis=1) - corner[:, 0] + 2, bool)
     mask[tuple(places - corner)] = True
+    # Of a voxel's centre below the surface, which lies half a voxel outside the last one.
     depth = ndimage.distance_transform_edt(mask, sampling=shapes.spacing_mm)
+    depth -= float(shapes.spacing_mm.min()) / 2
     codes[voxels] = np.where(depth[tuple(places - corner)] > width, CORE, WIDE_RIM)
 
 

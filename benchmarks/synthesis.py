@@ -56,7 +56,7 @@ def draw_scans(heads: Sequence[TrainingHead], device: str) -> Iterator[Synthetic
 
 
 def draw_figure(path: Path, scans: Sequence[SyntheticScan], real: Sequence[Path]) -> None:
-    """Synthetic scans on the left, WMH outlined in red and infarcts in cyan, real ones on the right."""
+    """Draw synthetic scans with WMH in red and infarcts in cyan, and real ones on the right."""
     columns = DRAWS // ROWS
     figure = Figure(figsize=(2.2 * (columns + 2), 2.6 * ROWS), dpi=90, layout="constrained")
     grid = figure.add_gridspec(ROWS, columns + 2)

@@ -171,7 +171,7 @@ def test_cavities_have_a_core_inside_their_rim(head, shapes):
         shift_sd_mm=0.0,
     )
     codes = draw_pathology(head, shapes, Draw(0), settings).reshape(SHAPE)
-    assert (codes[10, 30, 26], codes[15, 30, 26]) == (CORE, WIDE_RIM)
+    assert (codes[10, 30, 26], codes[16, 30, 26]) == (CORE, WIDE_RIM)
     np.testing.assert_array_equal(codes > 0, ball((10, 30, 26), (6, 6, 6)))
     scan = synthesise(head, 0, replace(COARSE, infarcts=settings), None, "cpu", shapes)
     assert scan.not_judged_mask.any()

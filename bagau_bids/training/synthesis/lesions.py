@@ -268,11 +268,11 @@ def _confluent(around: Surroundings, draw: Draw, settings: LesionSettings) -> to
     width = draw.smooth_field(shape, around.spacing_mm, draw.uniform((14.0, 28.0)))
     width.mul_(draw.uniform((0.25, 0.5)))
     width.add_(draw.smooth_field(shape, around.spacing_mm, 4.5), alpha=0.2)
-    width.add_(0.5).mul_(draw.uniform(settings.heavy_band_mm))
+    width.add_(0.3).mul_(draw.uniform(settings.heavy_band_mm))
     patches = draw.smooth_field(shape, around.spacing_mm, draw.uniform((6.0, 12.0)))
     patches.sub_(distance / draw.uniform(settings.heavy_reach_mm)).add_(0.3)
     return (distance <= width.clamp_(min=1.0)) | (
-        (patches > draw.uniform((0.7, 1.3))) & (distance < 25.0)
+        (patches > draw.uniform((0.9, 1.6))) & (distance < 25.0)
     )
 
 

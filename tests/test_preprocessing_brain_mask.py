@@ -11,6 +11,7 @@ from bagau_bids.preprocessing.brain_mask import (
     clean_mask,
     low_resolution,
     low_resolution_grid,
+    on_dark_background,
     stripped_foreground,
 )
 from bagau_bids.spaces import reorient
@@ -72,6 +73,34 @@ def test_mask_lies_on_the_brain_whatever_the_grid(spacing, shape, oblique):
     assert found.mask.dtype == bool
     assert not found.stripped
     assert dice(found.mask, brain) > 0.95
+
+
+@pytest.mark.parametrize("level", [100.0, 99.3])
+def test_a_stripped_brain_on_a_background_of_its_own_mean_is_not_cut(level):
+    affine, shape = centred((2.0, 2.0, 4.0), (96, 96, 48)), (96, 96, 48)
+    _, brain = head(affine, shape)
+    noise = np.random.default_rng(0).normal(100, 10, shape).round()
+    seen = []
+
+    def network(volume):
+        seen.append(volume)
+        return (volume > 0.4).astype(np.float32)
+
+    found = brain_mask(np.where(brain, noise, level).astype(np.float32), affine, network)
+    assert found.stripped
+    assert dice(found.mask, brain) > 0.99
+    corner, middle = seen[0][2, 2, 2], np.median(seen[0][20:28, 28:36, 28:36])
+    assert corner == 0
+    assert middle > 0.4
+
+
+def test_a_dark_background_is_left_as_it_is():
+    affine, shape = centred((2.0, 2.0, 4.0), (96, 96, 48)), (96, 96, 48)
+    image, brain = head(affine, shape)
+    ringing = np.where(brain, image, 0).astype(np.float32)
+    ringing[40:50, 40:50, 20] = -3
+    for flair in (image, np.where(brain, image, 0), ringing):
+        assert on_dark_background(flair) is flair
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS"])

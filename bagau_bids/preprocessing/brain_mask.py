@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.preprocessing.intensities import commonest_value
 from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 3.0
@@ -22,6 +23,9 @@ SIZE_MULTIPLE = 8
 _CONSTANT_BACKGROUND_FRACTION = 0.2
 _SCALP_DISTANCE_MM = 5.0
 _SCALP_FRACTION = 0.08
+# Around a stripped brain that was normalised the value may lie amid the brain's own, with at
+# least so much of the rest below it. Air is darkest, but for ringing (3 % below it at most).
+_BELOW_BACKGROUND_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def brain_mask(
     MissingResourceError
         If the network's weights are missing or damaged.
     """
-    low = low_resolution(flair, affine)
+    low = low_resolution(on_dark_background(flair), affine)
     probability = (predict or packaged_network())(low.volume)
     fine = resample(probability, low.affine, flair.shape, affine, order=1, cval=0.0)
     mask = clean_mask(fine > 0.5)
@@ -135,6 +139,31 @@ def brain_mask(
         return BrainMask(mask, stripped=False, notes=())
     note = "the image came without its skull; its foreground is the brain mask"
     return BrainMask(foreground, stripped=True, notes=(note,))
+
+
+def on_dark_background(flair: NDArray) -> NDArray:
+    """Set a constant background that lies amid the values of the brain below them.
+
+    A brain without its skull whose intensities were centred on their mean lies on zeros that are
+    as bright as it is. To a network that has learned what heads look like it has no outline.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) array
+
+    Returns
+    -------
+    (X, Y, Z) array
+        `flair` itself where its background is not constant, or darkest.
+    """
+    background, fraction = commonest_value(flair)
+    if fraction < _CONSTANT_BACKGROUND_FRACTION:
+        return flair
+    rest = flair[flair != background]
+    if not rest.size or (rest < background).mean() < _BELOW_BACKGROUND_FRACTION:
+        return flair
+    darkest, middle = np.percentile(rest, (0.1, 50))
+    return np.where(flair == background, darkest - (middle - darkest) / 2, flair)
 
 
 def packaged_network() -> Callable[[NDArray], NDArray]:
@@ -186,7 +215,7 @@ def stripped_foreground(
     -------
     (X, Y, Z) bool array or None
     """
-    background, fraction = _commonest_value(flair)
+    background, fraction = commonest_value(flair)
     if fraction < _CONSTANT_BACKGROUND_FRACTION:
         return None
     present = flair != background
@@ -198,11 +227,3 @@ def stripped_foreground(
     if away.sum() >= _SCALP_FRACTION * coarse_present.sum():
         return None
     return clean_mask(present)
-
-
-def _commonest_value(flair: NDArray) -> tuple[float, float]:
-    """Value that most voxels have, and the fraction of voxels that have it."""
-    some = flair.ravel()[:: max(1, flair.size // 100_000)]
-    values, counts = np.unique(some, return_counts=True)
-    commonest = float(values[np.argmax(counts)])
-    return commonest, float((flair == commonest).mean())

@@ -1,16 +1,17 @@
 """Read a FLAIR into one finite 3-D float32 RAS+ volume, and write results back on its grid."""
 
-import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import InputImageError
+from bagau_bids.preprocessing.intensities import refuse_wrapped, repair_extremes
 from bagau_bids.spaces import (
     grid_distance_mm,
     orthonormal_affine,
@@ -24,6 +25,12 @@ MIN_SLICES = 5
 VOXEL_SIZE_RANGE_MM = (0.1, 20.0)
 FORM_MISMATCH_MM = 0.1  # sform and qform further apart than this at a corner are reported
 SHEAR_NOTE_DEGREES = 0.1
+MOST_VOXELS = 2**29  # 2,000 slices of 512 x 512
+MOST_BEYOND = 2**24  # bytes before the image data, and after them
+LONGEST_HEADER = 540  # NIfTI-2
+CHUNK = 2**20
+GZIP = 31  # zlib's sign for one gzip member
+MAGIC = b"\x1f\x8b"
 NEGATIVE_SHARE = 0.02  # of the maximum; less is ringing or interpolation
 GEOMETRY_FIELDS = (
     "qform_code",
@@ -104,7 +111,8 @@ def conform(path: str | Path) -> Conformed:
     ------
     InputImageError
         If the file is missing, damaged, not a NIfTI image, not a single real-valued volume of at
-        least five slices, empty, or without a usable geometry; the message says which.
+        least five slices, empty, wrapped round, or without a usable geometry; the message says
+        which.
     """
     from nibabel.orientations import aff2axcodes
 
@@ -136,9 +144,9 @@ def read_volume(path: Path) -> StoredVolume:
         least five slices, or without a usable geometry; the message says which.
     """
     _check_file(path)
-    image = _read(path)
+    image, notes = _read(path)
     _check_header(path, image)
-    notes = _check_geometry(path, image)
+    notes += _check_geometry(path, image)
     try:
         scaled = np.asanyarray(image.dataobj)
     except (OSError, ValueError) as error:
@@ -210,7 +218,7 @@ def _check_file(path: Path) -> None:
             f"{path}: holds a pointer and not the image; fetch the content with "
             f"`datalad get {path.name}` (git-annex) or `git lfs pull` (git LFS)"
         )
-    gzipped = start.startswith(b"\x1f\x8b")
+    gzipped = start.startswith(MAGIC)
     if path.suffix == ".gz" and not gzipped:
         raise InputImageError(
             f"{path}: named .gz but its content is not gzipped; rename it to .nii or compress it"
@@ -221,33 +229,152 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _read(path: Path) -> Any:
-    """Whole file as a NIfTI image in memory."""
+def _read(path: Path) -> tuple[Any, list[str]]:
+    """Whole file as a NIfTI image in memory, and what was unusual about the file.
+
+    No more is read than the header asks for, so that a small file cannot fill the memory.
+    """
     import nibabel as nib
 
-    content = path.read_bytes()
-    if path.suffix == ".gz":
+    with path.open("rb") as file:
+        stream = Stream(file, gzipped=path.suffix == ".gz")
         try:
-            content = gzip.decompress(content)
+            start = stream.read(LONGEST_HEADER)
+            header_class = _header_class(path, start)
+            expected = _expected_bytes(
+                path, header_class(start[: header_class.sizeof_hdr], check=False)
+            )
+            content = start + stream.read(expected - len(start))
+            beyond = len(stream.read(MOST_BEYOND + 1))
         except (EOFError, OSError, zlib.error) as error:
             raise InputImageError(
                 f"{path}: the gzip stream is truncated or damaged ({error}); copy the file again "
                 "from its source"
             ) from error
-    header_sizes = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
-    sizes = {int.from_bytes(content[:4], order) for order in ("little", "big")}
-    known = sizes & header_sizes.keys()
-    magic = content[344:347] if 348 in known else content[4:7]
-    if not known or magic not in (b"n+1", b"n+2"):
+    if beyond > MOST_BEYOND:
         raise InputImageError(
-            f"{path}: is not a NIfTI image; expected a single-file NIfTI-1 or NIfTI-2: convert it"
+            f"{path}: goes on for more than {MOST_BEYOND // 2**20} MiB after the {expected} bytes "
+            "that its header asks for; expected one image: the header is wrong, or the file is "
+            "not an image: convert it again"
         )
+    image_class = {348: nib.Nifti1Image, 540: nib.Nifti2Image}[header_class.sizeof_hdr]
     try:
-        return header_sizes[known.pop()].from_bytes(content)
+        image = image_class.from_bytes(content)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         raise InputImageError(
             f"{path}: the NIfTI header cannot be used ({error}); convert the image again"
         ) from error
+    notes = []
+    if stream.garbage:
+        notes.append("Something that is not gzipped follows the gzip stream; it was left out.")
+    return image, notes
+
+
+class Stream:
+    """Bytes of a file, of its gzip members where it has some, read on without seeking.
+
+    Parameters
+    ----------
+    file
+        Open for reading bytes.
+    gzipped : bool
+        Whether it is one gzip member or several, one after another. Zeros and, as for gzip
+        itself, anything else after the last are left out; `garbage` tells of the latter.
+    """
+
+    def __init__(self, file: BinaryIO, *, gzipped: bool) -> None:
+        self.file = file
+        self.gzipped = gzipped
+        self.garbage = False
+        self._member: Any = zlib.decompressobj(GZIP) if gzipped else None
+        self._compressed = b""
+
+    def read(self, count: int) -> bytes:
+        """Read so many bytes, fewer at the end.
+
+        Raises
+        ------
+        EOFError, zlib.error
+            If a gzip member is truncated or damaged.
+        """
+        if not self.gzipped:
+            return self.file.read(max(count, 0))
+        pieces = []
+        while count > 0 and (piece := self._piece(count)):
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+    def _piece(self, most: int) -> bytes:
+        """Read some bytes, at most so many; none at the end."""
+        while self._member is not None:
+            if self._member.eof and not self._next_member():
+                return b""
+            compressed = self._compressed or self.file.read(CHUNK)
+            piece: bytes = self._member.decompress(compressed, min(most, CHUNK))
+            self._compressed = self._member.unconsumed_tail
+            if piece:
+                return piece
+            if not compressed and not self._member.eof:
+                raise EOFError("it ends before its end")
+        return b""
+
+    def _next_member(self) -> bool:
+        """Go on to the next gzip member, if there is one."""
+        rest = self._member.unused_data.lstrip(b"\0")
+        while not rest and (more := self.file.read(CHUNK)):
+            rest = more.lstrip(b"\0")
+        if len(rest) == 1:
+            rest += self.file.read(1)
+        if rest.startswith(MAGIC):
+            self._member, self._compressed = zlib.decompressobj(GZIP), rest
+            return True
+        self._member, self.garbage = None, bool(rest)
+        return False
+
+
+def _header_class(path: Path, start: bytes) -> Any:
+    """Class of the header that a file begins with."""
+    import nibabel as nib
+
+    known = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")} & known.keys()
+    magic = start[344:347] if 348 in sizes else start[4:7]
+    if not sizes or magic not in (b"n+1", b"n+2"):
+        raise InputImageError(
+            f"{path}: is not a NIfTI image; expected a single-file NIfTI-1 or NIfTI-2: convert it"
+        )
+    size = sizes.pop()
+    if len(start) < size:
+        raise InputImageError(
+            f"{path}: the header is truncated, {len(start)} bytes of {size}; copy the file again "
+            "from its source"
+        )
+    return known[size]
+
+
+def _expected_bytes(path: Path, header: Any) -> int:
+    """Bytes from the start of a file to the end of its image, as the header says.
+
+    Raises
+    ------
+    InputImageError
+        If they are no size of an image, or more than can be processed.
+    """
+    dimensions = [int(n) for n in header["dim"]]
+    shape = tuple(dimensions[1 : dimensions[0] + 1])
+    offset, bits = float(header["vox_offset"]), int(header["bitpix"])
+    if not 1 <= dimensions[0] <= 7 or min(shape) < 1 or not 0 <= offset <= MOST_BEYOND:
+        raise InputImageError(
+            f"{path}: the NIfTI header cannot be used (shape {shape}, image data from byte "
+            f"{offset:g}); convert the image again"
+        )
+    if math.prod(shape) > MOST_VOXELS:
+        raise InputImageError(
+            f"{path}: has {math.prod(shape)} voxels, shape {shape}; expected at most "
+            f"{MOST_VOXELS}: the header is wrong, or the image is to be resampled"
+        )
+    return int(offset) + math.prod(shape) * max(bits, 8) // 8
 
 
 def _check_header(path: Path, image: Any) -> None:
@@ -367,6 +494,13 @@ def _intensities(path: Path, values: NDArray) -> tuple[NDArray[np.float32], list
         raise InputImageError(
             f"{path}: every voxel has the same value ({low:g}); there is no image to process"
         )
+    try:
+        refuse_wrapped(volume)
+    except InputImageError as error:
+        raise InputImageError(f"{path}: {error}") from error
+    volume, repairs = repair_extremes(volume)
+    notes += repairs
+    low, high = volume.min(), volume.max()
     if low < -NEGATIVE_SHARE * high:
         notes.append(
             f"Intensities from {low:.4g} to {high:.4g}: negative ones suggest that other software "

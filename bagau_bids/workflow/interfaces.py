@@ -37,7 +37,7 @@ from bagau_bids.bids.locking import together
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, InputImageError, ProcessingError
-from bagau_bids.spaces import same_grid
+from bagau_bids.spaces import reorient, same_grid
 
 if TYPE_CHECKING:
     from bagau_bids.measures.quality import Registered
@@ -759,12 +759,13 @@ def mask_from_file(
     InputImageError
         If it cannot be read or does not lie on the FLAIR's grid.
     """
-    from bagau_bids.preprocessing.conform import conform
+    from bagau_bids.preprocessing.conform import read_volume
 
-    found = conform(path)
-    if not same_grid(found.data.shape, found.affine, shape, affine):
+    stored = read_volume(path)  # a mask has no intensities to check
+    found, grid = reorient(stored.values, stored.affine)
+    if not same_grid(found.shape, grid, shape, affine):
         raise InputImageError(
-            f"{path}: the brain mask lies on another grid ({found.data.shape} in RAS order) than "
+            f"{path}: the brain mask lies on another grid ({found.shape} in RAS order) than "
             f"the FLAIR ({shape}); expected a mask drawn on this FLAIR: resample it, or leave "
             "out --derivatives"
         )
@@ -772,10 +773,10 @@ def mask_from_file(
         "method": "from derivatives",
         "file": path.name,
         "stripped": False,
-        "notes": (f"Brain mask taken from {path}.", *found.notes),
+        "notes": (f"Brain mask taken from {path}.", *stored.notes),
         "description": "Brain mask taken from another derivative data set.",
     }
-    return found.data > 0, record
+    return np.ascontiguousarray(found > 0), record
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

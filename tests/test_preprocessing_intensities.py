@@ -1,0 +1,119 @@
+"""Numbers that nobody measured: wrapped, far beyond all others, clipped."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from bagau_bids.errors import InputImageError
+from bagau_bids.preprocessing.intensities import (
+    clipped_share,
+    refuse_wrapped,
+    repair_extremes,
+)
+
+SHAPE = (30, 34, 8)
+
+
+def head(brightest=1000.0, seed=0):
+    """A continuous image: smooth blobs over a ball, and some noise."""
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.normal(size=SHAPE), (2, 2, 1))
+    axes = np.ogrid[tuple(slice(-1, 1, complex(n)) for n in SHAPE)]
+    ball = np.clip(1.5 - 1.5 * sum(axis**2 for axis in axes), 0, 1)
+    image = ball * (0.7 + 0.3 * smooth / np.abs(smooth).max()) + rng.uniform(0, 0.02, SHAPE)
+    return (image / image.max() * brightest).astype(np.float32)
+
+
+@pytest.mark.parametrize("brightest", [33_500, 40_000, 60_000])
+def test_unsigned_numbers_read_as_signed_are_refused(brightest):
+    wrapped = head(brightest).astype(np.uint16).view(np.int16).astype(np.float32)
+    assert wrapped.min() < 0
+    with pytest.raises(InputImageError, match=r"wrapped round: at \d+ places"):
+        refuse_wrapped(wrapped)
+
+
+@pytest.mark.parametrize("slope", [0.01, 3.0])
+def test_wrapped_numbers_are_found_whatever_the_scaling(slope):
+    wrapped = head(200).astype(np.uint8).view(np.int8).astype(np.float32)
+    with pytest.raises(InputImageError, match="wrapped round"):
+        refuse_wrapped(wrapped * np.float32(slope))
+
+
+def test_normalised_images_are_not_taken_for_wrapped_ones():
+    image = head()
+    for seed in range(5):
+        refuse_wrapped(((head(seed=seed) - image.mean()) / image.std()).astype(np.float32))
+    noise = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    refuse_wrapped(noise)
+    refuse_wrapped(np.where(image > 200, (image - 600) / 200, -3).astype(np.float32))
+
+
+def test_one_strange_voxel_becomes_what_its_neighbours_are():
+    image = head()
+    image[15, 17, 4] = np.median(np.delete(image[14:17, 16:19, 3:6].ravel(), 13))
+    for value in (-32768.0, 65535.0, 1e30, -1e30):
+        broken = image.copy()
+        broken[15, 17, 4] = value
+        found = repair_extremes(broken)
+        np.testing.assert_array_equal(found.volume, image)
+        assert "1 voxel(s) of" in found.notes[0]
+        assert broken[15, 17, 4] == np.float32(value)
+
+
+def test_several_strange_voxels_beside_each_other_are_replaced():
+    image = head()
+    image[14:16, 17, 4] = -32768
+    image[0, 0, 0] = 1e20
+    found = repair_extremes(image)
+    assert found.volume.min() >= 0
+    assert found.volume.max() <= 1000
+    assert "3 voxel(s) of -32768 to 1e+20" in found.notes[0]
+
+
+def test_a_fill_far_below_becomes_the_lowest_value():
+    image = head()
+    inside = image > 300
+    found = repair_extremes(np.where(inside, image, np.float32(-32768)))
+    np.testing.assert_array_equal(found.volume[inside], image[inside])
+    assert set(found.volume[~inside]) == {image[inside].min()}
+    assert f"{(~inside).sum()} voxels of -32768, far outside" in found.notes[0]
+
+
+def test_ordinary_images_stay_as_they_are():
+    image = head()
+    bright = image.copy()
+    bright[15, 17, 4] = 2500  # a vessel, two and a half times the rest
+    for ordinary in (image, bright, image - 400, (image > 300).astype(np.float32)):
+        found = repair_extremes(ordinary)
+        assert found.volume is ordinary
+        assert found.notes == ()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scale=st.floats(1e-3, 1e4),
+    shift=st.floats(-1e3, 1e3),
+    places=st.sets(st.tuples(*(st.integers(0, n - 1) for n in SHAPE)), min_size=1, max_size=5),
+    sign=st.sampled_from([-1.0, 1.0]),
+)
+def test_a_repaired_image_has_no_extremes_and_the_rest_untouched(scale, shift, places, sign):
+    image = (head() * np.float32(scale) + np.float32(shift)).astype(np.float32)
+    broken = image.copy()
+    where = tuple(np.array(sorted(places)).T)
+    broken[where] = sign * (np.abs(image).max() + 1) * 50
+    found = repair_extremes(broken).volume
+    assert image.min() <= found.min()
+    assert found.max() <= image.max()
+    kept = np.ones(SHAPE, bool)
+    kept[where] = False
+    np.testing.assert_array_equal(found[kept], image[kept])
+
+
+def test_clipping_is_a_share_of_the_brain():
+    image, brain = head(), np.zeros(SHAPE, bool)
+    brain[10:20, 10:20, 2:6] = True
+    assert clipped_share(image, brain) <= 1 / brain.sum()
+    limit = np.percentile(image[brain], 90)
+    assert clipped_share(np.minimum(image, limit), brain) == pytest.approx(0.1, abs=0.01)

@@ -102,6 +102,11 @@ def toolbox_markdown() -> str:
         toolbox.load_subcommand(name).add_arguments(parser)
         parts.append(f"## bagau {name}\n\n{_text(purpose[0].upper() + purpose[1:])}.")
         parts.append(options_markdown(parser))
+        for (base, option), module in toolbox.VARIANTS.items():
+            if base == name:
+                parser = argparse.ArgumentParser(prog=f"bagau {name}", allow_abbrev=False)
+                toolbox.load_subcommand(module).add_arguments(parser)
+                parts.append(f"## bagau {name} {option}\n\n{options_markdown(parser)}")
     return "\n\n".join(parts)
 
 

@@ -26,6 +26,7 @@ NOT_RUN = {
     "bagau calibrate": "preprocesses scans for minutes; tests/test_cli_calibrate.py runs it",
     "bagau experiment": "trains for hours; tests/test_cli_experiment.py runs a small one",
     "bagau fetch": "needs the network; tests/test_preprocessing_template.py fetches from a fake",
+    "bagau pack": "preprocesses scans for minutes; tests/test_cli_pack.py runs it",
     "bagau phantom": "a fixture made its data set; tests/test_training_phantom.py runs it",
     "bagau synthetic-pool": "needs label maps of heads; tests/test_cli_synthetic_pool.py runs it",
     "bagau train": "trains for minutes to hours; tests/test_cli_train.py runs a small training",
@@ -144,7 +145,8 @@ def _run_ours(program, arguments, root):
     name = " ".join([program, *arguments[:1]])
     if name in NOT_RUN and "--help" not in arguments and "--compare" not in arguments:
         chosen = arguments[0]
-        whole = toolbox.build_parser(chosen, toolbox.load_subcommand(chosen))
+        module = toolbox.load_subcommand(toolbox.variant(chosen, arguments))
+        whole = toolbox.build_parser(chosen, module)
         return _outcome(lambda: whole.parse_args(arguments) and 0)
     if program == "bagau":
         return _outcome(lambda: toolbox.main(arguments))
@@ -241,6 +243,7 @@ def _all_help():
     for name in toolbox.SUBCOMMANDS:
         module = toolbox.load_subcommand(name)
         texts.append(_outcome(lambda n=name, m=module: _print_help(n, m))[1])
+    texts.append(_outcome(lambda: toolbox.main(["train", "--stream", "P", "--help"]))[1])
     texts.append(_outcome(lambda: toolbox.main(["import", "pairs", "--help"]))[1])
     texts.append(_outcome(lambda: toolbox.main(["import", "wmh-challenge", "--help"]))[1])
     return "\n".join(texts)

@@ -8,9 +8,11 @@ import torch
 
 from bagau_bids.training.augmentation import (
     AugmentationSettings,
+    TransplantSettings,
     augment,
     random_matrices,
     spoil_atlas,
+    transplant,
     vary_intensity,
 )
 
@@ -183,3 +185,107 @@ def test_further_channels_follow_the_geometry_and_stay_when_the_atlas_is_spoilt(
     deformed, _, _ = augment(flair, flair, target, (60, 60), generator(), still)
     assert (guides[:, :1] == 0).all()
     torch.testing.assert_close(guides[:, 1:], deformed)
+
+
+def test_few_grey_levels_are_whole_steps():
+    flair = torch.randn((6, 1, 30, 30), generator=generator(1))
+    settings = replace(STILL, coarse_probability=1.0, coarse_step=(0.25, 0.25))
+    varied = vary_intensity(flair, generator(), settings)
+    torch.testing.assert_close(varied, (flair / 0.25).round() * 0.25, atol=1e-4, rtol=0)
+    some = vary_intensity(flair, generator(), replace(settings, coarse_probability=0.5))
+    unchanged = [torch.allclose(a, b, atol=1e-4) for a, b in zip(some, flair, strict=True)]
+    assert 0 < sum(unchanged) < 6
+
+
+def test_strong_blur_lowers_the_noise_of_some_slices():
+    flair = torch.randn((20, 1, 40, 40), generator=generator(2))
+    settings = replace(STILL, blur_probability=0.5)
+    varied = vary_intensity(flair, generator(), settings)
+    ratio = varied.std(dim=(1, 2, 3)) / flair.std(dim=(1, 2, 3))
+    assert 4 <= int((ratio < 0.98).sum()) <= 16
+    assert (ratio <= 1.001).all()
+
+
+def test_atlas_contrast_turns_about_one_half_and_keeps_zero():
+    atlas = torch.linspace(0, 1, 101).expand(8, 1, 5, 101).contiguous()
+    settings = replace(STILL, atlas_contrast_probability=1.0, atlas_contrast=(0.5, 4.0))
+    varied = spoil_atlas(atlas, generator(), settings)
+    assert (varied[..., 0] == 0).all()
+    torch.testing.assert_close(varied[..., 50], torch.full((8, 1, 5), 0.5))
+    slope = (varied[:, 0, 0, 51] - varied[:, 0, 0, 49]) / 0.02
+    assert slope.min() >= 0.49
+    assert slope.max() <= 4.01
+    assert slope.max() > 1.5 * slope.min()
+
+
+def test_shift_moves_each_slice_by_its_own_and_leaves_zero_behind():
+    atlas = torch.ones((30, 1, 60, 60))
+    atlas[..., 30, 30] = 0.5
+    settings = replace(STILL, atlas_shift_probability=0.5, atlas_shift_mm=9.0)
+    spoilt = spoil_atlas(atlas, generator(4), settings)
+    places = [tuple(torch.nonzero(one[0] == 0.5)[0].tolist()) for one in spoilt]
+    assert 5 < sum(place == (30, 30) for place in places) < 25
+    assert max(abs(n - 30) for place in places for n in place) <= 9
+    for (row, column), one in zip(places, spoilt, strict=True):
+        expected = torch.zeros(60, 60)
+        rows, columns = row - 30, column - 30
+        expected[max(rows, 0) : 60 + min(rows, 0), max(columns, 0) : 60 + min(columns, 0)] = 1
+        expected[row, column] = 0.5
+        assert torch.equal(one[0], expected)
+
+
+def host_and_donor():
+    flair = 0.3 * torch.randn((4, 1, 40, 40), generator=generator(7))
+    flair[..., :4] = 0  # outside of the brain
+    target = torch.zeros((4, 1, 40, 40), dtype=torch.uint8)
+    target[:, :, 20:24, 20:24] = 1
+    donor = torch.zeros_like(target)
+    donor[:, :, 8:12, 2:12] = 1
+    donor[:, :, 18:22, 20:30] = 1  # on and beside what is there already
+    donor[:, :, 30:34, 8:12] = 3
+    return flair, target, donor
+
+
+ALWAYS = TransplantSettings(probability=1.0, anywhere=1.0, unevenness=0.0, contrast=(2.0, 2.0))
+
+
+def test_transplanted_lesions_are_bright_labelled_and_away_from_others():
+    flair, target, donor = host_and_donor()
+    painted, labels = transplant(flair, target, donor, flair * 0, generator(), ALWAYS)
+    added = painted - flair
+    assert (labels[:, :, 8:12, 4:12] == 1).all()
+    assert (labels[:, :, 30:34, 8:12] == 3).all()
+    assert (labels[..., :4] == 0).all()
+    assert (painted[..., :4] == 0).all()
+    assert torch.equal(labels[:, :, 16:28, 16:28], target[:, :, 16:28, 16:28])
+    middle, edge = added[:, :, 9:11, 7:9], added[:, :, 8, 7:9]
+    assert (middle > 1.8).all()
+    assert (middle <= 2.0 + 1e-5).all()
+    assert (edge < middle.amin()).all()  # soft
+    assert (added[:, :, 20:24, 20:24] == 0).all()
+
+
+def test_transplants_need_white_matter_unless_anywhere():
+    flair, target, donor = host_and_donor()
+    strict = replace(ALWAYS, anywhere=0.0)
+    atlas = torch.zeros_like(flair)
+    atlas[:, :, :20] = 0.9
+    _, labels = transplant(flair, target, donor, atlas, generator(), strict)
+    assert (labels[:, :, 8:12, 4:12] == 1).all()
+    assert (labels[:, :, 30:34, 8:12] == 0).all()
+
+
+def test_slices_without_a_transplant_stay_as_they_are():
+    flair, target, donor = host_and_donor()
+    never = replace(ALWAYS, probability=0.0)
+    painted, labels = transplant(flair, target, donor, flair * 0 + 1, generator(), never)
+    assert torch.equal(painted, flair)
+    assert torch.equal(labels, target)
+
+
+def test_labels_of_infarcts_are_deformed_too():
+    flair, atlas, target = smooth_slices()
+    target[..., 10:20, 10:20] = 3
+    target[..., 40:50, 40:50] = 4
+    result = augment(flair, atlas, target, (60, 60), generator(), STILL)[2]
+    assert torch.equal(result, target)

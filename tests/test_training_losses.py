@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
+from bagau_bids.training.losses import cross_entropy_loss, missed_lesion_loss, tversky_loss
 
 
 def naive_tversky(logits, target, weight, smooth):
@@ -79,3 +79,36 @@ def test_pixels_not_judged_do_not_matter(batch, loss):
 def test_nothing_judged_is_no_error():
     target = torch.full((1, 1, 4, 4), 2)
     assert float(cross_entropy_loss(torch.zeros(1, 1, 4, 4), target)) == 0
+
+
+def test_infarct_is_background_of_wmh_and_target_of_its_own_output():
+    target = torch.tensor([0, 1, 2, 3, 4]).view(1, 1, 1, 5)
+    logits = torch.tensor([0.3, -0.2, 2.0, 1.0, -3.0]).view(1, 1, 1, 5)
+    p = logits.sigmoid().flatten().tolist()
+    wmh = -(np.log(1 - p[0]) + np.log(p[1]) + np.log(1 - p[3])) / 3
+    assert float(cross_entropy_loss(logits, target)) == pytest.approx(wmh, rel=1e-5)
+    infarct = -sum(np.log(p[n] if n >= 3 else 1 - p[n]) for n in range(5)) / 5
+    found = cross_entropy_loss(logits, target, output="infarct")
+    assert float(found) == pytest.approx(infarct, rel=1e-5)
+    hit, missed = p[3] + p[4], 2 - p[3] - p[4]
+    invented = p[0] + p[1] + p[2]
+    index = (hit + 1) / (hit + 0.6 * missed + 0.4 * invented + 1)
+    found = tversky_loss(logits, target, false_negative_weight=0.6, output="infarct")
+    assert float(found) == pytest.approx(1 - index, rel=1e-5)
+
+
+def test_small_lesions_count_as_much_as_large_ones():
+    target = torch.zeros(1, 1, 10, 10)
+    target[..., :5, :] = 1  # 50 pixels
+    target[..., 8, 8] = 1
+    share = torch.where(target == 1, 1 / 50, 0.0)
+    share[..., 8, 8] = 1.0
+    missing_small = 40 * (target - 0.5)
+    missing_small[..., 8, 8] = -20
+    missing_large = torch.full((1, 1, 10, 10), -20.0)
+    missing_large[..., 8, 8] = 20
+    for logits in (missing_small, missing_large):
+        loss = float(missed_lesion_loss(logits, target, share))
+        assert loss == pytest.approx(0.5, abs=1e-3)
+    nothing = missed_lesion_loss(missing_small, torch.zeros_like(target), share)
+    assert float(nothing) == 0

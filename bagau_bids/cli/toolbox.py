@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     chosen = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
-    module = load_subcommand(_variant(chosen, arguments)) if chosen else None
+    module = load_subcommand(variant(chosen, arguments)) if chosen else None
     parser = build_parser(chosen, module)
     args = parser.parse_args(arguments)
     if module is None:
@@ -52,10 +52,11 @@ def _run(arguments: list[str]) -> int:
     return module.run(args)
 
 
-def _variant(chosen: str, arguments: list[str]) -> str:
-    for (name, option), variant in VARIANTS.items():
+def variant(chosen: str, arguments: Sequence[str]) -> str:
+    """Name what to load for a subcommand with these arguments: itself, or a variant of it."""
+    for (name, option), other in VARIANTS.items():
         if name == chosen and any(one.split("=")[0] == option for one in arguments):
-            return variant
+            return other
     return chosen
 
 

@@ -7,6 +7,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing import elastix, registration
@@ -321,6 +322,86 @@ def test_template_files_on_different_grids_are_refused(template, tmp_path):
     flair, affine, brain, _ = make_scan(np.eye(3))
     with pytest.raises(ProcessingError, match="expected one grid"):
         register_template(flair, affine, brain, dataclasses.replace(template, brain_mask=other))
+
+
+# ---- known lesions ----
+
+TUMOUR = (15 + 30, -20 + 10, 30 + 5), (20, 26, 18)  # centre and radii, mm
+
+
+def scan_with_tumour(turn=None):
+    flair, affine, brain, _ = make_scan(np.eye(3) if turn is None else turn)
+    return flair, affine, brain, ellipsoid(world_grid(brain.shape, affine), *TUMOUR) & brain
+
+
+@pytest.mark.parametrize("turn", [np.eye(3), rotation(0, -8) @ rotation(2, 25)])
+@pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, -1)])
+def test_known_lesions_are_left_out_where_they_lie(turn, flip):
+    stored = np.diag([*flip, 1.0])
+    flair, affine, brain, known = scan_with_tumour(turn)
+    stored[:3, 3] = [(size - 1) * (way < 0) for size, way in zip(brain.shape, flip, strict=True)]
+    affine = affine @ stored
+    flair, brain, known = (
+        image[:: flip[0], :: flip[1], :: flip[2]] for image in (flair, brain, known)
+    )
+    plain = registration._fixed(flair, affine, brain, None)
+    found = registration._fixed(np.where(known, 400, flair), affine, brain, known)
+    points = world_grid(found.brain.shape, found.image.affine)
+    core, around = (ellipsoid(points, TUMOUR[0], np.add(TUMOUR[1], more)) for more in (-4, 6))
+    assert core.sum() > 1000
+    assert found.excluded[core].all()
+    assert not found.excluded[~around].any()
+    assert not plain.excluded.any()
+    np.testing.assert_array_equal(found.brain, plain.brain)  # the lesion stays in the brain
+    np.testing.assert_allclose(found.image.data[~around], plain.image.data[~around], atol=0.01)
+
+
+def test_known_lesions_are_compared_with_nothing(monkeypatch, template):
+    flair, affine, brain, known = scan_with_tumour()
+    seen = []
+
+    def elastix_stages(fixed, moving, mask, *_, **__):
+        seen.append(mask)
+        return [affine_stage()]
+
+    monkeypatch.setattr(registration, "run_elastix", elastix_stages)
+    monkeypatch.setattr(registration, "_enough", lambda attempts: True)
+    start = np.eye(4)
+    start[:3, 3] = -15, 20, -30
+    monkeypatch.setattr(registration, "search_start", lambda *_: start)
+
+    def information(value, excluded):
+        image = np.where(known, value, flair)
+        return register_template(image, affine, brain, template, excluded=excluded).used
+
+    aside, believed = (
+        [information(value, excluded).mutual_information for value in (0, 110)]
+        for excluded in (known, None)
+    )
+    assert abs(aside[0] - aside[1]) < 0.004  # images are blurred, so the rim still differs
+    assert abs(believed[0] - believed[1]) > 0.012
+    excluded = registration._fixed(flair, affine, brain, known).excluded
+    np.testing.assert_array_equal(seen[0], seen[-1] & ~excluded)
+
+
+def test_the_search_looks_at_no_known_lesion(template):
+    """Two heads that differ in the lesion alone start from the same place."""
+    flair, affine, brain, known = scan_with_tumour()
+    image = nib.load(template.t1w)
+    moving = elastix.Volume(image.get_fdata(dtype=np.float32), image.affine)
+    starts = []
+    for value in (0, 120):
+        fixed = registration._fixed(np.where(known, value, flair), affine, brain, known)
+        excluded = ndimage.binary_dilation(fixed.excluded, iterations=4)  # the search blurs
+        centre = np.array([15.0, -20.0, 30.0])
+        starts.append(search_start(fixed.image, moving, centre, np.zeros(3), excluded))
+    np.testing.assert_allclose(starts[0], starts[1], atol=0.5)
+
+
+def test_known_lesions_that_leave_no_brain_are_an_error(template):
+    flair, affine, brain, _ = make_scan(np.eye(3))
+    with pytest.raises(ProcessingError, match="covers the whole brain mask; registration needs"):
+        register_template(flair, affine, brain, template, excluded=brain)
 
 
 # ---- the child process ----

@@ -40,6 +40,7 @@ METHODS = ("robust", "paper", "sloppy")
 
 FIXED_SPACING_MM = 2.0  # grid on which elastix sees the FLAIR
 MASK_DILATION_MM = 4.0  # rim of the brain mask kept in the images: the brain's edge guides
+EXCLUDED_SHARE = 0.1  # of a voxel of that grid: known lesions reach this far
 CLIP_PERCENTILE = 99.5  # of the FLAIR in the brain mask: lesions and vessels above it
 SEARCH_SPACING_MM = 6.0  # points of the search for a start
 MARGIN_MM = 16.0  # field of view around the brain mask
@@ -128,6 +129,26 @@ class Registration:
 
 
 @dataclass(frozen=True)
+class _Fixed:
+    """The FLAIR on elastix's grid.
+
+    Attributes
+    ----------
+    image
+        The brain and a rim.
+    brain
+        (X, Y, Z) bool, the brain mask.
+    excluded
+        (X, Y, Z) bool, known lesions: the template has nothing like them, so they are compared
+        with nothing.
+    """
+
+    image: Volume
+    brain: npt.NDArray[np.bool_]
+    excluded: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class _TemplateImages:
     t1w: Volume
     brain_mask: Volume
@@ -143,6 +164,7 @@ def register_template(
     method: str = "robust",
     seed: int = 0,
     threads: int = 1,
+    excluded: npt.NDArray[np.bool_] | None = None,
 ) -> Registration:
     """Register the template to a FLAIR and bring its white-matter map onto the FLAIR's grid.
 
@@ -163,6 +185,9 @@ def register_template(
         Seed of elastix's sampler. The result is a function of the inputs and the seed.
     threads
         Number of threads of elastix.
+    excluded
+        (X, Y, Z), known lesions: they stay in the brain, and out of every comparison of
+        intensities.
 
     Returns
     -------
@@ -178,12 +203,12 @@ def register_template(
     if not brain_mask.any():
         raise ProcessingError("the brain mask is empty; registration needs a brain to align")
     images = _load_template(template)
-    fixed, mask = brain_image(flair, affine, brain_mask)
+    fixed = _fixed(flair, affine, brain_mask, excluded)
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
-    for name, start in _starts(fixed, mask, images):
-        attempt, transform = _attempt(name, start, fixed, mask, images, stages, seed, threads)
+    for name, start in _starts(fixed, images):
+        attempt, transform = _attempt(name, start, fixed, images, stages, seed, threads)
         attempts.append(attempt)
         transforms.append(transform)
         if _enough(attempts):
@@ -297,16 +322,41 @@ def _load_template(template: Template) -> _TemplateImages:
     return _TemplateImages(*(_crop(volume, crop) for volume in (t1w, mask, wm)))
 
 
+def _fixed(
+    flair: npt.NDArray[np.floating[Any]],
+    affine: Array,
+    brain_mask: npt.NDArray[np.bool_],
+    excluded: npt.NDArray[np.bool_] | None,
+) -> _Fixed:
+    """Bring FLAIR, brain mask and known lesions onto elastix's grid; nearby voxels count too."""
+    if excluded is None or not excluded.any():
+        image, brain = brain_image(flair, affine, brain_mask)
+        return _Fixed(image, brain, np.zeros_like(brain))
+    if not (brain_mask & ~excluded).any():
+        raise ProcessingError(
+            "the mask of known lesions covers the whole brain mask; registration needs healthy "
+            "brain to align: look at both masks"
+        )
+    image, brain = brain_image(flair, affine, brain_mask, brain_mask & ~excluded)
+    blurred = smooth(excluded.astype(np.float32), affine)
+    touched = resample(blurred, affine, image.data.shape, image.affine) > EXCLUDED_SHARE
+    return _Fixed(image, brain, touched)
+
+
 def brain_image(
-    flair: npt.NDArray[np.floating[Any]], affine: Array, brain_mask: npt.NDArray[np.bool_]
+    flair: npt.NDArray[np.floating[Any]],
+    affine: Array,
+    brain_mask: npt.NDArray[np.bool_],
+    healthy: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Volume, npt.NDArray[np.bool_]]:
     """Return the FLAIR on an isotropic grid around its brain, and the brain mask there.
 
-    Intensities are clipped, scaled to 1 at the clipping percentile, and zero outside the
-    dilated brain mask.
+    Intensities are clipped, scaled to 1 at the clipping percentile (of the healthy part of the
+    brain mask, where that is given), and zero outside the dilated brain mask.
     """
     shape, grid = isotropic_grid(flair.shape, orthonormal_affine(affine), FIXED_SPACING_MM)
-    clipped = np.clip(flair, 0, np.percentile(flair[brain_mask], CLIP_PERCENTILE))
+    counted = brain_mask if healthy is None else healthy
+    clipped = np.clip(flair, 0, np.percentile(flair[counted], CLIP_PERCENTILE))
     image = resample(smooth(clipped, affine), affine, shape, grid)
     mask = resample(brain_mask.astype(np.float32), affine, shape, grid) > 0.5
     distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)
@@ -335,25 +385,33 @@ def _crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
     return Volume(volume.data[box], affine)
 
 
-def _starts(
-    fixed: Volume, mask: npt.NDArray[np.bool_], images: _TemplateImages
-) -> Iterator[tuple[str, Array]]:
+def _starts(fixed: _Fixed, images: _TemplateImages) -> Iterator[tuple[str, Array]]:
     """Yield named affines from FLAIR to template points, the most likely first."""
-    ours = _world_points(mask, fixed.affine)
+    ours = _world_points(fixed.brain, fixed.image.affine)
     theirs = _world_points(images.brain_mask.data > 0.5, images.brain_mask.affine)
     mass = ours.mean(axis=1), theirs.mean(axis=1)
     box = (ours.min(axis=1) + ours.max(axis=1)) / 2, (theirs.min(axis=1) + theirs.max(axis=1)) / 2
     spread = np.clip(theirs.std(axis=1) / ours.std(axis=1), 0.8, 1.25)
-    yield "centre of gravity, searched", search_start(fixed, images.t1w, *mass)
+
+    def searched(source: Array, target: Array) -> Array:
+        return search_start(fixed.image, images.t1w, source, target, fixed.excluded)
+
+    yield "centre of gravity, searched", searched(*mass)
     yield "centre of gravity", _about(*mass, np.eye(3))
-    yield "geometric centre, searched", search_start(fixed, images.t1w, *box)
+    yield "geometric centre, searched", searched(*box)
     yield "geometric centre", _about(*box, np.eye(3))
     yield "moments", _about(*mass, np.diag(spread))
     for degrees in (-25.0, 25.0):
         yield f"nodding by {degrees:g} degrees", _about(*mass, _rotation(0, degrees))
 
 
-def search_start(fixed: Volume, moving: Volume, source: Array, target: Array) -> Array:
+def search_start(
+    fixed: Volume,
+    moving: Volume,
+    source: Array,
+    target: Array,
+    excluded: npt.NDArray[np.bool_] | None = None,
+) -> Array:
     """Find a rotation, an isotropic scale and a shift where elastix can start.
 
     Heads are tilted by up to 40 degrees, mostly nodding, which is beyond what elastix finds
@@ -367,6 +425,8 @@ def search_start(fixed: Volume, moving: Volume, source: Array, target: Array) ->
         Images that are zero outside the brain.
     source, target
         (3,) points, mm, RAS+, of the fixed and the moving image that belong together.
+    excluded
+        (X, Y, Z) of `fixed`, what is not compared.
 
     Returns
     -------
@@ -377,6 +437,9 @@ def search_start(fixed: Volume, moving: Volume, source: Array, target: Array) ->
     ours = ndimage.gaussian_filter(fixed.data, step / 2)[sub]
     index = np.array(np.meshgrid(*(np.arange(n)[sub[0]] for n in fixed.data.shape), indexing="ij"))
     points = fixed.affine[:3, :3] @ index.reshape(3, -1) + fixed.affine[:3, 3:]
+    if excluded is not None and excluded.any():
+        compared = ~excluded[sub].ravel()
+        ours, points = ours.ravel()[compared], points[:, compared]
     theirs, grid = _reduced(moving, SEARCH_SPACING_MM / 2)
     to_index = np.linalg.inv(grid)
     bins = 16
@@ -449,22 +512,24 @@ def _rotation(axis: int, degrees: float) -> Array:
 def _attempt(
     name: str,
     start: Array,
-    fixed: Volume,
-    mask: npt.NDArray[np.bool_],
+    fixed: _Fixed,
     images: _TemplateImages,
     stages: Sequence[ParameterMap],
     seed: int,
     threads: int,
 ) -> tuple[Attempt, TemplateTransform]:
     """Register from one start and judge the result."""
-    rim = ndimage.binary_dilation(mask, iterations=round(MASK_DILATION_MM / FIXED_SPACING_MM))
+    rim = round(MASK_DILATION_MM / FIXED_SPACING_MM)
+    compared = ndimage.binary_dilation(fixed.brain, iterations=rim) & ~fixed.excluded
     try:
-        maps = run_elastix(fixed, images.t1w, rim, stages, start, seed=seed, threads=threads)
+        maps = run_elastix(
+            fixed.image, images.t1w, compared, stages, start, seed=seed, threads=threads
+        )
     except ProcessingError as error:
         return Attempt(name, "failed", note=str(error)), TemplateTransform(start)
     transform = from_elastix(start, maps)
-    bspline = _judge(name, "bspline", transform, fixed, mask, images)
-    affine = _judge(name, "affine", transform.affine_only(), fixed, mask, images)
+    bspline = _judge(name, "bspline", transform, fixed, images)
+    affine = _judge(name, "affine", transform.affine_only(), fixed, images)
     reason = _implausible(bspline, affine)
     if reason:
         return Attempt(**(asdict(affine) | {"note": reason})), transform.affine_only()
@@ -475,16 +540,16 @@ def _judge(
     name: str,
     stage: str,
     transform: TemplateTransform,
-    fixed: Volume,
-    mask: npt.NDArray[np.bool_],
+    fixed: _Fixed,
     images: _TemplateImages,
 ) -> Attempt:
-    points = forward_field(transform, fixed.data.shape, fixed.affine)
+    flair, mask, compared = fixed.image, fixed.brain, fixed.brain & ~fixed.excluded
+    points = forward_field(transform, flair.data.shape, flair.affine)
     warped_mask = sample(images.brain_mask.data, images.brain_mask.affine, points) > 0.5
     warped_t1w = sample(images.t1w.data, images.t1w.affine, points)
-    jacobian = jacobian_determinant(points, fixed.affine)[mask]
+    jacobian = jacobian_determinant(points, flair.affine)[mask]
     overlap = 2 * (warped_mask & mask).sum() / (warped_mask.sum() + mask.sum())
-    information = mutual_information(fixed.data[mask], warped_t1w[mask])
+    information = mutual_information(flair.data[compared], warped_t1w[compared])
     return Attempt(
         start=name,
         stage=stage,

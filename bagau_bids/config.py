@@ -18,6 +18,7 @@ SKULL_STRIPS = ("auto", "skip")
 PERIVENTRICULAR_RULES = ("10mm", "3mm")
 ANALYSIS_LEVELS = ("participant", "group")
 MAX_OMP_NTHREADS = 8
+INFARCT_THRESHOLD = 0.5  # of the calibrated probability, from which on a voxel may be infarct
 
 
 def available_cpus() -> int:
@@ -61,6 +62,9 @@ class Processing:
     model: str = "full"
     weights: tuple[Path, ...] = ()
     tta: bool = False
+    infarct: bool = False
+    known_lesions: tuple[Path, ...] = ()
+    ignore_lesion_roi: bool = False
     threshold: float = 0.5
     min_lesion_size_mm3: float = 0.0
     periventricular_rule: str = "10mm"

@@ -203,6 +203,7 @@ def test_sidecars_say_where_each_file_comes_from(go, tmp_path):
             "Architecture": "bagau_net",
             "Version": "1",
             "SHA256": "0" * 64,
+            "Outputs": ["wmh"],
             "ThresholdBeforeCalibration": 0.5,
         }
     ]

@@ -111,10 +111,12 @@ class Calls:
     """How often each stand-in ran."""
 
     counts: Counter = field(default_factory=Counter)
+    data: dict = field(default_factory=dict)  # what each was given last
     fail_on: dict = field(default_factory=dict)  # name -> error to raise once the condition holds
 
     def note(self, name, data=None):
         self.counts[name] += 1
+        self.data[name] = data
         condition, error = self.fail_on.get(name, (None, None))
         if error is not None and (condition is None or condition(data)):
             raise error
@@ -133,8 +135,11 @@ def _fake_steps(calls):
         calls.note("bias_field", flair)
         return flair.astype(np.float32)
 
-    def register_template(flair, affine, brain_mask, template, *, method, seed, threads):
+    def register_template(
+        flair, affine, brain_mask, template, *, method, seed, threads, excluded=None
+    ):
         calls.note("registration", flair)
+        calls.note("known lesions out of the registration", excluded)
         attempt = Attempt("centre of gravity", "bspline", 0.95, 0.4, 0.5, 2.0)
         return Registration(
             wm_probseg=np.where(brain_mask, 0.8, 0).astype(np.float32),

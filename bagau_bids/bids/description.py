@@ -13,7 +13,7 @@ import pandas as pd
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import catalogue_of, write_json, write_table, write_text
 from bagau_bids.bids.locking import one_at_a_time
-from bagau_bids.config import Processing
+from bagau_bids.config import INFARCT_THRESHOLD, Processing
 from bagau_bids.errors import UsageError
 
 BIDS_VERSION = "1.11.1"
@@ -56,6 +56,16 @@ MIRRORED_TEXT = (
 )
 
 
+INFARCT_TEXT = (
+    "The network tells infarcts by an output of its own; voxels of a probability of infarct of "
+    "{:g} or more were taken as infarct, unless WMH were the more probable. "
+)
+KNOWN_TEXT = (
+    "Known lesions (infarct, tumour or resection) were given as masks; they were no WMH, and "
+    "counted neither for the normalisation of the image nor for the registration. "
+)
+
+
 def derivative_links(folders: Iterable[Path]) -> dict[str, Path]:
     """Name other derivative data sets for use in BIDS URIs.
 
@@ -78,6 +88,11 @@ def derivative_links(folders: Iterable[Path]) -> dict[str, Path]:
             name, number = f"{base}{number}", number + 1
         links[name] = folder
     return links
+
+
+def linked_folders(processing: Processing) -> tuple[Path, ...]:
+    """Roots of the other derivative data sets that a run takes something from, each once."""
+    return tuple(dict.fromkeys((*processing.derivatives, *processing.known_lesions)))
 
 
 def write_dataset_files(
@@ -166,6 +181,8 @@ def citation_text(processing: Processing) -> str:
         model_text=f"weights {weights}" if weights else f"model `{processing.model}`",
         tta_text=MIRRORED_TEXT if processing.tta else "",
         threshold=processing.threshold,
+        infarct_text=INFARCT_TEXT.format(INFARCT_THRESHOLD) if processing.infarct else "",
+        known_text=KNOWN_TEXT if processing.known_lesions else "",
         min_size_text=f", lesions below {size:g} mm3 were dropped" if size > 0 else "",
     )
 
@@ -225,7 +242,7 @@ def _earlier_description(path: Path) -> dict[str, Any]:
 
 
 def _dataset_links(output_dir: Path, bids_dir: Path, processing: Processing) -> dict[str, str]:
-    others = derivative_links(processing.derivatives)
+    others = derivative_links(linked_folders(processing))
     locations = {name: _location(output_dir, path) for name, path in others.items()}
     return {"raw": _location(output_dir, bids_dir), **LINKS, **locations}
 

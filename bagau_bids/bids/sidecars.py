@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bagau_bids.bids.derivatives import bids_uri, derivative_path, static_sidecar
+from bagau_bids.config import INFARCT_THRESHOLD
 
 RULE_TEXTS = {
     "10mm": (
@@ -52,6 +53,10 @@ class Provenance:
         Probability from which a voxel is WMH.
     min_lesion_size_mm3 : float
         Smaller lesions were dropped.
+    known_lesions_uri : str
+        BIDS URI of the mask of known lesions; empty where there was none.
+    infarct : bool
+        Whether infarcts were put out.
     """
 
     entities: Mapping[str, Any]
@@ -62,6 +67,8 @@ class Provenance:
     steps: Mapping[str, Mapping[str, Any]]
     threshold: float
     min_lesion_size_mm3: float
+    known_lesions_uri: str = ""
+    infarct: bool = False
 
     @property
     def source_uri(self) -> str:
@@ -88,6 +95,24 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
     masked, segmented = scan.steps["brain_mask"], scan.steps["segmentation"]
     regions = scan.steps["regions"]
     template = scan.template_uris
+    known = [scan.uri("known_lesion_mask")] if scan.known_lesions_uri else []
+    network = {
+        "Sources": [
+            scan.uri("preproc_flair"),
+            scan.uri("brain_mask"),
+            scan.uri("wm_atlas"),
+            *known,
+        ],
+        "Models": segmented["models"],
+        "Device": segmented["device"],
+        "Precision": segmented["precision"],
+        "AveragedWithMirrored": segmented["tta"],
+    }
+    probabilities = ["wmh_probseg", "infarct_probseg"] if scan.infarct else ["wmh_probseg"]
+    smallest = {
+        "MinimumLesionVolume": scan.min_lesion_size_mm3,
+        "MinimumLesionVolumeUnits": "mm3",
+    }
     rule = {
         "PeriventricularRule": regions["rule"],
         "PeriventricularRuleDescription": RULE_TEXTS[regions["rule"]],
@@ -99,7 +124,7 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
         },
         "preproc_flair": {
             "SkullStripped": bool(masked["stripped"]),
-            "Sources": [scan.source_uri, scan.uri("brain_mask")],
+            "Sources": [scan.source_uri, scan.uri("brain_mask"), *known],
         },
         "conformed_flair": {
             "SkullStripped": bool(masked["stripped"]),
@@ -114,18 +139,11 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             ],
         },
         "wm_atlas": {"Sources": [template["wm_probseg"], scan.uri("template_to_flair_xfm")]},
-        "wmh_probseg": {
-            "Sources": [scan.uri("preproc_flair"), scan.uri("brain_mask"), scan.uri("wm_atlas")],
-            "Models": segmented["models"],
-            "Device": segmented["device"],
-            "Precision": segmented["precision"],
-            "AveragedWithMirrored": segmented["tta"],
-        },
+        "wmh_probseg": network,
         "wmh_mask": {
-            "Sources": [scan.uri("wmh_probseg")],
+            "Sources": [scan.uri(name) for name in probabilities],
             "Threshold": scan.threshold,
-            "MinimumLesionVolume": scan.min_lesion_size_mm3,
-            "MinimumLesionVolumeUnits": "mm3",
+            **smallest,
         },
         "lesions_dseg": {"Sources": [scan.uri("wmh_mask")]},
         "ventricle_mask": {
@@ -146,6 +164,15 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             **rule,
         },
     }
+    if scan.infarct:
+        dynamic["infarct_probseg"] = network
+        dynamic["infarct_mask"] = {
+            "Sources": [scan.uri(name) for name in probabilities],
+            "Threshold": INFARCT_THRESHOLD,
+            **smallest,
+        }
+    if scan.known_lesions_uri:
+        dynamic["known_lesion_mask"] = {"Sources": [scan.known_lesions_uri]}
     complete = {
         name: {**static_sidecar(name), **fields, "SpatialReference": scan.source_uri}
         for name, fields in dynamic.items()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bagau_bids.cli.failure import StopRequest, exit_code_of
 from bagau_bids.cli.parser import parse
-from bagau_bids.config import Config
+from bagau_bids.config import MODELS, Config, Processing
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def run(config: Config, stop: StopRequest) -> int:
     processes = "participant" in config.analysis_levels and not (
         config.execution.reports_only or config.execution.boilerplate_only
     )
+    if processes and config.processing.infarct:
+        _check_tells_infarcts(config.processing)
     scans = _find_scans(config) if processes else []
     _prepare_environment(config.execution.work_dir)
     console = Console(stderr=True)
@@ -109,6 +111,24 @@ def _process(
         return rows + [Row(scan.stem, TO_DO) for scan in usable]
     rows += [Row(it.scan.stem, DONE if it.ok else FAILED, it.reason) for it in results]
     return rows + _write_pages(config, sorted({scan.subject for scan in usable}))
+
+
+def _check_tells_infarcts(processing: Processing) -> None:
+    """Refuse to be asked for infarcts of weights none of which tells them."""
+    from bagau_bids.network.weights import INFARCT, find_weights, outputs_of_card, read_card
+
+    def tell(paths: Sequence[Path]) -> bool:
+        return any(INFARCT in outputs_of_card(read_card(path)) for path in paths)
+
+    paths = processing.weights or (find_weights(processing.model),)
+    if tell(paths):
+        return
+    able = [f"--model {name}" for name in MODELS if tell([find_weights(name)])]
+    raise UsageError(
+        f"--infarct: {', '.join(path.name for path in paths)} tell WMH alone; expected weights "
+        "whose card names infarct among its outputs: use "
+        + (" or ".join(able) or "--weights with such ones, for none of the packaged ones does")
+    )
 
 
 def _check_resources(config: Config) -> "Template":

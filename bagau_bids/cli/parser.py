@@ -234,6 +234,28 @@ def _add_segmentation(group: argparse._ArgumentGroup) -> None:
         help="average with the result of the mirrored FLAIR; takes the network twice as long",
     )
     group.add_argument(
+        "--infarct",
+        action="store_true",
+        help="put infarcts out too: a mask, a probability, their volume and their outline on the "
+        "page; the weights must tell infarcts",
+    )
+    group.add_argument(
+        "--known-lesions",
+        "--known_lesions",
+        metavar="[NAME=]PATH",
+        nargs="+",
+        type=values.derivatives_dir,
+        help="derivatives with masks (label-lesion, -infarct, -tumour or -resection, suffix mask "
+        "or roi) of what is known to be no WMH; preferred to *_label-lesion_roi beside the FLAIR, "
+        "which is used anyway",
+    )
+    group.add_argument(
+        "--ignore-lesion-roi",
+        "--ignore_lesion_roi",
+        action="store_true",
+        help="do not use *_label-lesion_roi beside the FLAIR",
+    )
+    group.add_argument(
         "--threshold",
         type=values.threshold,
         metavar="P",

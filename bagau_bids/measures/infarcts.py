@@ -1,8 +1,11 @@
 """Which voxels are white matter hyperintensity, which infarct, and which neither."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
-INFARCT_THRESHOLD = 0.5  # of the calibrated probability
+from bagau_bids.config import INFARCT_THRESHOLD
+from bagau_bids.measures.lesions import remove_small_lesions, voxel_volume_mm3
 
 
 def tell_apart(
@@ -17,7 +20,8 @@ def tell_apart(
     infarct : (X, Y, Z) array or None
         Probability of infarct; None where no network tells infarcts.
     threshold : float
-        A voxel may be WMH from this probability on, infarct from :data:`INFARCT_THRESHOLD` on.
+        A voxel may be WMH from this probability on, infarct from
+        :data:`bagau_bids.config.INFARCT_THRESHOLD` on.
 
     Returns
     -------
@@ -31,3 +35,59 @@ def tell_apart(
     may_be_infarct = np.asarray(infarct) >= INFARCT_THRESHOLD
     is_infarct = may_be_infarct & (~may_be_wmh | (infarct >= wmh))
     return may_be_wmh & ~is_infarct, is_infarct
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a scan was found to have.
+
+    Parameters
+    ----------
+    wmh : (X, Y, Z) bool array
+        WMH, small lesions dropped.
+    infarct : (X, Y, Z) bool array
+        What the network calls infarct, pieces of any size; all False where no network tells it.
+    told : bool
+        Whether a network tells infarcts.
+    reported : (X, Y, Z) bool array or None
+        Infarcts as a result, small ones dropped; None where they are not wanted or not told.
+    """
+
+    wmh: np.ndarray
+    infarct: np.ndarray
+    told: bool
+    reported: np.ndarray | None
+
+    def infarct_ml(self, affine: np.ndarray) -> float | None:
+        """Volume of what the network calls infarct; None where no network tells it."""
+        if not self.told:
+            return None
+        return round(float(self.infarct.sum()) * voxel_volume_mm3(affine) / 1000, 3)
+
+
+def find(
+    wmh: np.ndarray,
+    infarct: np.ndarray | None,
+    affine: np.ndarray,
+    *,
+    threshold: float,
+    min_size_mm3: float = 0.0,
+    wanted: bool = False,
+) -> Found:
+    """Turn probabilities into masks, by `tell_apart` and by size.
+
+    Parameters
+    ----------
+    wmh, infarct, threshold
+        As for `tell_apart`.
+    affine : (4, 4) array
+        Voxel to world (mm).
+    min_size_mm3 : float
+        Smaller lesions, and smaller infarcts, are neither in the end.
+    wanted : bool
+        Whether infarcts are wanted as a result.
+    """
+    is_wmh, is_infarct = tell_apart(wmh, infarct, threshold)
+    told = infarct is not None
+    reported = remove_small_lesions(is_infarct, affine, min_size_mm3) if told and wanted else None
+    return Found(remove_small_lesions(is_wmh, affine, min_size_mm3), is_infarct, told, reported)

@@ -4,7 +4,7 @@ A lesion is a three-dimensional connected component with 26 neighbours, as in th
 Segmentation Challenge. All sizes are in mm3 of the grid the mask lies on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from bagau_bids.measures.regions import BY_DISTANCE, REGIONS, SIDES, region_numb
 
 # A lesion of exactly the minimum size stays although |det(affine)| carries rounding errors.
 RELATIVE_TOLERANCE = 1e-6
+OTHERS = ("infarct", "known_lesion")  # what is no WMH and has columns of its own
 
 
 def voxel_volume_mm3(affine: np.ndarray) -> float:
@@ -84,6 +85,7 @@ def volume_table(
     rule: str = "10mm",
     *,
     ventricles: bool = True,
+    others: Mapping[str, np.ndarray | None] | None = None,
 ) -> pd.DataFrame:
     """Volumes and lesion counts, one row a region.
 
@@ -100,6 +102,9 @@ def volume_table(
     ventricles : bool
         Whether the scan has lateral ventricles. Without them everything is missing of the regions
         that follow from the distance to them.
+    others : mapping of str to (X, Y, Z) array or None
+        Masks of what is no WMH, by the names of :data:`OTHERS`; the volume of one that is None
+        is missing. In row ``all`` such a mask counts wherever it lies, outside the brain too.
 
     Returns
     -------
@@ -124,7 +129,10 @@ def volume_table(
         brain_voxels=int(np.count_nonzero(brain_mask)),
         wmh_voxels=int(voxels.sum()),
     )
+    given = {name: (others or {}).get(name) for name in OTHERS}
+    counts = {name: _count_by_region(other, regions) for name, other in given.items()}
     rows = [size.row("all", int(voxels.sum()), voxels)]
+    rows[0] |= _others_of_row(rows[0], range(tally.shape[1]), counts, size.voxel_mm3)
     for name, region, where in _row_names(rule) if regions is not None else ():
         numbers = [
             region_number(some, half)
@@ -137,15 +145,39 @@ def volume_table(
         if where:
             own &= side == SIDES.index(where)
         told = ventricles or region not in BY_DISTANCE
-        rows.append(
+        row = (
             size.row(name, int(tally[:, numbers].sum()), voxels[own])
             if told
             else size.unknown_row(name)
         )
+        rows.append(row | _others_of_row(row, numbers, counts, size.voxel_mm3))
     integers = {"volume_voxels": "Int64", "n_lesions": "Int64"}
     return pd.DataFrame(rows).astype(
         {name: integers.get(name, "Float64") for name in rows[0] if name != "region"}
     )
+
+
+def _others_of_row(
+    row: Mapping[str, Any],
+    numbers: Sequence[int],
+    counts: Mapping[str, np.ndarray | None],
+    voxel_mm3: float,
+) -> dict[str, Any]:
+    """Volume of what is no WMH in a row of so many regions; missing where it is not known."""
+    known = row["volume_voxels"] is not pd.NA
+    return {
+        f"{name}_mm3": pd.NA if one is None or not known else int(one[numbers].sum()) * voxel_mm3
+        for name, one in counts.items()
+    }
+
+
+def _count_by_region(mask: np.ndarray | None, regions: np.ndarray | None) -> np.ndarray | None:
+    """Voxels of a mask by the number of their region, 0 for those in none."""
+    if mask is None:
+        return None
+    inside = np.asarray(mask) != 0
+    numbers = np.zeros(inside.shape, int) if regions is None else np.asarray(regions)
+    return np.bincount(numbers[inside].astype(int), minlength=1 + len(REGIONS) * len(SIDES))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Pictures of one scan for its page: lesions, brain mask, before and after, registration."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ BRAIN_COLOUR = "#2fb8ff"
 ATLAS_COLOUR = "#ff9f1c"
 WMH_COLOUR = "#ff2d2d"
 VENTRICLE_COLOUR = "#ffe66d"
+# What is no WMH and is outlined with them, where it is there: colour and name. Red, blue and light
+# green stay apart for the colour-blind.
+OTHER_OUTLINES = {
+    "infarct_mask": ("#35d0ff", "infarct"),
+    "known_lesion_mask": ("#b8ff3c", "known lesion (given as a mask)"),
+}
 # Where they came from, as recorded.
 VENTRICLE_WORDS = {
     "flair": "the lateral ventricles, outlined on the FLAIR itself",
@@ -114,13 +120,17 @@ def lesion_pictures(shown: Shown) -> Iterator[Picture]:
     if not shown.has("wmh_mask"):
         return
     mask = shown.load("wmh_mask") > 0
+    also = {name: shown.load(name) > 0 for name in OTHER_OUTLINES if shown.has(name)}
     first, *others = figures.planes_shown(shown.affine)
-    layers = _lesion_layers(shown, mask)
-    which, slices = _lesion_slices(shown, mask, first, LESION_SLICES)
+    layers = _lesion_layers(shown, mask, also)
+    outlined = np.any([mask, *also.values()], axis=0)
+    which, slices = _lesion_slices(shown, outlined, first, LESION_SLICES)
     caption = (
         f"{which} ({figures.PLANE_NAMES[first]}). The outline of the mask is drawn smoothly "
         "between voxels."
     )
+    if also:
+        caption += " " + _outlines_in_words(also)
     if not others:
         spacing = float(voxel_sizes(shown.affine)[first])
         caption += (
@@ -129,7 +139,7 @@ def lesion_pictures(shown: Shown) -> Iterator[Picture]:
         )
     yield _lesion_picture(shown, "wmh", caption, (first, slices), layers)
     for axis in others:
-        which, slices = _lesion_slices(shown, mask, axis, OTHER_PLANE_SLICES)
+        which, slices = _lesion_slices(shown, outlined, axis, OTHER_PLANE_SLICES)
         plane = figures.PLANE_NAMES[axis]
         yield _lesion_picture(shown, f"wmh{plane}", f"{which} ({plane}).", (axis, slices), layers)
 
@@ -151,11 +161,28 @@ def _lesion_slices(shown: Shown, mask: np.ndarray, axis: int, count: int) -> tup
 DrawLayer = Callable[[figures.Mosaic], Image.Image]
 
 
-def _lesion_layers(shown: Shown, mask: np.ndarray) -> dict[tuple[str, str], DrawLayer]:
-    """How to draw each layer over the lesions' slices, by the names of its file and view."""
-    layers: dict[tuple[str, str], DrawLayer] = {
-        ("", "outline"): lambda layout: figures.draw_outline(layout, mask, WMH_COLOUR)
+def _outlines_in_words(also: Mapping[str, np.ndarray]) -> str:
+    """Say what is outlined besides WMH, and what of it there is nothing of."""
+    words = {
+        "infarct_mask": ("infarcts in blue", "no infarct was found"),
+        "known_lesion_mask": ("known lesions in light green", "no known lesion lies in the scan"),
     }
+    said = [words[name][0 if mask.any() else 1] for name, mask in also.items()]
+    return ", ".join(["WMH are outlined in red", *said]) + "."
+
+
+def _lesion_layers(
+    shown: Shown, mask: np.ndarray, also: Mapping[str, np.ndarray]
+) -> dict[tuple[str, str], DrawLayer]:
+    """How to draw each layer over the lesions' slices, by the names of its file and view."""
+    outlines = [(mask, WMH_COLOUR)]
+    outlines += [(other, OTHER_OUTLINES[name][0]) for name, other in also.items()]
+
+    def outline(layout: figures.Mosaic) -> Image.Image:
+        drawn = [figures.draw_outline(layout, one, colour) for one, colour in outlines]
+        return drawn[0] if len(drawn) == 1 else figures.stack_transparent(*drawn)
+
+    layers: dict[tuple[str, str], DrawLayer] = {("", "outline"): outline}
     if shown.has("wmh_probseg"):
         probability = shown.load("wmh_probseg")
         layers["prob", "probability"] = lambda layout: figures.draw_heat(layout, probability)
@@ -192,10 +219,13 @@ def _lesion_picture(
     ]
     title = f"White matter hyperintensities, {figures.PLANE_NAMES[axis]}"
     picture = _picture(shown.scan, name, title, caption, shown.draw(layout), drawn)
-    if ("regions", "regions") not in layers:
-        return picture
-    colours = [(COLOURS[region][0], region) for region in shown.regions]
-    return replace(picture, legend=(*colours, (VENTRICLE_COLOUR, "outline of the ventricles")))
+    legend = [entry for name, entry in OTHER_OUTLINES.items() if shown.has(name)]
+    if legend:
+        legend.insert(0, (WMH_COLOUR, "WMH"))
+    if ("regions", "regions") in layers:
+        legend += [(COLOURS[region][0], region) for region in shown.regions]
+        legend.append((VENTRICLE_COLOUR, "outline of the ventricles"))
+    return replace(picture, legend=tuple(legend))
 
 
 def suspect_pictures(shown: Shown) -> Iterator[Picture]:

@@ -12,6 +12,11 @@ from bagau_bids.reports.results import ScanResults, read_table
 from bagau_bids.reports.strips import short
 
 Row = dict[str, Any]
+# Volumes of what is no WMH: column, name and what to add.
+OTHER_VOLUMES = (
+    ("infarct_mm3", "Infarct volume", "not part of the WMH"),
+    ("known_lesion_mm3", "Known lesions", "given as a mask, not part of the WMH"),
+)
 UNITS = {"1": "", "cm^2": " cm²", "mm^3": " mm³"}
 
 
@@ -81,6 +86,9 @@ def key_figures(volumes: Row, grades: Sequence[Grade]) -> Iterator[tuple[str, st
         yield "Lesions", f"{volumes['n_lesions']:.0f}", sizes
     else:
         yield "Lesions", "0", "none found"
+    for column, name, more in OTHER_VOLUMES:
+        if (volume := volumes.get(column)) is not None:
+            yield name, f"{volume / 1000:.2f} ml", more
     if grades:
         both = " and ".join(str(grade.grade) for grade in grades)
         scales = " and ".join(grade.scale for grade in grades)

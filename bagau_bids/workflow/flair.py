@@ -61,6 +61,7 @@ THREADED_STEPS = ("brain_mask", "bias_field", "registration", "t1w", "segmentati
 
 PREPROCESSED = (
     "conformed",
+    "known_lesions",
     "brain_mask",
     "corrected",
     "wm_probseg",
@@ -77,6 +78,7 @@ PREPROCESSED = (
     "regions_record",
 )
 MEASURE_INPUTS = (
+    "known_lesions",
     "ventricles",
     "regions",
     "template_points",
@@ -94,7 +96,14 @@ MEASURED = (
     "fazekas_table",
     "quality_table",
 )
-SEGMENTED = ("probability", *MEASURED, "segmentation_record", "measure_record")
+SEGMENTED = (
+    "probability",
+    "infarct_probability",
+    "infarct_mask",
+    *MEASURED,
+    "segmentation_record",
+    "measure_record",
+)
 # Options that make a result, as opposed to those that say where its materials lie.
 RESULT_OPTIONS = (
     "template",
@@ -102,6 +111,8 @@ RESULT_OPTIONS = (
     "skull_strip",
     "model",
     "tta",
+    "infarct",
+    "ignore_lesion_roi",
     "threshold",
     "min_lesion_size_mm3",
     "periventricular_rule",
@@ -132,6 +143,12 @@ class Materials:
         T1w of the same session, where the network asks for one.
     t1w_note
         What to tell about how it was chosen.
+    known_lesions
+        Mask of what the user knows to be no WMH, if there is one.
+    known_lesions_note
+        What to tell about how it was chosen.
+    known_lesions_uri
+        Its BIDS URI.
     """
 
     template: "Template"
@@ -142,6 +159,9 @@ class Materials:
     brain_mask_uri: str = ""
     t1w: Path | None = None
     t1w_note: str = ""
+    known_lesions: Path | None = None
+    known_lesions_note: str = ""
+    known_lesions_uri: str = ""
 
 
 def workflow_name(stem: str) -> str:
@@ -257,6 +277,8 @@ def init_preprocessing_wf(
     -------
     conformed, brain_mask, corrected
         FLAIR as it was read, brain mask and bias-corrected FLAIR, on the conformed grid.
+    known_lesions
+        Known lesions on the same grid, where `materials` has a mask of them.
     wm_probseg, warped_t1w
         White matter and T1w of the template, on the same grid.
     template_to_flair_xfm, flair_to_template_xfm
@@ -278,6 +300,9 @@ def init_preprocessing_wf(
     outputnode = pe.Node(IdentityInterface(fields=fields), "outputnode")
 
     conform = _node("conform", Conform(in_file=in_file), resources)
+    if materials.known_lesions is not None:
+        conform.inputs.lesion_file = materials.known_lesions
+        conform.inputs.lesion_note = materials.known_lesions_note
     workflow.connect(conform, "flair", outputnode, "conformed")
     workflow.connect(conform, "record", outputnode, "conform_record")
 
@@ -330,6 +355,10 @@ def init_preprocessing_wf(
     workflow.connect(regions, "record", outputnode, "regions_record")
     for name in ("ventricles", "regions", "brain_regions", "brain_regions_table"):
         workflow.connect(regions, name, outputnode, name)
+
+    if materials.known_lesions is not None:
+        for node in (bias_field, registration, regions, outputnode):
+            workflow.connect(conform, "known_lesions", node, "known_lesions")
     return workflow
 
 
@@ -347,7 +376,7 @@ def init_segmentation_wf(
 
     Inputs
     ------
-    corrected, brain_mask, wm_probseg, ventricles, regions, template_points,
+    corrected, brain_mask, wm_probseg, known_lesions, ventricles, regions, template_points,
     registration_record, regions_record, t1w
         As `init_preprocessing_wf` puts them out; the last only where a network asks for it.
 
@@ -355,13 +384,15 @@ def init_segmentation_wf(
     -------
     probability, wmh_mask, lesions, wmh_regions
         WMH probability, mask, numbered lesions and the mask by region, on the conformed grid.
+    infarct_probability, infarct_mask
+        The same of infarcts, where `processing` asks for them.
     volumes_table, lesions_table, regions_table, fazekas_table, quality_table
         TSV files.
     segmentation_record, measure_record
         Records of the steps.
     """
     workflow = pe.Workflow("segmentation")
-    inputs = ("corrected", "brain_mask", "wm_probseg")
+    inputs = ("corrected", "brain_mask", "wm_probseg", "known_lesions")
     inputnode = pe.Node(IdentityInterface(fields=[*SEGMENTATION_INPUTS, "t1w"]), "inputnode")
     outputnode = pe.Node(IdentityInterface(fields=list(SEGMENTED)), "outputnode")
 
@@ -380,6 +411,8 @@ def init_segmentation_wf(
     workflow.connect([(inputnode, segmentation, [(name, name) for name in (*inputs, "t1w")])])
     workflow.connect(segmentation, "probability", outputnode, "probability")
     workflow.connect(segmentation, "record", outputnode, "segmentation_record")
+    if processing.infarct:
+        workflow.connect(segmentation, "infarct_probability", outputnode, "infarct_probability")
 
     measure = _node(
         "measure",
@@ -387,13 +420,15 @@ def init_segmentation_wf(
             threshold=processing.threshold,
             min_lesion_size_mm3=processing.min_lesion_size_mm3,
             rule=processing.periventricular_rule,
+            infarct=processing.infarct,
         ),
         resources,
     )
     workflow.connect([(inputnode, measure, [(name, name) for name in SEGMENTATION_INPUTS])])
-    workflow.connect(segmentation, "probability", measure, "probability")
+    for name in ("probability", "infarct_probability"):
+        workflow.connect(segmentation, name, measure, name)
     workflow.connect(measure, "record", outputnode, "measure_record")
-    for name in MEASURED:
+    for name in (*MEASURED, "infarct_mask"):
         workflow.connect(measure, name, outputnode, name)
     return workflow
 
@@ -432,6 +467,7 @@ def init_derivatives_wf(
             template=materials.template.name,
             template_uris=dict(materials.template_uris),
             brain_mask_uri=materials.brain_mask_uri,
+            known_lesions_uri=materials.known_lesions_uri,
             options=result_options(processing),
         ),
         resources,
@@ -447,7 +483,7 @@ def init_derivatives_wf(
         workflow.connect([(copies, prepare, [(name, name) for name in TEMPLATE_FILES])])
 
     put_out = _node("put_out", PutOut(output_dir=output_dir), resources)
-    workflow.connect([(prepare, put_out, [("tree", "tree"), ("files", "files")])])
+    workflow.connect([(prepare, put_out, [(name, name) for name in ("tree", "files", "stale")])])
     return workflow
 
 

@@ -40,6 +40,7 @@ from bagau_bids.errors import BagauError, InputImageError, ProcessingError
 from bagau_bids.spaces import reorient, same_grid
 
 if TYPE_CHECKING:
+    from bagau_bids.measures.infarcts import Found
     from bagau_bids.measures.quality import Registered
 
 FAILURE_FILE = "failure.json"
@@ -103,16 +104,39 @@ class Step(SimpleInterface):
         self._results[output] = str(path)
 
 
+class TissueInputSpec(StepInputSpec):
+    """Inputs of a step to which known lesions are no tissue."""
+
+    known_lesions = File(exists=True, desc="infarct, tumour, resection ...; conformed grid")
+
+
+def known_lesions_of(
+    inputs: TissueInputSpec, shape: tuple[int, ...], affine: NDArray
+) -> NDArray[np.bool_] | None:
+    """Load the known lesions of a step, (X, Y, Z) bool; None where the user named none."""
+    if not isdefined(inputs.known_lesions):
+        return None
+    return load_on_grid(inputs.known_lesions, shape, affine) > 0
+
+
+def without(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return a mask, (X, Y, Z) bool, less the known lesions."""
+    return mask if known is None else mask & ~known
+
+
 class ConformInputSpec(StepInputSpec):
     """Inputs of `Conform`."""
 
     in_file = File(exists=True, mandatory=True, desc="FLAIR as it is in the data set")
+    lesion_file = File(exists=True, desc="mask of known lesions as the user made it")
+    lesion_note = traits.Str(usedefault=True, desc="how it was chosen, if there were several")
 
 
 class ConformOutputSpec(StepOutputSpec):
     """Outputs of `Conform`."""
 
     flair = File(exists=True, desc="one finite 3-D volume, RAS+ voxel order, float32")
+    known_lesions = File(desc="known lesions on the same grid, uint8; only where a mask is given")
 
 
 class Conform(Step):
@@ -126,13 +150,36 @@ class Conform(Step):
 
         scan = conform(Path(self.inputs.in_file))
         self._save("flair", folder, scan.data, scan.affine, np.float32)
-        return {
+        record = {
             "notes": scan.notes,
             "shape": scan.data.shape,
             "spacing_mm": nib.affines.voxel_sizes(scan.affine),
             "stored_axes": scan.stored_axes,
             "tilt_degrees": np.rad2deg(nib.affines.obliquity(scan.affine)).max(),
         }
+        if isdefined(self.inputs.lesion_file):
+            lesions, notes = self._known_lesions(folder, scan.data.shape, scan.affine)
+            record |= {"known_lesions": lesions, "notes": (*scan.notes, *notes)}
+        return record
+
+    def _known_lesions(
+        self, folder: Path, shape: tuple[int, int, int], affine: NDArray
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Bring the known lesions onto the FLAIR's grid; return their record and notes."""
+        from bagau_bids.measures.lesions import voxel_volume_mm3
+        from bagau_bids.preprocessing.known_lesions import known_lesions_on
+
+        path = Path(self.inputs.lesion_file)
+        found = known_lesions_on(path, shape, affine)
+        self._save("known_lesions", folder, found.mask, affine, np.uint8)
+        volume_ml = np.count_nonzero(found.mask) * voxel_volume_mm3(affine) / 1000
+        taken = f"Known lesions of {volume_ml:.2f} ml are those of {path}; they are no WMH."
+        chosen = self.inputs.lesion_note or taken
+        return {
+            "file": path.name,
+            "resampled": found.resampled,
+            "volume_ml": round(volume_ml, 3),
+        }, (chosen, *found.notes)
 
 
 class BrainMaskInputSpec(StepInputSpec):
@@ -191,7 +238,7 @@ class BrainMask(Step):
         return {**record, "volume_ml": round(float(mask.sum() * voxel_ml), 1)}
 
 
-class BiasFieldInputSpec(StepInputSpec):
+class BiasFieldInputSpec(TissueInputSpec):
     """Inputs of `BiasField`."""
 
     flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
@@ -215,12 +262,13 @@ class BiasField(Step):
 
         flair, affine = load_image(self.inputs.flair)
         mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
-        corrected = correct_bias_field(flair, affine, mask)
+        known = known_lesions_of(self.inputs, flair.shape, affine)
+        corrected = correct_bias_field(flair, affine, without(mask, known))
         self._save("corrected", folder, corrected, affine, np.float32)
         return {"method": "N4", "notes": ()}
 
 
-class RegistrationInputSpec(StepInputSpec):
+class RegistrationInputSpec(TissueInputSpec):
     """Inputs of `Registration`."""
 
     corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
@@ -276,6 +324,7 @@ class Registration(Step):
             method=self.inputs.method,
             seed=self.inputs.seed,
             threads=self.inputs.num_threads,
+            excluded=known_lesions_of(self.inputs, flair.shape, affine),
         )
         self._save("wm_probseg", folder, result.wm_probseg, affine, np.float32)
         self._save("warped_t1w", folder, result.t1w, affine, np.float32)
@@ -332,7 +381,7 @@ class T1w(Step):
         return {**quality, "notes": notes, "file": Path(self.inputs.in_file).name}
 
 
-class SegmentationInputSpec(StepInputSpec):
+class SegmentationInputSpec(TissueInputSpec):
     """Inputs of `Segmentation`."""
 
     corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
@@ -355,6 +404,7 @@ class SegmentationOutputSpec(StepOutputSpec):
     """Outputs of `Segmentation`."""
 
     probability = File(exists=True, desc="WMH probability, float32, 0 outside the brain")
+    infarct_probability = File(desc="likewise of infarct; only where a network tells it")
 
 
 class Segmentation(Step):
@@ -366,7 +416,7 @@ class Segmentation(Step):
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.network.inference import segment, segment_input
         from bagau_bids.network.slices import add_t1, network_input, require_white_matter
-        from bagau_bids.network.weights import load_weights, operating_point
+        from bagau_bids.network.weights import INFARCT, load_weights, operating_point, outputs_of
 
         set_torch_threads(self.inputs.num_threads)
         flair, affine = load_image(self.inputs.corrected)
@@ -379,15 +429,21 @@ class Segmentation(Step):
             "batch_size": self.inputs.batch_size,
             "tta": self.inputs.tta,
         }
-        if isdefined(self.inputs.t1w):
-            t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
-            inputs = network_input(flair, affine, mask, wm_probseg)
+        known = known_lesions_of(self.inputs, flair.shape, affine)
+        if isdefined(self.inputs.t1w) or known is not None:
+            inputs = network_input(flair, affine, mask, wm_probseg, known)
             require_white_matter(wm_probseg, mask)
-            inputs = add_t1(inputs, t1, affine, mask)
-            result = segment_input(models, inputs, mask, **running)
+            judged = without(mask, known)
+            if isdefined(self.inputs.t1w):
+                t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
+                inputs = add_t1(inputs, t1, affine, judged)
+            result = segment_input(models, inputs, judged, **running)
         else:
             result = segment(models, flair, affine, mask, wm_probseg, **running)
         self._save("probability", folder, result.probability, affine, np.float32)
+        if result.infarct_probability is not None:
+            infarct = result.infarct_probability
+            self._save("infarct_probability", folder, infarct, affine, np.float32)
         return {
             "notes": result.notes,
             "device": result.device,
@@ -400,7 +456,13 @@ class Segmentation(Step):
                     "Architecture": card["architecture"],
                     "Version": card.get("version"),
                     "SHA256": card["sha256"],
+                    "Outputs": outputs_of(model),
                     "ThresholdBeforeCalibration": operating_point(model),
+                    **(
+                        {"InfarctThresholdBeforeCalibration": operating_point(model, INFARCT)}
+                        if INFARCT in outputs_of(model)
+                        else {}
+                    ),
                 }
                 for path, card, model in zip(paths, cards, models, strict=True)
             ],
@@ -413,7 +475,7 @@ NO_VENTRICLES = (
 )
 
 
-class RegionsInputSpec(StepInputSpec):
+class RegionsInputSpec(TissueInputSpec):
     """Inputs of `Regions`."""
 
     corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
@@ -454,7 +516,9 @@ class Regions(Step):
         points, lattice = load_image(self.inputs.template_points)
         template, points = load_template_regions(), np.moveaxis(points, -1, 0)
         groups, right = carry_regions(template, points, lattice, flair.shape, affine)
-        found = regions.find_ventricles(flair, affine, brain, wm_probseg, groups)
+        known = known_lesions_of(self.inputs, flair.shape, affine)
+        tissue = without(brain, known)  # a cavity is no ventricle
+        found = regions.find_ventricles(flair, affine, tissue, wm_probseg, groups)
         distance = regions.distance_mm(found.mask, affine)
         numbers = regions.partition(groups, right, brain, distance, affine, self.inputs.rule)
         self._save("ventricles", folder, found.mask, affine, np.uint8)
@@ -484,10 +548,23 @@ class Regions(Step):
         }
 
 
-class MeasureInputSpec(StepInputSpec):
+KNOWN_OUTSIDE = (
+    "The mask of known lesions lies outside the brain mask: it takes nothing from the WMH; look "
+    "whether it belongs to this FLAIR."
+)
+NOTED_ML = 0.1
+UNASKED = (
+    "{:.2f} ml are an infarct to the network and not counted as WMH; --infarct puts them out as a "
+    "mask, a probability and a volume."
+)
+
+
+class MeasureInputSpec(TissueInputSpec):
     """Inputs of `Measure`."""
 
-    probability = File(exists=True, mandatory=True)
+    probability = File(exists=True, mandatory=True, desc="of WMH")
+    infarct_probability = File(exists=True, desc="of infarct, where a network tells it")
+    infarct = traits.Bool(False, usedefault=True, desc="infarcts are wanted as a result")
     corrected = File(exists=True, mandatory=True)
     brain_mask = File(exists=True, mandatory=True)
     wm_probseg = File(exists=True, mandatory=True)
@@ -505,6 +582,7 @@ class MeasureOutputSpec(StepOutputSpec):
     """Outputs of `Measure`."""
 
     wmh_mask = File(exists=True, desc="uint8, conformed grid")
+    infarct_mask = File(desc="uint8, conformed grid; only where wanted")
     lesions = File(exists=True, desc="lesions numbered from 1, int32, conformed grid")
     wmh_regions = File(exists=True, desc="region of each voxel of the mask, uint8, same grid")
     volumes_table = File(exists=True, desc="TSV")
@@ -536,9 +614,11 @@ class Measure(Step):
         wm_probseg = load_on_grid(self.inputs.wm_probseg, shape, affine)
         regions = load_on_grid(self.inputs.regions, shape, affine).astype(np.uint8)
         ventricles = load_on_grid(self.inputs.ventricles, shape, affine) > 0
-        mask = lesions.remove_small_lesions(
-            probability >= self.inputs.threshold, affine, self.inputs.min_lesion_size_mm3
-        )
+        known = known_lesions_of(self.inputs, shape, affine)
+        found = self._found(probability, affine)
+        mask = found.wmh
+        # Neither infarcts nor known lesions are normal white matter, or WMH that one doubts.
+        healthy_wm = np.where(without(~found.infarct, known), wm_probseg, 0)
         labels = lesions.label_lesions(mask)
         self._save("wmh_mask", folder, mask, affine, np.uint8)
         self._save("lesions", folder, labels, affine, np.int32)
@@ -553,17 +633,29 @@ class Measure(Step):
             template_points=np.moveaxis(points, -1, 0),
             points_affine=lattice,
             white_matter=quality.white_matter_level(
-                flair, quality.normal_white_matter(brain, wm_probseg, mask)
+                flair, quality.normal_white_matter(brain, healthy_wm, mask)
             ),
         )
         figures = quality.scan_quality(
-            flair, affine, brain, wm_probseg, mask, probability, self._registered()
+            flair,
+            affine,
+            brain,
+            healthy_wm,
+            mask,
+            np.where(found.infarct, 0, probability),
+            self._registered(),
         )
         areas = read_record(self.inputs.regions_record)["suspects"]
         figures |= suspects.suspect_figures(areas)
         tables = {
             "volumes_table": lesions.volume_table(
-                mask, affine, brain, regions, self.inputs.rule, ventricles=seen
+                mask,
+                affine,
+                brain,
+                regions,
+                self.inputs.rule,
+                ventricles=seen,
+                others={"infarct": found.reported, "known_lesion": known},
             ),
             "lesions_table": lesions.lesion_table(
                 labels, affine, probability, flair, brain, surroundings
@@ -578,8 +670,36 @@ class Measure(Step):
             self._results[name] = str(path)
         places = suspects.places_in_words(areas)
         raised = [asdict(flag) for flag in flags.raised_flags(figures, places)]
-        notes = () if seen else (NO_VENTRICLES,)
-        return {"notes": notes, "quality": figures, "flags": raised}
+        if found.reported is not None:
+            self._save("infarct_mask", folder, found.reported, affine, np.uint8)
+        infarct_ml = found.infarct_ml(affine)
+        notes = [] if seen else [NO_VENTRICLES]
+        if known is not None and known.any() and not (known & brain).any():
+            notes.append(KNOWN_OUTSIDE)
+        if infarct_ml is not None and infarct_ml >= NOTED_ML and not self.inputs.infarct:
+            notes.append(UNASKED.format(infarct_ml))
+        return {
+            "notes": notes,
+            "quality": figures,
+            "flags": raised,
+            "infarct_ml": infarct_ml,
+        }
+
+    def _found(self, probability: NDArray, affine: NDArray) -> "Found":
+        """Tell WMH and infarcts apart; small pieces of either go."""
+        from bagau_bids.measures.infarcts import find
+
+        infarct = None
+        if isdefined(self.inputs.infarct_probability):
+            infarct = load_on_grid(self.inputs.infarct_probability, probability.shape, affine)
+        return find(
+            probability,
+            infarct,
+            affine,
+            threshold=self.inputs.threshold,
+            min_size_mm3=self.inputs.min_lesion_size_mm3,
+            wanted=self.inputs.infarct,
+        )
 
     def _registered(self) -> "Registered":
         """Gather what earlier steps recorded of the registration."""

@@ -25,7 +25,13 @@ from nipype.interfaces.base import (
 from numpy.typing import NDArray
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import copy_file, derivative_path, sidecar_path, write_json
+from bagau_bids.bids.derivatives import (
+    copy_file,
+    derivative_path,
+    remove_stale,
+    sidecar_path,
+    write_json,
+)
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.workflow.interfaces import (
@@ -48,6 +54,12 @@ NATIVE_IMAGES: dict[str, tuple[str, type]] = {
     "brain_mask": ("brain_mask", np.uint8),
     "corrected": ("preproc_flair", np.float32),
     "wm_probseg": ("wm_atlas", np.float32),
+}
+# The same, of what not every scan has.
+OPTIONAL_IMAGES: dict[str, tuple[str, type]] = {
+    "infarct_mask": ("infarct_mask", np.uint8),
+    "infarct_probability": ("infarct_probseg", np.float32),
+    "known_lesions": ("known_lesion_mask", np.uint8),
 }
 # Images that are there to be looked at, in 256 steps of brightness.
 PREVIEWS = {"conformed": "conformed_flair", "warped_t1w": "warped_t1w"}
@@ -75,6 +87,7 @@ class PrepareInputSpec(StepInputSpec):
     template = traits.Str(mandatory=True, desc="name of the template")
     template_uris = traits.Dict(mandatory=True, desc="BIDS URIs of t1w, wm_probseg, brain_mask")
     brain_mask_uri = traits.Str(usedefault=True, desc="where a mask from elsewhere came from")
+    known_lesions_uri = traits.Str(usedefault=True, desc="where the known lesions came from")
     options = traits.Dict(mandatory=True, desc="options of the run that make the result")
 
     conformed = File(exists=True, mandatory=True)
@@ -96,6 +109,9 @@ class PrepareInputSpec(StepInputSpec):
     quality_table = File(exists=True, mandatory=True)
     template_to_flair_xfm = File(exists=True, mandatory=True)
     flair_to_template_xfm = File(exists=True, mandatory=True)
+    infarct_mask = File(exists=True)
+    infarct_probability = File(exists=True)
+    known_lesions = File(exists=True)
     template_wmh_mask = File(exists=True)
     template_wmh_probseg = File(exists=True)
     template_flair = File(exists=True)
@@ -115,6 +131,7 @@ class PrepareOutputSpec(StepOutputSpec):
 
     tree = Directory(exists=True, desc="the scan's derivatives as they go into the output folder")
     files = traits.List(traits.Str(), desc="their paths relative to the tree")
+    stale = traits.List(traits.Str(), desc="likewise, of what another run may have left there")
 
 
 class Prepare(Step):
@@ -132,6 +149,8 @@ class Prepare(Step):
             template=self.inputs.template,
             template_uris=self.inputs.template_uris,
             brain_mask_uri=self.inputs.brain_mask_uri,
+            known_lesions_uri=self.inputs.known_lesions_uri,
+            infarct=isdefined(self.inputs.infarct_mask),
             steps=steps,
             threshold=self.inputs.options["threshold"],
             min_lesion_size_mm3=self.inputs.options["min_lesion_size_mm3"],
@@ -142,6 +161,11 @@ class Prepare(Step):
         made = sorted(path.relative_to(tree) for path in tree.rglob("*") if path.is_file())
         record = derivative_path(tree, self.inputs.entities, "record")
         write_json(record, self._record(steps, scan, made))
+        optional = [self._path(tree, name) for name, _ in OPTIONAL_IMAGES.values()]
+        absent = [path for path in optional if not path.is_file()]
+        self._results["stale"] = [
+            str(one.relative_to(tree)) for path in absent for one in (path, sidecar_path(path))
+        ]
         self._results["tree"] = str(tree)
         self._results["files"] = [str(path) for path in (*made, record.relative_to(tree))]
         return {"notes": ()}
@@ -171,7 +195,12 @@ class Prepare(Step):
 
         source = nib.load(self.inputs.source_file)
         previews = {field: (name, np.uint8) for field, name in PREVIEWS.items()}
-        for field, (name, dtype) in {**NATIVE_IMAGES, **previews}.items():
+        optional = {
+            field: image
+            for field, image in OPTIONAL_IMAGES.items()
+            if isdefined(getattr(self.inputs, field))
+        }
+        for field, (name, dtype) in {**NATIVE_IMAGES, **previews, **optional}.items():
             data, _ = load_image(getattr(self.inputs, field))
             path = self._path(tree, name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +255,7 @@ class PutOutInputSpec(BaseInterfaceInputSpec):
 
     tree = Directory(exists=True, mandatory=True)
     files = InputMultiObject(traits.Str(), mandatory=True, desc="paths relative to the tree")
+    stale = traits.List(traits.Str(), desc="likewise, of what this run does not make")
     output_dir = Directory(mandatory=True, desc="root of the derivative data set")
 
 
@@ -248,6 +278,9 @@ class PutOut(SimpleInterface):
             self._results["written"] = [
                 name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
             ]
+            if isdefined(self.inputs.stale):
+                left = [output_dir / name for name in self.inputs.stale]
+                remove_stale(left, "this run was not asked for it, or has no such mask")
         return runtime
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import bids_uri, derivative_path, find_brain_mask, write_json
-from bagau_bids.bids.description import derivative_links, write_dataset_files
+from bagau_bids.bids.description import derivative_links, linked_folders, write_dataset_files
+from bagau_bids.bids.known_lesions import find_known_lesions
 from bagau_bids.bids.locking import others_leave
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
@@ -212,8 +213,15 @@ def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
     processing = config.processing
     t1w, t1w_note = find_t1w(scan) if wants_t1w(processing) else (None, "")
     dataset = TEMPLATE_DATASETS[template.name]
-    others = derivative_links(processing.derivatives)
-    mask = find_brain_mask(others, scan.entities)
+    others = derivative_links(linked_folders(processing))
+    own = {name: path for name, path in others.items() if path in processing.derivatives}
+    mask = find_brain_mask(own, scan.entities)
+    lesions = find_known_lesions(
+        scan.path,
+        scan.entities,
+        processing.known_lesions,
+        beside=not processing.ignore_lesion_roi,
+    )
     return Materials(
         template=template,
         template_uris={
@@ -230,6 +238,11 @@ def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
         brain_mask_uri=_uri_in(others, mask) if mask else "",
         t1w=t1w,
         t1w_note=t1w_note,
+        known_lesions=lesions.path if lesions else None,
+        known_lesions_note=lesions.note if lesions else "",
+        known_lesions_uri=_uri_in({**others, "raw": config.bids_dir}, lesions.path)
+        if lesions
+        else "",
     )
 
 

@@ -148,6 +148,7 @@ def all_processing():
     for rule in PERIVENTRICULAR_RULES:
         yield Processing(periventricular_rule=rule)
     yield Processing(derivatives=(Path("/masks"),))
+    yield Processing(infarct=True, known_lesions=(Path("/masks"),))
 
 
 def test_citation_fits_every_choice_of_options(tmp_path):
@@ -159,6 +160,11 @@ def test_citation_fits_every_choice_of_options(tmp_path):
     assert "below 5 mm3" in citation_text(Processing(min_lesion_size_mm3=5))
     assert "skull-stripped beforehand" in citation_text(Processing(skull_strip="skip"))
     assert "mirrored" not in own
+    assert "infarct" not in own
+    told = " ".join(citation_text(Processing(infarct=True)).split())
+    assert "voxels of a probability of infarct of 0.5 or more were taken as infarct" in told
+    assert "Known lesions" not in told
+    assert "Known lesions" in citation_text(Processing(known_lesions=(Path("/masks"),)))
     mirrored = " ".join(citation_text(Processing(tta=True)).split())
     assert "The images mirrored from left to right were given to it too, and" in mirrored
 

@@ -1,5 +1,6 @@
 """The BIDS-App around the processing, which is replaced here: what is checked, told, returned."""
 
+import json
 import logging
 import pdb
 import tomllib
@@ -11,6 +12,7 @@ from bagau_bids.bids.scans import Scan
 from bagau_bids.cli import app
 from bagau_bids.cli.app import main
 from bagau_bids.errors import MissingResourceError, UsageError
+from bagau_bids.network import weights
 from bagau_bids.reports import group, participant
 from bagau_bids.workflow import run as workflow_run
 from bagau_bids.workflow.run import ScanResult
@@ -306,6 +308,7 @@ def test_debugger_opens_on_a_fault(app_run, calls, monkeypatch):
     [
         (("--weights", "nowhere.safetensors"), 127, "nowhere.safetensors: no such weights file"),
         (("--device", "cuda:99"), 2, "--device cuda:99: PyTorch"),
+        (("--infarct", "--weights", "nowhere.safetensors"), 127, "nowhere.json: the card of"),
     ],
 )
 def test_what_is_missing_stops_before_the_first_scan(
@@ -337,3 +340,38 @@ def test_logging_is_left_as_it_was(app_run, calls):
     before = list(logging.getLogger().handlers)
     app_run()
     assert logging.getLogger().handlers == before
+
+
+def write_card(folder: Path, name: str, *outputs: str) -> Path:
+    path = folder / f"{name}.safetensors"
+    config = {"outputs": list(outputs)} if outputs else {}
+    card = {"architecture": "bagau_net", "config": config, "sha256": "0"}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("full", "advice"),
+    [
+        (("wmh",), "use --weights with such ones, for none of the packaged ones does"),
+        (("wmh", "infarct"), "use --model full"),
+    ],
+)
+def test_infarcts_of_weights_that_tell_none_are_refused_before_anything(
+    app_run, calls, tmp_path, monkeypatch, capsys, full, advice
+):
+    packaged = {
+        "full": write_card(tmp_path, "full", *full),
+        "small": write_card(tmp_path, "small"),
+    }
+    monkeypatch.setattr(weights, "find_weights", packaged.__getitem__)
+    assert app_run("--infarct", "--model", "small") == 2
+    told = capsys.readouterr().err
+    assert "--infarct: small.safetensors tell WMH alone; expected weights whose card names" in told
+    assert advice in told
+    assert calls.scans == []
+    assert not (tmp_path / "out").exists()
+    both = write_card(tmp_path, "both", "wmh", "infarct")
+    mixed = ["--weights", str(packaged["small"]), str(both)]
+    assert app_run("--infarct", *mixed) == 0
+    assert len(calls.scans) == 3

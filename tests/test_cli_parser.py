@@ -166,6 +166,7 @@ def test_every_other_option_reaches_the_configuration(config_of, tmp_path):
     options = f"""
         --bids-filter-file {filters} --bids-database-dir {tmp_path}/db --bids-database-wipe
         -d masks={tmp_path} --weights {weights} {plugin} --tta --model small
+        --infarct --known-lesions mine={tmp_path} --ignore-lesion-roi
         --threshold 0.3 --min-lesion-size 5
         --random-seed 7 --registration paper --template ICBM152NLin2009aSym
         --templateflow-home {tmp_path}/tf --offline --skull-strip skip --sloppy
@@ -189,6 +190,9 @@ def test_every_other_option_reaches_the_configuration(config_of, tmp_path):
         model="small",
         weights=(weights, plugin),
         tta=True,
+        infarct=True,
+        known_lesions=(tmp_path,),
+        ignore_lesion_roi=True,
         threshold=0.3,
         min_lesion_size_mm3=5.0,
         random_seed=7,

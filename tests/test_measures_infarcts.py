@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bagau_bids.measures.infarcts import tell_apart
+from bagau_bids.measures.infarcts import find, tell_apart
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,18 @@ def test_without_infarcts_the_threshold_decides():
     wmh, infarct = tell_apart(np.array([0.2, 0.5, 0.9]), None, 0.5)
     assert wmh.tolist() == [False, True, True]
     assert not infarct.any()
+
+
+def test_small_pieces_are_neither_and_what_is_not_wanted_is_not_reported():
+    wmh, infarct = np.zeros((2, 6, 6, 6))
+    wmh[1:3, 1:3, 1:3], wmh[5, 5, 5] = 0.9, 0.9
+    infarct[3:5, 3:5, 3:5], infarct[0, 5, 0] = 0.9, 0.9
+    affine = np.diag([1.0, 2.0, 1.0, 1.0])
+    found = find(wmh, infarct, affine, threshold=0.5, min_size_mm3=10, wanted=True)
+    assert (found.wmh.sum(), found.infarct.sum(), found.reported.sum()) == (8, 9, 8)
+    assert found.infarct_ml(affine) == pytest.approx(0.018)
+    quiet = find(wmh, infarct, affine, threshold=0.5)
+    assert (quiet.wmh.sum(), quiet.infarct.sum(), quiet.reported) == (9, 9, None)
+    blind = find(wmh, None, affine, threshold=0.5, wanted=True)
+    assert (blind.wmh.sum(), blind.infarct.sum(), blind.reported) == (9, 0, None)
+    assert blind.infarct_ml(affine) is None

@@ -116,6 +116,37 @@ def two_regions(shape):
     return numbers
 
 
+def test_rows_hold_the_volumes_of_what_is_no_wmh():
+    mask = np.zeros((10, 10, 10), bool)
+    mask[1, 1, 1] = True
+    infarct = np.zeros_like(mask)
+    infarct[3:7, 2, 2] = True  # 2 voxels on each side
+    known = np.zeros_like(mask)
+    known[8:, 5, 5] = True  # 2 voxels on the right, one of them outside the brain
+    numbers = two_regions(mask.shape)
+    numbers[9] = 0
+    voxel = 0.9 * 1.1 * 3
+
+    def rows(**options):
+        table = lesions.volume_table(mask, AFFINE, numbers > 0, numbers, **options)
+        return table.set_index("region")
+
+    told = rows(others={"infarct": infarct, "known_lesion": known})
+    for column, expected in (
+        ("infarct_mm3", {"all": 4, "left": 2, "right": 2, "periventricular": 2, "left-deep": 0}),
+        ("known_lesion_mm3", {"all": 2, "right": 1, "deep": 1, "right-deep": 1, "left": 0}),
+    ):
+        found = told[column][list(expected)]
+        assert found.tolist() == pytest.approx([voxel * count for count in expected.values()])
+    assert told.volume_voxels["all"] == 1
+    nothing = rows(others={"infarct": None})
+    assert nothing.infarct_mm3.isna().all()
+    assert nothing.known_lesion_mm3.isna().all()
+    blind = rows(others={"infarct": infarct}, ventricles=False)
+    assert blind.infarct_mm3["left"] == pytest.approx(2 * voxel)
+    assert blind.infarct_mm3["deep"] is pd.NA
+
+
 def test_rows_of_regions_hold_their_voxels_and_whole_lesions():
     mask = np.zeros((10, 10, 10), bool)
     mask[1:3, 1:3, 1:3] = True  # 8 voxels on the left

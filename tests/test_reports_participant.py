@@ -127,6 +127,60 @@ def test_no_lesion_is_a_normal_result(tmp_path):
     assert not (tmp_path / "sub-02/figures/sub-02_desc-sizes_FLAIR.png").exists()
 
 
+def write_others(output_dir, **masks):
+    """Add masks of what is no WMH to sub-01, and their volumes to its table."""
+    scan = {"sub": "01"}
+    affine = nib.load(derivative_path(output_dir, scan, "wmh_mask")).affine
+    path = derivative_path(output_dir, scan, "volumes_table")
+    table = pd.read_csv(path, sep="\t", na_values="n/a")
+    for name, column in (
+        ("infarct_mask", "infarct_mm3"),
+        ("known_lesion_mask", "known_lesion_mm3"),
+    ):
+        if name in masks:
+            image = nib.Nifti1Image(masks[name].astype(np.uint8), affine)
+            image.to_filename(derivative_path(output_dir, scan, name))
+            table[column] = 1000.0 * int(masks[name].sum())
+    write_table(path, table)
+
+
+def colours_of(path, colour):
+    """Pixels of a picture file that have about this colour."""
+    wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return int((np.abs(pixels - wanted).max(axis=2) < 30).sum())
+
+
+def test_infarcts_and_known_lesions_have_outlines_and_volumes_of_their_own(tmp_path):
+    flair, *_ = write_scan(tmp_path, {"sub": "01"})
+    x, y, z = np.indices(flair.shape)
+    infarct = (abs(x - 16) < 3) & (abs(y - 30) < 4) & (z == 8)
+    known = (abs(x - 32) < 4) & (abs(y - 24) < 3) & (z == 2)  # in a slice without WMH
+    write_participant_report(tmp_path, "01")
+    picture = tmp_path / "sub-01/figures/sub-01_desc-wmh_FLAIR.png"
+    (blue, _), (green, _) = scan_pictures.OTHER_OUTLINES.values()
+    assert colours_of(picture, blue) == colours_of(picture, green) == 0
+    plain = Page(tmp_path / "sub-01.html").text
+    assert "Infarct volume" not in plain
+    assert "Known lesions" not in plain
+
+    write_others(tmp_path, infarct_mask=infarct, known_lesion_mask=known)
+    write_participant_report(tmp_path, "01")
+    text = Page(tmp_path / "sub-01.html").text
+    assert f"Infarct volume {infarct.sum():.2f} ml" in " ".join(text.split())
+    assert f"Known lesions {known.sum():.2f} ml" in " ".join(text.split())
+    assert "WMH are outlined in red, infarcts in blue, known lesions in light green." in text
+    assert colours_of(picture, blue) > 50
+    assert colours_of(picture, green) > 50
+    assert colours_of(picture, scan_pictures.WMH_COLOUR) > 50
+
+    write_others(tmp_path, infarct_mask=infarct & False)
+    write_participant_report(tmp_path, "01")
+    text = Page(tmp_path / "sub-01.html").text
+    assert "outlined in red, no infarct was found, known lesions in light green." in text
+    assert "Infarct volume 0.00 ml" in " ".join(text.split())
+
+
 def test_failed_scan_shows_its_reason_and_its_crash_file_only(tmp_path):
     write_scan(tmp_path, {"sub": "01", "ses": "A"}, leave_out=IMAGES)
     crash = tmp_path / "sub-01" / "log" / "20260101-000000_x" / "crash-conform.txt"

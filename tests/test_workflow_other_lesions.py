@@ -41,7 +41,7 @@ class BrightBlobs(torch.nn.Module):
     """WMH where the FLAIR stands out, by whatever z-score it was given."""
 
     def forward(self, flair, atlas):
-        return (flair - 3) * 3 + 0 * atlas
+        return (flair - 2.5) * 3 + 0 * atlas
 
 
 @pytest.fixture

@@ -529,12 +529,12 @@ class Regions(Step):
         write_table(table, regions.brain_lookup_table(self.inputs.rule))
         self._results["brain_regions_table"] = str(table)
         anatomy = suspects.Anatomy(
-            brain_mask=brain,
+            brain_mask=tissue,  # nor does what is known ask for a look
             ventricles=found.mask,
             groups=groups,
             right=right,
             to_template=suspects.fit_template(points, lattice),
-            white_matter=suspects.white_matter_level(flair, brain, wm_probseg),
+            white_matter=suspects.white_matter_level(flair, tissue, wm_probseg),
         )
         areas = suspects.find_suspects(flair, affine, anatomy)
         return {

@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+OTHER_FILES = 256  # that a process has open beside those that are counted
 PARENT_VARIABLE = "BAGAU_PARENT"  # number of the process that a command is to end with
 
 
@@ -21,6 +23,28 @@ def keep_folder_off_path() -> None:
 def module_command(name: str, *arguments: str) -> list[str]:
     """Return the command line that runs a module, with nothing of the current folder."""
     return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def may_open(count: int) -> bool:
+    """Let this process have so many files open at once, where the system allows it.
+
+    Parameters
+    ----------
+    count
+        Files, beside some that any program has open.
+
+    Returns
+    -------
+    bool
+        Whether it may.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    if resource.RLIM_INFINITY != hard < wanted:
+        return False
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return True
 
 
 def end_with_parent(parent: int, how: signal.Signals = signal.SIGKILL) -> None:

@@ -1,6 +1,7 @@
 """Pages and README do what they say: every command in them, and the site that is made of them."""
 
 import contextlib
+import gzip
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from challenge_tree import make_release, small_scan
 from documented_commands import blocks, commands_of
 
 from bagau_bids.cli import app, parser, toolbox
+from bagau_bids.preprocessing.template import expected_paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -71,7 +73,10 @@ def root(processed_phantom, tmp_path_factory):
     (root / "filter.json").write_text(json.dumps(choice), encoding="utf-8")
     plugin = "plugin: Linear\n"  # the page's own would submit
     (root / "slurm.yml").write_text(plugin, encoding="utf-8")
-    (root / "project" / "templateflow").mkdir(parents=True)  # `bagau fetch` is not run
+    store = root / "project" / "templateflow"  # `bagau fetch` is not run
+    for path in expected_paths("MNI152NLin2009cSym", store).values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(b""))
     (root / "study").symlink_to(root / "data")
     (root / "bagau-bids.sif").touch()  # as `apptainer build` leaves it; only looked for
     (root / "experiments").symlink_to(REPOSITORY / "experiments")
@@ -149,7 +154,10 @@ def _run_ours(program, arguments, root):
         whole = toolbox.build_parser(chosen, module)
         return _outcome(lambda: whole.parse_args(arguments) and 0)
     if program == "bagau":
-        return _outcome(lambda: toolbox.main(arguments))
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "bagau slurm":  # tells at once where tasks would find no template
+                patch.setenv("TEMPLATEFLOW_HOME", str(root / "project" / "templateflow"))
+            return _outcome(lambda: toolbox.main(arguments))
     if "participant" in arguments and not {"--reports-only", "--boilerplate-only"} & {*arguments}:
         arguments = [*arguments, *(one for one in SEGMENTING if one not in arguments)]
         if "--template" not in arguments:

@@ -1,6 +1,7 @@
 """Processes that are started: they end with this one, and run nothing of the current folder."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from bagau_bids.processes import keep_folder_off_path, module_command
+from bagau_bids.processes import keep_folder_off_path, may_open, module_command
 
 CHILD = (
     "import sys, time\n"
@@ -104,3 +105,18 @@ def test_a_job_of_an_experiment_is_asked_to_end_with_it(tmp_path):
     while "job: asked to end" not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_more_files_may_be_open_where_the_system_allows_it():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = 300
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+        assert may_open(10)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == low
+        assert may_open(400)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 400
+        if before[1] != resource.RLIM_INFINITY:
+            assert not may_open(before[1] + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

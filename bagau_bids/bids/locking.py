@@ -4,7 +4,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _logger = logging.getLogger(__name__)
@@ -39,16 +39,13 @@ def together(path: Path) -> Iterator[None]:
         File that stands for the lock. Where it is missing, or the file system has no locks,
         nothing is held.
     """
-    try:
-        lock = path.open()
-    except FileNotFoundError:
-        yield
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        except OSError:
-            _logger.debug("%s: the file system has no locks", path)
+    with ExitStack() as stack:
+        if path.exists():
+            lock = stack.enter_context(path.open())
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            except OSError:
+                _logger.debug("%s: the file system has no locks", path)
         yield
 
 

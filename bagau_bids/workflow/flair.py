@@ -483,7 +483,8 @@ def init_derivatives_wf(
         workflow.connect([(copies, prepare, [(name, name) for name in TEMPLATE_FILES])])
 
     put_out = _node("put_out", PutOut(output_dir=output_dir), resources)
-    workflow.connect([(prepare, put_out, [(name, name) for name in ("tree", "files", "stale")])])
+    handed_over = [(name, name) for name in ("tree", "files", "digests", "stale")]
+    workflow.connect([(prepare, put_out, handed_over)])
     return workflow
 
 

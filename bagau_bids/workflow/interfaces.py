@@ -11,6 +11,7 @@ import json
 import os
 import pdb
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -81,7 +83,7 @@ class Step(SimpleInterface):
         started = time.monotonic()
         with telling_why(folder, debug=self.inputs.debug):
             with (
-                together(folder.parent / STEPS_LOCK),
+                together(_steps_lock(folder)),
                 temporaries_in(folder),
                 limited_threads(self.inputs.num_threads),
             ):
@@ -758,6 +760,14 @@ class TemplateCopies(Step):
         return {"notes": ()}
 
 
+def _steps_lock(folder: Path) -> Path:
+    """Find the lock of the scan's work folder, which a step's folder lies in, at any depth."""
+    return next(
+        (path for above in folder.parents if (path := above / STEPS_LOCK).exists()),
+        folder / STEPS_LOCK,
+    )
+
+
 @contextmanager
 def telling_why(folder: Path, *others: Path, debug: bool = False) -> Iterator[None]:
     """Leave a file in a step's folder that says why the block failed, for who tells the user.
@@ -847,9 +857,18 @@ def save_image(
 
 
 def load_image(path: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Load a step's image: data (X, Y, Z) float32 and affine (4, 4)."""
-    image = nib.Nifti1Image.from_filename(path)
-    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+    """Load a step's image: data (X, Y, Z) float32 and affine (4, 4).
+
+    Raises
+    ------
+    ProcessingError
+        If the file is damaged.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        return np.asarray(image.dataobj, dtype=np.float32), image.affine
+    except (EOFError, OSError, ValueError, zlib.error, ImageFileError) as error:
+        raise ProcessingError(damaged(path, error)) from error
 
 
 def load_on_grid(path: str, shape: tuple[int, ...], affine: NDArray) -> NDArray[np.float32]:
@@ -900,5 +919,22 @@ def mask_from_file(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read the record of a step."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read the record of a step.
+
+    Raises
+    ------
+    ProcessingError
+        If the file is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProcessingError(damaged(path, error)) from error
+
+
+def damaged(path: str | Path, error: object) -> str:
+    """Say that a file in the work folder is damaged, and what to do."""
+    return (
+        f"{path}: a file of an earlier step is damaged ({error}); run the same command with "
+        "--clean-workdir, which computes all steps anew"
+    )

@@ -5,6 +5,7 @@ under its final name with its sidecar. Putting out copies what differs, each fil
 and runs every time, so that a result that someone deleted comes back without any computing.
 """
 
+import hashlib
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,10 +35,12 @@ from bagau_bids.bids.derivatives import (
 )
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
+from bagau_bids.errors import ProcessingError
 from bagau_bids.workflow.interfaces import (
     Step,
     StepInputSpec,
     StepOutputSpec,
+    damaged,
     load_image,
     read_record,
     telling_why,
@@ -132,6 +135,7 @@ class PrepareOutputSpec(StepOutputSpec):
     tree = Directory(exists=True, desc="the scan's derivatives as they go into the output folder")
     files = traits.List(traits.Str(), desc="their paths relative to the tree")
     stale = traits.List(traits.Str(), desc="likewise, of what another run may have left there")
+    digests = traits.List(traits.Str(), desc="SHA-256 of each")
 
 
 class Prepare(Step):
@@ -167,7 +171,9 @@ class Prepare(Step):
             str(one.relative_to(tree)) for path in absent for one in (path, sidecar_path(path))
         ]
         self._results["tree"] = str(tree)
-        self._results["files"] = [str(path) for path in (*made, record.relative_to(tree))]
+        files = [str(path) for path in (*made, record.relative_to(tree))]
+        self._results["files"] = files
+        self._results["digests"] = [file_digest(tree / name) for name in files]
         return {"notes": ()}
 
     def _path(self, tree: Path, name: str) -> Path:
@@ -256,6 +262,7 @@ class PutOutInputSpec(BaseInterfaceInputSpec):
     tree = Directory(exists=True, mandatory=True)
     files = InputMultiObject(traits.Str(), mandatory=True, desc="paths relative to the tree")
     stale = traits.List(traits.Str(), desc="likewise, of what this run does not make")
+    digests = InputMultiObject(traits.Str(), mandatory=True, desc="SHA-256 of each")
     output_dir = Directory(mandatory=True, desc="root of the derivative data set")
 
 
@@ -266,7 +273,10 @@ class PutOutOutputSpec(TraitedSpec):
 
 
 class PutOut(SimpleInterface):
-    """Copy a scan's derivatives into the output folder, each in one step, where they differ."""
+    """Copy a scan's derivatives into the output folder, each in one step, where they differ.
+
+    Nothing is copied where one of them is not as it was when it was made.
+    """
 
     input_spec = PutOutInputSpec
     output_spec = PutOutOutputSpec
@@ -275,6 +285,9 @@ class PutOut(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         tree, output_dir = Path(self.inputs.tree), Path(self.inputs.output_dir)
         with telling_why(Path(runtime.cwd), output_dir):
+            for name, digest in zip(self.inputs.files, self.inputs.digests, strict=True):
+                if not (tree / name).is_file() or file_digest(tree / name) != digest:
+                    raise ProcessingError(damaged(tree / name, "not as it was written"))
             self._results["written"] = [
                 name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
             ]
@@ -292,6 +305,12 @@ def eight_bits(data: NDArray) -> NDArray[np.uint8]:
     low, high = min(0.0, float(data.min())), float(np.percentile(data, BRIGHTEST_PERCENTILE))
     scaled = (data - low) / ((high - low) or 1.0)
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

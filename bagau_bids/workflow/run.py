@@ -28,6 +28,7 @@ from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
 from bagau_bids.disk import FULL_WORDS, full_disk_message, nearly_full
 from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.processes import may_open
 
 if TYPE_CHECKING:
     from nipype.pipeline import engine as pe
@@ -176,6 +177,12 @@ def _enter_work_folders(
     stack: ExitStack,
 ) -> dict[Scan, "pe.Workflow"]:
     """Take the work folder of each scan, and return the workflows of those that were free."""
+    if not may_open(len(workflows)):
+        raise UsageError(
+            f"{len(workflows)} scans at once need a file open each, which is more than this "
+            "system allows a process; raise the limit (ulimit -Hn), or process fewer "
+            "participants in one run with --participant-label"
+        )
     free = {}
     for scan, workflow in workflows.items():
         try:
@@ -613,4 +620,7 @@ def _reason(trouble: _Trouble, crash_text: str, crash_file: Path | None) -> str:
         message = lines[-1] if lines else "no reason was given"
     if FULL_WORDS.search(crash_text) or nearly_full(trouble.node_dir):
         return full_disk_message([trouble.node_dir, trouble.crash_dir])
-    return f"step {trouble.step} failed unexpectedly: {message}; details are in {crash_file}"
+    return (
+        f"step {trouble.step} failed unexpectedly: {message}; details are in {crash_file}. If "
+        "files of the work folder may be damaged, --clean-workdir computes all steps anew"
+    )

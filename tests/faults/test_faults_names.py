@@ -4,11 +4,22 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from workflow_fakes import make_dataset
 
-from bagau_bids.bids.derivatives import longest_name, replacing, write_json, write_text
+from bagau_bids.bids.derivatives import (
+    derivative_names,
+    derivative_path,
+    longest_name,
+    replacing,
+    write_json,
+    write_text,
+)
+from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.scans import find_scans, find_too_long
 from bagau_bids.cli import failure
 from bagau_bids.cli.failure import exit_code_of
@@ -134,3 +145,30 @@ def test_a_user_without_home_and_name_may_look(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert "sub-01  would be processed" in ended.stdout
+
+
+LABELS = st.text("abcXYZ0189+", min_size=1, max_size=8)
+KEYS = ("ses", "acq", "ce", "rec", "run", "echo", "part", "chunk")
+ENTITIES = st.builds(
+    lambda subject, others: {"sub": subject, **others},
+    LABELS,
+    st.dictionaries(st.sampled_from(KEYS), LABELS, max_size=5),
+)
+
+
+@given(ENTITIES)
+def test_names_of_results_tell_their_scan_and_stay_in_the_output_folder(entities):
+    for name in derivative_names():
+        path = derivative_path("/out", entities, name, template=TEMPLATE)
+        found = {key: label for key, label in name_entities(path).items() if key in entities}
+        assert found == entities
+        assert Path("/out") in Path(os.path.normpath(path)).parents
+        assert path.parts[2] == f"sub-{entities['sub']}"
+
+
+@given(ENTITIES, ENTITIES)
+def test_two_scans_never_share_a_result(first, second):
+    same = first == second
+    for name in derivative_names():
+        paths = {derivative_path("/out", one, name, template=TEMPLATE) for one in (first, second)}
+        assert (len(paths) == 1) == same

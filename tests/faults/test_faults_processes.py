@@ -18,7 +18,8 @@ from workflow_fakes import (
     scans_of,
 )
 
-from bagau_bids.bids.locking import together
+from bagau_bids.bids.locking import others_leave, together
+from bagau_bids.errors import UsageError
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.workflow.run import _work_folder, run_participants
 
@@ -164,4 +165,40 @@ def test_a_step_of_an_earlier_run_that_is_still_at_work_is_waited_for_and_named(
     assert f"{path}: a step of an earlier run is still at work there" in first.reason
     assert "choose another --work-dir" in first.reason
     assert calls.counts["registration"] == 1
+    free = []
+
+    def while_at_work(data):
+        free.append(others_leave(path / ".steps.lock", 0.0))
+        return False
+
+    calls.fail_on["registration"] = (while_at_work, KeyError())
     assert run_participants(config, scans[:1], template, Listener())[0].ok
+    assert free == [False]
+    assert others_leave(path / ".steps.lock", 0.0)
+
+
+def test_more_scans_than_files_may_be_open_are_refused_with_a_way_out(folder, monkeypatch):
+    install(monkeypatch, folder / "store")
+    monkeypatch.setattr("bagau_bids.workflow.run.may_open", lambda count: count < 2)
+    config = make_config(folder / "data", folder / "out", folder / "work")
+    template = Template("MNI152NLin2009cSym", *sorted_paths(folder / "store"))
+    with pytest.raises(UsageError, match="2 scans at once .* with --participant-label"):
+        run_participants(config, scans_of(folder / "data"), template, Listener())
+
+
+def test_a_run_leaves_no_files_open_and_no_processes(folder, monkeypatch):
+    install(monkeypatch, folder / "store")
+    template = Template("MNI152NLin2009cSym", *sorted_paths(folder / "store"))
+    scans = scans_of(folder / "data")
+
+    def left():
+        children = Path("/proc/self/task").glob("*/children")
+        return len(os.listdir("/proc/self/fd")), [c.read_text() for c in children if c.is_file()]
+
+    seen = []
+    for number in range(4):
+        config = make_config(folder / "data", folder / f"out{number}", folder / f"work{number}")
+        assert all(result.ok for result in run_participants(config, scans, template, Listener()))
+        seen.append(left())
+    assert seen[-1] == seen[0]
+    assert not list(folder.rglob("*.tmp"))

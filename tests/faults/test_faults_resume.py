@@ -133,13 +133,18 @@ def damaged(work):
     for step in ("conform", "registration", "segmentation", "derivatives"):
         for pattern in patterns:
             yield from sorted(work.rglob(f"{step}/{pattern}"))[:1]
+    for end in ("label-WMH_mask.nii.gz", "probseg.json", "_record.json"):
+        yield from sorted(work.rglob(f"derivatives/sub-01/anat/*{end}"))[:1]
 
 
 @pytest.mark.slow
 def test_a_damaged_work_folder_gives_the_same_result_or_a_reason(run, tmp_path):
     assert run("undisturbed")[0].ok
     expected = contents(tmp_path / "undisturbed" / "out")
-    names = [path.relative_to(tmp_path / "undisturbed") for path in damaged(tmp_path)]
+    names = [
+        path.relative_to(tmp_path / "undisturbed")
+        for path in damaged(tmp_path / "undisturbed" / "work")
+    ]
     assert len({name.name.split("_")[0] for name in names}) >= 4
     for number, name in enumerate(names):
         folder = tmp_path / f"damaged{number}"
@@ -150,6 +155,7 @@ def test_a_damaged_work_folder_gives_the_same_result_or_a_reason(run, tmp_path):
         if result.ok:
             assert contents(folder / "out") == expected, name
         else:
-            print(name, result.reason)
             assert str(folder) in result.reason, name
+            assert "--clean-workdir" in result.reason, name
+            assert not list((folder / "out").rglob("*_mask.nii.gz")), name
         shutil.rmtree(folder)

@@ -25,6 +25,7 @@ from bagau_bids.preprocessing.elastix import (
     read_parameter_file,
     run_elastix,
 )
+from bagau_bids.preprocessing.head_direction import HeadDirection, head_direction
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import (
     TemplateTransform,
@@ -49,6 +50,8 @@ GOOD_INFORMATION = 0.10  # mutual information in nats, likewise
 FAILED_OVERLAP = 0.60  # Dice of the brain masks below which there is no registration
 BSPLINE_TRIES = 3  # starts after which an affine that is good enough is taken
 FOLDED_FRACTION = 0.005  # of the brain; a B-spline that folds more than this is implausible
+TURNED = 1.2  # another direction of the head fits so much better: the header is wrong
+WHOLE_BRAIN_ML = 900  # half a head fits as badly in any direction, and is not refused for it
 OVERLAP_LOSS = 0.02  # as is one that overlaps less than its affine by more than this
 
 Array = npt.NDArray[np.float64]
@@ -107,6 +110,8 @@ class Registration:
         All attempts in order.
     notes
         What a user should know: retries, fallbacks, poor overlap.
+    head_turn
+        How well the template fits in the best other direction, over the header's own.
     """
 
     wm_probseg: npt.NDArray[np.float32]
@@ -116,6 +121,7 @@ class Registration:
     used: Attempt
     attempts: tuple[Attempt, ...]
     notes: tuple[str, ...]
+    head_turn: float | None = None
 
     @property
     def quality(self) -> dict[str, Any]:
@@ -125,6 +131,7 @@ class Registration:
             **asdict(self.used),
             "attempts": [asdict(attempt) for attempt in self.attempts],
             "notes": list(self.notes),
+            "head_turn": self.head_turn,
         }
 
 
@@ -196,7 +203,8 @@ def register_template(
     Raises
     ------
     ProcessingError
-        When elastix fails from every start, or no attempt overlaps the brain.
+        When the head lies in another direction than the header says, elastix fails from every
+        start, or no attempt overlaps the brain.
     InputImageError
         When the directions of `affine` are too far from orthogonal.
     """
@@ -204,6 +212,8 @@ def register_template(
         raise ProcessingError("the brain mask is empty; registration needs a brain to align")
     images = _load_template(template)
     fixed = _fixed(flair, affine, brain_mask, excluded)
+    direction = head_direction(fixed.image, fixed.brain, images.t1w, images.brain_mask)
+    _refuse_turned(direction, float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000)
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
@@ -232,7 +242,19 @@ def register_template(
         used=used,
         attempts=tuple(attempts),
         notes=_notes(used, attempts),
+        head_turn=direction.ratio,
     )
+
+
+def _refuse_turned(direction: HeadDirection, brain_ml: float) -> None:
+    """Refuse a whole head that plainly lies in another direction than its header says."""
+    if direction.ratio > TURNED and brain_ml >= WHOLE_BRAIN_ML:
+        raise ProcessingError(
+            f"the header and the head disagree: {direction.words} (the template fits "
+            f"{direction.ratio:.2f} times as well there); expected a header that says how the "
+            "head lies, and a head: convert the image again from its source, or set the sform and "
+            "its code"
+        )
 
 
 def warp_to_flair(

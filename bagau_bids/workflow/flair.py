@@ -10,6 +10,7 @@ from nipype.interfaces.base import SimpleInterface
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
+from bagau_bids.bids.acquisition import sidecars_of
 from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Processing, Resources
 from bagau_bids.workflow.interfaces import (
@@ -82,6 +83,9 @@ MEASURE_INPUTS = (
     "ventricles",
     "regions",
     "template_points",
+    "warped_t1w",
+    "conform_record",
+    "brain_mask_record",
     "registration_record",
     "regions_record",
 )
@@ -299,7 +303,7 @@ def init_preprocessing_wf(
     fields = [*PREPROCESSED, "regions", "template_points", "t1w", "t1w_record"]
     outputnode = pe.Node(IdentityInterface(fields=fields), "outputnode")
 
-    conform = _node("conform", Conform(in_file=in_file), resources)
+    conform = _node("conform", Conform(in_file=in_file, **_sidecars(in_file)), resources)
     if materials.known_lesions is not None:
         conform.inputs.lesion_file = materials.known_lesions
         conform.inputs.lesion_note = materials.known_lesions_note
@@ -486,6 +490,12 @@ def init_derivatives_wf(
     handed_over = [(name, name) for name in ("tree", "files", "digests", "stale")]
     workflow.connect([(prepare, put_out, handed_over)])
     return workflow
+
+
+def _sidecars(in_file: Path) -> dict[str, list[Path]]:
+    """JSON files that say how a FLAIR was acquired, as an input of its first step."""
+    found = sidecars_of(in_file)
+    return {"sidecars": list(found)} if found else {}
 
 
 def _registration(materials: Materials, processing: Processing) -> Registration:

@@ -12,7 +12,7 @@ import os
 import pdb
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -132,6 +132,7 @@ class ConformInputSpec(StepInputSpec):
     in_file = File(exists=True, mandatory=True, desc="FLAIR as it is in the data set")
     lesion_file = File(exists=True, desc="mask of known lesions as the user made it")
     lesion_note = traits.Str(usedefault=True, desc="how it was chosen, if there were several")
+    sidecars = InputMultiObject(File(exists=True), desc="JSON files that apply to it")
 
 
 class ConformOutputSpec(StepOutputSpec):
@@ -148,12 +149,17 @@ class Conform(Step):
     output_spec = ConformOutputSpec
 
     def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.bids.acquisition import read_sidecars, signs_of_another_sequence
         from bagau_bids.preprocessing.conform import conform
 
         scan = conform(Path(self.inputs.in_file))
+        sidecars = self.inputs.sidecars if isdefined(self.inputs.sidecars) else []
+        signs = signs_of_another_sequence(read_sidecars([Path(path) for path in sidecars]))
         self._save("flair", folder, scan.data, scan.affine, np.float32)
+        said = [f"The metadata say {'; '.join(signs)}: is it a FLAIR?"] if signs else []
         record = {
-            "notes": scan.notes,
+            "notes": (*scan.notes, *said),
+            "sidecar_signs": signs,
             "shape": scan.data.shape,
             "spacing_mm": nib.affines.voxel_sizes(scan.affine),
             "stored_axes": scan.stored_axes,
@@ -161,7 +167,7 @@ class Conform(Step):
         }
         if isdefined(self.inputs.lesion_file):
             lesions, notes = self._known_lesions(folder, scan.data.shape, scan.affine)
-            record |= {"known_lesions": lesions, "notes": (*scan.notes, *notes)}
+            record |= {"known_lesions": lesions, "notes": (*scan.notes, *said, *notes)}
         return record
 
     def _known_lesions(
@@ -235,9 +241,15 @@ class BrainMask(Step):
                 f"{self.inputs.flair}: the brain mask is empty; expected a FLAIR of a head: look "
                 "at the image, or give a mask with --derivatives"
             )
+        from bagau_bids.preprocessing.intensities import clipped_share
+
         self._save("brain_mask", folder, mask, affine, np.uint8)
         voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-        return {**record, "volume_ml": round(float(mask.sum() * voxel_ml), 1)}
+        return {
+            **record,
+            "volume_ml": round(float(mask.sum() * voxel_ml), 1),
+            "clipped_share": clipped_share(flair, mask),
+        }
 
 
 class BiasFieldInputSpec(TissueInputSpec):
@@ -574,6 +586,9 @@ class MeasureInputSpec(TissueInputSpec):
     regions = File(exists=True, mandatory=True)
     template_points = File(exists=True, mandatory=True, desc="as `Registration` puts it out")
     rule = traits.Enum(*PERIVENTRICULAR_RULES, mandatory=True, desc="that of the regions")
+    warped_t1w = File(exists=True, mandatory=True, desc="template's T1w on the FLAIR")
+    conform_record = File(exists=True, mandatory=True)
+    brain_mask_record = File(exists=True, mandatory=True)
     registration_record = File(exists=True, mandatory=True)
     regions_record = File(exists=True, mandatory=True)
     threshold = traits.Float(mandatory=True, desc="WMH from this probability on")
@@ -649,6 +664,7 @@ class Measure(Step):
         )
         areas = read_record(self.inputs.regions_record)["suspects"]
         figures |= suspects.suspect_figures(areas)
+        figures |= self._plausibility(flair, affine, brain, wm_probseg, figures)
         tables = {
             "volumes_table": lesions.volume_table(
                 mask,
@@ -702,6 +718,30 @@ class Measure(Step):
             min_size_mm3=self.inputs.min_lesion_size_mm3,
             wanted=self.inputs.infarct,
         )
+
+    def _plausibility(
+        self,
+        flair: NDArray,
+        affine: NDArray,
+        brain: NDArray,
+        wm_probseg: NDArray,
+        figures: Mapping[str, float | None],
+    ) -> dict[str, float | None]:
+        """Figures of whether the scan is what its name and header say."""
+        from bagau_bids.measures import plausibility
+
+        evidence = plausibility.Evidence(
+            csf_to_wm=figures["csf_to_wm"],
+            entropy=figures["wmh_entropy"],
+            sidecar_signs=read_record(self.inputs.conform_record).get("sidecar_signs", ()),
+        )
+        t1w = load_on_grid(self.inputs.warped_t1w, flair.shape, affine)
+        return {
+            **plausibility.contrast_figures(flair, brain, wm_probseg, t1w, evidence),
+            "clipped_share": read_record(self.inputs.brain_mask_record).get("clipped_share"),
+            "head_turn": read_record(self.inputs.registration_record).get("head_turn"),
+            "slice_tilt_degrees": plausibility.slice_tilt_degrees(affine),
+        }
 
     def _registered(self) -> "Registered":
         """Gather what earlier steps recorded of the registration."""

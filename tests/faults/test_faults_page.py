@@ -23,6 +23,8 @@ def program_words(repository):
     for path in sorted((repository / "bagau_bids").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         texts.append(re.sub(r'"\s*\n\s*f?"', "", source))
+    limits = repository / "bagau_bids" / "data" / "quality_limits.json"
+    texts.append(limits.read_text(encoding="utf-8"))  # the words of the flags
     return " ".join("\n".join(texts).split())
 
 

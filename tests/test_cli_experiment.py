@@ -75,7 +75,7 @@ class HereLauncher:
         self.command = command
 
     def __call__(self, name):
-        code = toolbox.main([str(part) for part in self.command(name)[3:]])
+        code = toolbox.main([str(part) for part in self.command(name)[4:]])
         return f"exit code {code}" if code else ""
 
 

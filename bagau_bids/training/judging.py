@@ -185,8 +185,9 @@ def judge(
     scans: Sequence[JudgedScan],
     infarcts: InfarctSlices | None,
     device: torch.device,
+    threshold: float | None = None,
 ) -> Verdict:
-    """Segment everything once and measure it where volumes fit.
+    """Segment everything once and measure it, where volumes fit if nothing else is said.
 
     Parameters
     ----------
@@ -197,6 +198,8 @@ def judge(
     scans : sequence of JudgedScan
     infarcts : InfarctSlices or None
     device : torch.device
+    threshold : float, optional
+        Of the network's own probability; the fitting one without it.
     """
     model.eval()
     before = operating_point(model)
@@ -206,7 +209,8 @@ def judge(
         for one in scans
     ]
     set_operating_point(model, before)
-    threshold = fitting_threshold(scans, [one.probability for one in found])
+    if threshold is None:
+        threshold = fitting_threshold(scans, [one.probability for one in found])
     lines = [
         _line(
             name,

@@ -1,0 +1,94 @@
+"""Judge weights by a pack, as a streaming training judges its own, and by wrong atlases.
+
+    python benchmarks/judge.py PACK WEIGHTS.safetensors ... [--own] [--atlas zero left front]
+
+For each file a line a scan, then what training takes for its score. With ``--own`` at the
+operating point of the weights, as ``bagau-bids`` uses them, else where volumes fit. With
+``--atlas`` the Dice of the labelled scans again, at the same threshold, with the atlas zero, or
+moved by 20 mm.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bagau_bids.network.weights import load_weights, operating_point
+from bagau_bids.training.heads import load_training_heads
+from bagau_bids.training.judging import (
+    HEALTHY,
+    SYNTHETIC,
+    JudgedScan,
+    held_out_infarcts,
+    judge,
+    synthetic_scans,
+)
+from bagau_bids.training.pack import HEADS, read_pack_file, read_stroke, read_validation
+from bagau_bids.training.sources import StrokeSettings
+from bagau_bids.training.stream import SYNTHETIC_SEED
+
+MOVED_MM = {"zero": (0, 0), "left": (-20, 0), "front": (0, 20)}
+COLUMNS = (
+    ("dice", 3),
+    ("reference_ml", 2),
+    ("result_ml", 2),
+    ("lesion_recall", 2),
+    ("lesion_f1", 2),
+    ("infarct_called_wmh", 3),
+    ("infarct_dice", 3),
+    ("wmh_outside_cm2", 2),
+)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("--own", action="store_true", help="at the operating point of the card")
+    parser.add_argument("--atlas", nargs="+", choices=MOVED_MM, default=[])
+    parser.add_argument("--synthetic", type=int, default=4, help="scans with and without lesions")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    read_pack_file(args.pack)
+    labelled = [
+        JudgedScan(scan, scan.subject.partition("-")[0]) for scan in read_validation(args.pack)
+    ]
+    synthetic = []
+    if args.synthetic:
+        heads = load_training_heads(args.pack / HEADS)
+        for healthy, style in ((False, SYNTHETIC), (True, HEALTHY)):
+            drawn = synthetic_scans(heads, args.synthetic, SYNTHETIC_SEED, healthy=healthy)
+            synthetic += [JudgedScan(scan, style) for scan in drawn]
+    arrays = read_stroke(args.pack)
+    infarcts = arrays and held_out_infarcts(arrays, StrokeSettings().infarct_pixels)
+    device = torch.device("cpu")
+    print("\t".join(["weights and scan", "threshold", *(name for name, _ in COLUMNS)]))
+    for path in args.weights:
+        model = load_weights(path)[0]
+        own = operating_point(model) if args.own else None
+        verdict = judge(path.stem, model, [*labelled, *synthetic], infarcts or None, device, own)
+        for line in verdict.lines:
+            figures = [f"{getattr(line, name):.{digits}f}" for name, digits in COLUMNS]
+            print("\t".join([line.scan, f"{line.threshold:.2f}", *figures]), flush=True)
+        print(f"{path.stem}\t{verdict.threshold:.2f}\tscore {verdict.score:.4f}", flush=True)
+        for name in args.atlas:
+            wrong = [replace(one, scan=_with_atlas(one.scan, name)) for one in labelled]
+            again = judge(path.stem, model, wrong, None, device, verdict.threshold)
+            told = "\t".join(f"{line.dice:.3f}" for line in again.lines)
+            print(f"{path.stem}, atlas {name}\t{verdict.threshold:.2f}\t{told}", flush=True)
+
+
+def _with_atlas(scan, name):
+    """Give a scan with the white-matter map zero, or moved by whole pixels of 1 mm."""
+    atlas = np.zeros_like(scan.inputs.atlas)
+    if name != "zero":
+        atlas = np.roll(scan.inputs.atlas, MOVED_MM[name], axis=(1, 2))
+    return replace(scan, inputs=replace(scan.inputs, atlas=atlas))
+
+
+if __name__ == "__main__":
+    main()

@@ -61,9 +61,9 @@ class StreamSettings:
     crop: tuple[int, int] = (160, 192)
     real_share: float = 0.25
     stroke_share: float = 0.3  # the rest of a batch is synthetic
-    real_false_negative_weight: float = 0.55  # also of slices of stroke patients
+    real_false_negative_weight: float = 0.5  # also of slices of stroke patients
     synthetic_false_negative_weight: float = 0.6
-    lesion_weight: float = 0.3  # of the loss that counts lesions, beside that over pixels
+    lesion_weight: float = 0.0  # of the loss that counts lesions, beside that over pixels
     infarct_weight: float = 0.5  # of the loss of the output for infarcts
     learning_rate: float = 5e-4
     weight_decay: float = 1e-4

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = ("MNI152NLin2009cSym", "ICBM152NLin2009aSym")
-MODELS = ("full", "small")
+MODELS = ("small", "full")
 REGISTRATIONS = ("robust", "paper")
 SKULL_STRIPS = ("auto", "skip")
 PERIVENTRICULAR_RULES = ("10mm", "3mm")
@@ -59,7 +59,7 @@ class Processing:
     skull_strip: str = "auto"
     derivatives: tuple[Path, ...] = ()
     output_spaces: tuple[str, ...] = ("orig",)
-    model: str = "full"
+    model: str = "small"
     weights: tuple[Path, ...] = ()
     tta: bool = False
     infarct: bool = False

@@ -235,7 +235,7 @@ def test_packaged_weights_are_whole_and_described(name, largest_mb, widths):
         assert heading in text
     if widths:
         assert card["config"]["widths"] == widths
-        assert {one["scan"] for one in card["validation"]} == {
+        assert {one["scan"] for one in card["validation"]} >= {
             "sub-tz08_FLAIR",
             "sub-tz09_FLAIR",
             "sub-lj26_FLAIR",

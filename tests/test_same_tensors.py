@@ -60,9 +60,12 @@ def spy(monkeypatch):
         ramp = np.linspace(0.9, 1.1, flair.shape[0])[:, None, None]
         return (flair * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
 
-    def register_template(flair, affine, brain_mask, template, *, method, seed=0, threads=1):
+    def register_template(
+        flair, affine, brain_mask, template, *, method, seed=0, threads=1, excluded=None
+    ):
+        left = brain_mask if excluded is None else brain_mask & ~excluded
         return Registration(
-            wm_probseg=(brain_mask * flair / 200).astype(np.float32),
+            wm_probseg=(left * flair / 200).astype(np.float32),
             t1w=flair,
             transform=TemplateTransform(np.eye(4)),
             method=method,
@@ -72,7 +75,7 @@ def spy(monkeypatch):
         )
 
     network = Spy()
-    card = {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64}
+    card = {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64, "config": {}}
     for name, function in {
         "preprocessing.brain_mask.brain_mask": brain_mask,
         "preprocessing.bias_field.correct_bias_field": correct_bias_field,

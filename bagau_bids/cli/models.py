@@ -8,8 +8,8 @@ from typing import Any
 from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
 
 PACKAGED = {
-    "small": "lesions, quarter width: the quick model",
-    "full": "lesions, full width: the default",
+    "small": "lesions, a quarter of the width: the default",
+    "full": "lesions, the paper's width",
     "brain": "the brain mask",
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from bagau_bids.bids.derivatives import replacing
 from bagau_bids.bids.masks import find_lesion_masks
@@ -227,7 +228,9 @@ def prepare_scan(
     cached = cache_dir / f"{name}_{digest[:16]}.npz"
     t1w = find_t1w(labelled.scan)[0] if with_t1 else None
     if not cached.is_file():
-        _save_arrays(cached, _preprocess(labelled, template, registration))
+        with threadpool_limits(1, user_api="blas"):  # as in the workflow: the same bits
+            arrays = _preprocess(labelled, template, registration)
+        _save_arrays(cached, arrays)
     with np.load(cached, allow_pickle=False) as stored:
         scan = _scan_from(labelled, name, {key: stored[key] for key in stored.files})
     scan = replace(scan, key=cached.stem)

@@ -87,6 +87,10 @@ def _data_set(bids, data):
     """``/data``: the phantom's scan three times, once in a session, with masks."""
     shutil.copytree(bids, data)
     shutil.move(data / "derivatives" / "phantom-truth", data / "derivatives" / "manual")
+    drawn = next((data / "derivatives" / "manual").rglob("sub-01*_label-WMH_mask.nii.gz"))
+    tumour = data / "derivatives" / "tumours" / "sub-01" / "anat"
+    tumour.mkdir(parents=True)
+    shutil.copy(drawn, tumour / "sub-01_label-tumour_mask.nii.gz")
     flair = data / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz"
     for copy in ("sub-02/anat/sub-02", "sub-03/ses-1/anat/sub-03_ses-1_acq-3D_run-1"):
         target = data / f"{copy}_FLAIR.nii.gz"

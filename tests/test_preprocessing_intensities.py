@@ -117,3 +117,11 @@ def test_clipping_is_a_share_of_the_brain():
     assert clipped_share(image, brain) <= 1 / brain.sum()
     limit = np.percentile(image[brain], 90)
     assert clipped_share(np.minimum(image, limit), brain) == pytest.approx(0.1, abs=0.01)
+
+
+def test_zero_background_of_a_brain_of_little_contrast_stays():
+    volume = np.zeros((20, 20, 20), np.float32)
+    volume[5:15, 5:15, 5:15] = np.random.default_rng(0).uniform(100, 105, (10, 10, 10))
+    repaired, notes = repair_extremes(volume)
+    np.testing.assert_array_equal(repaired, volume)
+    assert notes == ()

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from network_spy import Spy
+from threadpoolctl import threadpool_limits
 
 from bagau_bids.bids.scans import Scan
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
@@ -229,8 +230,9 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
     corrected = correct_bias_field(flair.data, flair.affine, mask)
     t1 = t1w_on_flair(t1w, flair.data, flair.affine, mask)  # what the step of bagau-bids calls
     spy = SpyWithT1()
-    inputs = network_input(corrected, flair.affine, mask, mask * 0.5)
-    inputs = add_t1(inputs, t1.data, flair.affine, mask)
+    with threadpool_limits(1, user_api="blas"):  # as in every step
+        inputs = network_input(corrected, flair.affine, mask, mask * 0.5)
+        inputs = add_t1(inputs, t1.data, flair.affine, mask)
     segment_input([spy], inputs, mask, batch_size=4)
     for _ in range(2):  # as computed, and as read from the cache
         prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)

@@ -99,7 +99,8 @@ def repair_extremes(volume: NDArray[np.float32]) -> Repaired:
     strange = ((volume < least) | (volume > most)) & ~filled
     ordinary = some[(some >= least) & (some <= most)]
     repaired, notes = volume.copy(), []
-    if filled.any() and not least <= fill <= most:
+    # Zero is what a background is, also that of a stripped brain of little contrast.
+    if filled.any() and fill != 0 and not least <= fill <= most:
         repaired[filled] = ordinary.min()
         notes.append(
             f"{filled.sum()} voxels of {fill:.6g}, far outside all others, are a fill: they were "

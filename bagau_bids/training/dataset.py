@@ -281,7 +281,8 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
     if not of_t1.is_file():
         flair = conform(labelled.scan.path)
         t1 = t1w_on_flair(t1w, flair.data, flair.affine, scan.brain_mask)
-        inputs = add_t1(scan.inputs, t1.data, scan.affine, scan.brain_mask)
+        with threadpool_limits(1, user_api="blas"):
+            inputs = add_t1(scan.inputs, t1.data, scan.affine, scan.brain_mask)
         _save_arrays(of_t1, {"t1": inputs.t1, "notes": np.array(t1.notes, dtype=np.str_)})
     with np.load(of_t1, allow_pickle=False) as stored:
         notes = (*scan.inputs.notes, *stored["notes"].tolist())

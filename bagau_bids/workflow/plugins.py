@@ -9,6 +9,7 @@ and what became of one is known. nipype's older LegacyMultiProc promises neither
 MultiProc.
 """
 
+import io
 import logging
 import multiprocessing
 import os
@@ -292,8 +293,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
     """End a worker by an exception, so that its own child process and files go with it.
 
     nipype and the pool take any exception of a step for the step's result, and go on waiting for
-    the next step: then the alarm ends the worker, which has nothing left to tidy up.
+    the next step: then the alarm ends the worker, which has nothing left to tidy up. What it
+    cannot hand over any more, because the main process has gone before it, is not worth a word.
     """
+    sys.stderr = io.StringIO()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LEAVE_S)
     sys.exit(128 + number)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -331,13 +331,18 @@ def _preprocess(labelled: LabelledScan, template: "Template", registration: str)
     }
 
 
-def _scan_from(labelled: LabelledScan, name: str, arrays: dict[str, Any]) -> TrainingScan:
-    plane = SlicePlane(
+def plane_of(arrays: Mapping[str, NDArray]) -> SlicePlane:
+    """Take the plane of a stored scan out of its arrays, whose names begin with ``plane_``."""
+    return SlicePlane(
         shape=tuple(arrays["plane_shape"].tolist()),
         spacing_mm=tuple(arrays["plane_spacing_mm"].tolist()),
         centre=tuple(arrays["plane_centre"].tolist()),
         size=int(arrays["plane_size"]),
     )
+
+
+def _scan_from(labelled: LabelledScan, name: str, arrays: dict[str, Any]) -> TrainingScan:
+    plane = plane_of(arrays)
     inputs = NetworkInput(
         arrays["flair"], arrays["atlas"], arrays["brain"], plane, tuple(arrays["notes"].tolist())
     )

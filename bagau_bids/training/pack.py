@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import replacing, write_json
 from bagau_bids.errors import UsageError
-from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput, SlicePlane
+from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.training.card import preprocessing_facts
-from bagau_bids.training.dataset import TrainingScan
+from bagau_bids.training.dataset import TrainingScan, plane_of
 from bagau_bids.training.heads import load_training_head, save_training_head
 from bagau_bids.training.pool import Shard, training_shard
 
@@ -211,17 +211,11 @@ def read_validation(folder: Path) -> list[TrainingScan]:
     scans = []
     for entry in read_pack_file(folder)["validation"]:
         arrays = _load(folder / VALIDATION / f"{entry['name']}.npz")
-        plane = SlicePlane(
-            shape=tuple(arrays["plane_shape"].tolist()),
-            spacing_mm=tuple(arrays["plane_spacing_mm"].tolist()),
-            centre=tuple(arrays["plane_centre"].tolist()),
-            size=int(arrays["plane_size"]),
-        )
         inputs = NetworkInput(
             flair=decode_flair(arrays["flair"]),
             atlas=arrays["atlas"].astype(np.float32) / np.float32(255),
             brain=arrays["brain"],
-            plane=plane,
+            plane=plane_of(arrays),
         )
         scans.append(
             TrainingScan(

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from bagau_bids.network.weights import find_weights, load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.spaces import voxel_sizes
+from bagau_bids.synthesis.labels import load_head
 from bagau_bids.training.brain_mask import dice_at_half, held_out_pairs
-from bagau_bids.training.synthesis.labels import load_head
 
 HELD_OUT = ("seg_17", "seg_18", "seg_19", "seg_20")
 

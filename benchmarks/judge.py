@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bagau_bids.network.weights import load_weights, operating_point
-from bagau_bids.training.heads import load_training_heads
+from bagau_bids.synthesis.heads import load_training_heads
 from bagau_bids.training.judging import (
     HEALTHY,
     SYNTHETIC,

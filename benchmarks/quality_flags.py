@@ -46,8 +46,8 @@ from bagau_bids.preprocessing.template_regions import (
 )
 from bagau_bids.preprocessing.transforms import TemplateTransform, lattice_field
 from bagau_bids.spaces import voxel_sizes
-from bagau_bids.training.synthesis.engine import SynthesisSettings, synthesise
-from bagau_bids.training.synthesis.labels import load_head
+from bagau_bids.synthesis.engine import SynthesisSettings, synthesise
+from bagau_bids.synthesis.labels import load_head
 
 
 @dataclass(frozen=True)

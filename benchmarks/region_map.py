@@ -26,7 +26,7 @@ from bagau_bids.preprocessing.registration import (
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import FILE_NAME, GROUPS
 from bagau_bids.preprocessing.transforms import inverse_field, sample
-from bagau_bids.training.synthesis.labels import Head, load_head
+from bagau_bids.synthesis.labels import Head, load_head
 
 TEMPLATE = "ICBM152NLin2009aSym"
 # FreeSurfer's numbers of each group, left and right, and how bright a FLAIR shows it.

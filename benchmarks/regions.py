@@ -27,8 +27,8 @@ from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import carry_regions, load_template_regions
 from bagau_bids.preprocessing.transforms import lattice_field
 from bagau_bids.spaces import voxel_sizes
-from bagau_bids.training.synthesis.engine import AtlasSettings, SynthesisSettings, synthesise
-from bagau_bids.training.synthesis.labels import load_head
+from bagau_bids.synthesis.engine import AtlasSettings, SynthesisSettings, synthesise
+from bagau_bids.synthesis.labels import load_head
 
 VENTRICLES = (4, 5, 43, 44, 31, 63, 72)
 

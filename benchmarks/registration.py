@@ -21,8 +21,8 @@ from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.registration import METHODS, register_template
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.spaces import voxel_sizes
-from bagau_bids.training.synthesis.engine import SynthesisSettings, SyntheticScan, synthesise
-from bagau_bids.training.synthesis.labels import load_head
+from bagau_bids.synthesis.engine import SynthesisSettings, SyntheticScan, synthesise
+from bagau_bids.synthesis.labels import load_head
 
 
 def main() -> None:

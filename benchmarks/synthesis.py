@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bagau_bids.spaces import voxel_sizes
-from bagau_bids.training.heads import TrainingHead, draw_scan, load_training_heads
-from bagau_bids.training.synthesis.engine import SyntheticScan
+from bagau_bids.synthesis.engine import SyntheticScan
+from bagau_bids.synthesis.heads import TrainingHead, draw_scan, load_training_heads
 
 DRAWS, ROWS = 12, 3
 

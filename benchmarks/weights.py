@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from bagau_bids.bids.scans import find_scans
 from bagau_bids.config import Selection
+from bagau_bids.datasets.labelled import TrainingScan, pair_masks, prepare_scan
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import comparable_masks, dice
 from bagau_bids.network.inference import segment, segment_input
 from bagau_bids.network.weights import load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.template import find_template
-from bagau_bids.training.dataset import TrainingScan, pair_masks, prepare_scan
-from bagau_bids.training.heads import load_training_heads, pool_settings
-from bagau_bids.training.synthesis.engine import synthesise
+from bagau_bids.synthesis.engine import synthesise
+from bagau_bids.synthesis.heads import load_training_heads, pool_settings
 
 EMPTY_HEADS, SEED = 20, 990_000
 FAULTS: dict[str, Callable[[NDArray], NDArray]] = {

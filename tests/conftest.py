@@ -60,7 +60,7 @@ class ProcessedPhantom:
 def processed_phantom(tmp_path_factory):
     """A phantom that went through the whole tool: real steps, no network. Not to be changed."""
     from bagau_bids.cli.app import main
-    from bagau_bids.training.phantom import make_phantom_dataset
+    from bagau_bids.datasets.phantom import make_phantom_dataset
 
     folder = tmp_path_factory.mktemp("phantom")
     data, out = folder / "data", folder / "out"

@@ -90,7 +90,7 @@ def test_a_job_of_an_experiment_is_asked_to_end_with_it(tmp_path):
     parent = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from bagau_bids.training.experiment.schedule import Launcher\n"
+        "from bagau_bids.experiments.schedule import Launcher\n"
         "job = [sys.executable, '-c', sys.argv[1]]\n"
         "Launcher(lambda name: job, lambda name: Path(sys.argv[2]))('job')\n"
     )

@@ -20,8 +20,8 @@ from bagau_bids.cli.labelled import (
 from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
 
 if TYPE_CHECKING:
+    from bagau_bids.datasets.labelled import TrainingScan
     from bagau_bids.training.calibration import OperatingPoint
-    from bagau_bids.training.dataset import TrainingScan
     from bagau_bids.training.loop import ScanScore
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scans(args: argparse.Namespace, *, with_t1: bool) -> "list[TrainingScan]":
-    from bagau_bids.training.dataset import prepare_scans
+    from bagau_bids.datasets.labelled import prepare_scans
 
     labelled = labelled_scans(datasets(args))
     if args.participant_label:

@@ -20,10 +20,10 @@ from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageErr
 from bagau_bids.processes import module_command
 
 if TYPE_CHECKING:
-    from bagau_bids.training.dataset import LabelledScan, TrainingScan
-    from bagau_bids.training.experiment.definition import Experiment
-    from bagau_bids.training.experiment.jobs import Job, Surroundings
-    from bagau_bids.training.experiment.plan import Plan
+    from bagau_bids.datasets.labelled import LabelledScan, TrainingScan
+    from bagau_bids.experiments.definition import Experiment
+    from bagau_bids.experiments.jobs import Job, Surroundings
+    from bagau_bids.experiments.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if args.table:
         return _write_table(args.output_dir)
-    from bagau_bids.training.experiment.definition import read_experiment
-    from bagau_bids.training.experiment.plan import Paths, make_plan, write_plan
+    from bagau_bids.experiments.definition import read_experiment
+    from bagau_bids.experiments.plan import Paths, make_plan, write_plan
 
     experiment = read_experiment(args.file, args.set)
     paths = Paths(dict(args.data), dict(args.masks), dict(args.second_rater))
@@ -171,7 +171,7 @@ def _command(args: argparse.Namespace) -> list[str]:
 def _surroundings(
     args: argparse.Namespace, experiment: "Experiment", plan: "Plan"
 ) -> "Surroundings":
-    from bagau_bids.training.experiment.jobs import Surroundings
+    from bagau_bids.experiments.jobs import Surroundings
 
     return Surroundings(
         experiment=experiment,
@@ -203,7 +203,7 @@ def _cache(args: argparse.Namespace) -> Path:
 def _prepare(
     args: argparse.Namespace, experiment: "Experiment", scans: "Sequence[LabelledScan]"
 ) -> "dict[LabelledScan, TrainingScan]":
-    from bagau_bids.training.dataset import prepare_scans
+    from bagau_bids.datasets.labelled import prepare_scans
 
     prepared, _ = prepare_scans(
         scans,
@@ -222,7 +222,7 @@ def _run_here(
     import torch
 
     from bagau_bids.bids.derivatives import write_json
-    from bagau_bids.training.experiment.jobs import FAILURE, is_complete, run_job
+    from bagau_bids.experiments.jobs import FAILURE, is_complete, run_job
 
     torch.set_num_threads(_threads(args))
     if args.prepare_only:
@@ -262,8 +262,8 @@ def _run_apart(
 ) -> dict[str, str]:
     """Run the jobs that are not done in processes of their own; return why some failed."""
     from bagau_bids.bids.derivatives import write_json
-    from bagau_bids.training.experiment.jobs import FAILURE, is_complete
-    from bagau_bids.training.experiment.schedule import Launcher, run_all
+    from bagau_bids.experiments.jobs import FAILURE, is_complete
+    from bagau_bids.experiments.schedule import Launcher, run_all
 
     todo = [job.name for job in jobs if not is_complete(job, around)]
     log.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))
@@ -285,7 +285,7 @@ def _run_apart(
 
 
 def _write_table(output_dir: Path) -> int:
-    from bagau_bids.reports.experiment import write_experiment_table
+    from bagau_bids.experiments.report import write_experiment_table
 
     table = write_experiment_table(output_dir)
     for name, reason in table.unfinished.items():

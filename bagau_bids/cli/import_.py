@@ -8,8 +8,8 @@ from bagau_bids.cli import values
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, InputImageError, UsageError
 
 if TYPE_CHECKING:
-    from bagau_bids.training.importing.cases import Collection
-    from bagau_bids.training.importing.writer import DatasetTexts
+    from bagau_bids.datasets.cases import Collection
+    from bagau_bids.datasets.writer import DatasetTexts
 
 _FILES_HELP = """hard: hard links, no further space, SRC may be moved (same file system only);
 symlink: symbolic links with relative targets; copy: copies (default: %(default)s)"""
@@ -68,8 +68,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the subcommand out; return the exit code."""
-    from bagau_bids.training.importing.cases import check_cases
-    from bagau_bids.training.importing.writer import write_dataset
+    from bagau_bids.datasets.cases import check_cases
+    from bagau_bids.datasets.writer import write_dataset
 
     collection, texts = _challenge(args) if args.kind == "wmh-challenge" else _pairs(args)
     for note in collection.notes:
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _challenge(args: argparse.Namespace) -> "tuple[Collection, DatasetTexts]":
-    from bagau_bids.training.importing.challenge import challenge_facts, find_cases
-    from bagau_bids.training.importing.writer import DatasetTexts
+    from bagau_bids.datasets.challenge import challenge_facts, find_cases
+    from bagau_bids.datasets.writer import DatasetTexts
 
     if args.out.is_relative_to(args.source):
         raise UsageError(
@@ -111,9 +111,9 @@ def _challenge(args: argparse.Namespace) -> "tuple[Collection, DatasetTexts]":
 
 
 def _pairs(args: argparse.Namespace) -> "tuple[Collection, DatasetTexts]":
-    from bagau_bids.training.importing.cases import read_json_object
-    from bagau_bids.training.importing.pairs import column_descriptions, read_pairs
-    from bagau_bids.training.importing.writer import DatasetTexts
+    from bagau_bids.datasets.cases import read_json_object
+    from bagau_bids.datasets.pairs import column_descriptions, read_pairs
+    from bagau_bids.datasets.writer import DatasetTexts
 
     try:
         given = read_json_object(args.description) if args.description else {}

@@ -11,8 +11,8 @@ from bagau_bids.config import TEMPLATES, Selection
 from bagau_bids.errors import UsageError
 
 if TYPE_CHECKING:
+    from bagau_bids.datasets.labelled import LabelledScan
     from bagau_bids.preprocessing.template import Template
-    from bagau_bids.training.dataset import LabelledScan
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def labelled_scans(
         If a data set is not there.
     """
     from bagau_bids.bids.scans import find_scans
-    from bagau_bids.training.dataset import pair_masks
+    from bagau_bids.datasets.labelled import pair_masks
 
     labelled = []
     for number, (bids_dir, derivative) in enumerate(pairs):

@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """Carry the subcommand out; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
+    from bagau_bids.datasets.labelled import prepare_scans, split_by_subject
     from bagau_bids.training.card import describe_dataset
-    from bagau_bids.training.dataset import prepare_scans, split_by_subject
     from bagau_bids.training.pack import PACK_FILE, write_pack
 
     if (args.output_dir / PACK_FILE).exists():

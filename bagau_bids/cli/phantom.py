@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the subcommand out; return the exit code."""
-    from bagau_bids.training.phantom import compare_volumes, make_phantom_dataset
+    from bagau_bids.datasets.phantom import compare_volumes, make_phantom_dataset
 
     if args.compare:
         print(_side_by_side(compare_volumes(args.out, args.compare)))

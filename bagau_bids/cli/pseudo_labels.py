@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UsageError(f"{args.output}: is there already; expected a new or empty folder")
 
-    from bagau_bids.training.pseudo_labels import write_pseudo_labels
+    from bagau_bids.datasets.pseudo_labels import write_pseudo_labels
 
     count = write_pseudo_labels(args.derivatives, args.output, tell=print)
     print(f"{args.output}: labels of {count} scans; look at them before you train on them")

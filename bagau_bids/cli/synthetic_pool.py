@@ -103,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bagau_bids.network.inference import choose_device
-    from bagau_bids.training.code import ENGINE_CODE, code_digest
-    from bagau_bids.training.heads import SHARD_VOLUMES, draw_pool, prepare_heads
-    from bagau_bids.training.pool import claim_pool, open_pool
+    from bagau_bids.preprocessing.code import ENGINE_CODE, code_digest
+    from bagau_bids.synthesis.heads import SHARD_VOLUMES, draw_pool, prepare_heads
+    from bagau_bids.synthesis.pool import claim_pool, open_pool
 
     device = choose_device(args.device)
     torch.set_num_threads(args.threads)
@@ -142,7 +142,7 @@ def _masks(kind: str, folder: Path | None, option: str, excluded: list[str]) -> 
             )
         return []
 
-    from bagau_bids.training.heads import without_masks
+    from bagau_bids.synthesis.heads import without_masks
 
     paths = _images(folder, f"{kind} masks in the template's space")
     names = [name for word in excluded for name in _names(word)]

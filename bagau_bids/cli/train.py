@@ -22,7 +22,7 @@ from bagau_bids.training import settings as choices
 from bagau_bids.training.settings import LoopSettings, TrainingSettings
 
 if TYPE_CHECKING:
-    from bagau_bids.training.dataset import LabelledScan, Split, TrainingScan
+    from bagau_bids.datasets.labelled import LabelledScan, Split, TrainingScan
 
 RECIPE = TrainingSettings()
 LOOP = LoopSettings()
@@ -320,8 +320,8 @@ def _pool_origin(args: argparse.Namespace) -> dict[str, Any]:
     if args.synthetic_pool is None:
         return {}
 
-    from bagau_bids.training.code import ENGINE_CODE, code_digest
-    from bagau_bids.training.pool import ORIGIN_FILE, read_origin
+    from bagau_bids.preprocessing.code import ENGINE_CODE, code_digest
+    from bagau_bids.synthesis.pool import ORIGIN_FILE, read_origin
 
     path = args.synthetic_pool / ORIGIN_FILE
     origin = read_origin(args.synthetic_pool)
@@ -346,7 +346,7 @@ def _pool_origin(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _split_of(args: argparse.Namespace, labelled: "Sequence[LabelledScan]") -> "Split":
-    from bagau_bids.training.dataset import split_by_subject
+    from bagau_bids.datasets.labelled import split_by_subject
 
     split = split_by_subject(
         labelled, validation=args.validation, test=args.test, seed=args.random_seed
@@ -360,7 +360,7 @@ def _prepare(
     args: argparse.Namespace, labelled: "Sequence[LabelledScan]"
 ) -> "dict[LabelledScan, TrainingScan]":
     """Preprocess every scan; those that cannot be are named and left out."""
-    from bagau_bids.training.dataset import prepare_scans
+    from bagau_bids.datasets.labelled import prepare_scans
 
     cache_dir = args.output_dir / "cache"
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -384,10 +384,10 @@ def _train(
 ) -> int:
     import torch
 
+    from bagau_bids.synthesis.pool import describe_pool, open_pool
     from bagau_bids.training.card import training_card
     from bagau_bids.training.checkpoint import CHECKPOINT
     from bagau_bids.training.loop import Trainer, TrainingData
-    from bagau_bids.training.pool import describe_pool, open_pool
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     if set(args.held_out) == set(names):
         raise UsageError("--held-out names every label map, expected at least one to train on")
 
+    from bagau_bids.synthesis.labels import load_head
     from bagau_bids.training.brain_mask import BrainTraining, train_brain_mask
-    from bagau_bids.training.synthesis.labels import load_head
 
     train_brain_mask(
         [load_head(path) for name, path in names.items() if name not in args.held_out],

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bagau_bids.network.slices import Z_SCORE_LIMITS
-from bagau_bids.training.pool import (
+from bagau_bids.synthesis.pool import (
     BACKGROUND,
     HIDDEN_INFARCT,
     INFARCT,

@@ -18,6 +18,13 @@ from bagau_bids.network.inference import choose_device
 from bagau_bids.network.weights import save_weights
 from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
 from bagau_bids.spaces import resample
+from bagau_bids.synthesis.engine import (
+    SynthesisSettings,
+    SyntheticScan,
+    brain_mask_settings,
+    synthesise,
+)
+from bagau_bids.synthesis.labels import Head
 from bagau_bids.training.checkpoint import (
     CHECKPOINT,
     load_state,
@@ -34,13 +41,6 @@ from bagau_bids.training.optimisation import (
     move_average,
     training_precision,
 )
-from bagau_bids.training.synthesis.engine import (
-    SynthesisSettings,
-    SyntheticScan,
-    brain_mask_settings,
-    synthesise,
-)
-from bagau_bids.training.synthesis.labels import Head
 
 CURVE_NAME = "curve.csv"
 FREE_ON_RESUME = ("steps", "workers", "threads", "device")  # may differ from the run resumed

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import UsageError
 from bagau_bids.measures.metrics import comparable_masks, dice
 from bagau_bids.network.inference import segment_input
 from bagau_bids.network.weights import UNCALIBRATED, operating_point, set_operating_point
-from bagau_bids.training.dataset import TrainingScan
-from bagau_bids.training.pool import WMH
+from bagau_bids.synthesis.pool import WMH
 
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
 FLAT_DICE = 0.005

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bagau_bids import __version__
+from bagau_bids.datasets.labelled import Split
 from bagau_bids.network import slices
-from bagau_bids.training.dataset import Split
 from bagau_bids.training.settings import TrainingSettings
 
 

@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.training.heads import load_training_heads, synthetic_shards
+from bagau_bids.synthesis.heads import load_training_heads, synthetic_shards
 from bagau_bids.training.sources import SliceStore, StoredSlices
 
 SLICES_OF_A_SCAN = 24  # about; a scan gives at most 32

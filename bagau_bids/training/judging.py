@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.measures.infarcts import tell_apart
 from bagau_bids.measures.metrics import comparable_masks, lesion_detection
 from bagau_bids.network.inference import segment_input
@@ -28,13 +29,12 @@ from bagau_bids.network.weights import (
     set_operating_point,
 )
 from bagau_bids.spaces import voxel_sizes
+from bagau_bids.synthesis.engine import synthesise
+from bagau_bids.synthesis.heads import TrainingHead, pool_settings
+from bagau_bids.synthesis.pool import NOT_JUDGED, WMH
 from bagau_bids.training.calibration import THRESHOLDS, has_lesions
-from bagau_bids.training.dataset import TrainingScan
-from bagau_bids.training.heads import TrainingHead, pool_settings
-from bagau_bids.training.pool import NOT_JUDGED, WMH
 from bagau_bids.training.sources import decode
 from bagau_bids.training.stroke import unpack_infarcts
-from bagau_bids.training.synthesis.engine import synthesise
 
 SYNTHETIC, HEALTHY, INFARCTS = "synthetic", "healthy", "infarcts"
 FITTING_RANGE = (0.25, 0.75)  # of thresholds: beyond, no probability is worth its name

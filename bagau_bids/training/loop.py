@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.measures.metrics import case_scores
 from bagau_bids.network.inference import choose_device, segment_input
@@ -26,6 +27,14 @@ from bagau_bids.network.weights import (
     inputs_of,
     load_weights,
     save_weights,
+)
+from bagau_bids.synthesis.pool import (
+    Shard,
+    SlicePool,
+    join_shards,
+    pool_digest,
+    take_slices,
+    training_shard,
 )
 from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
 from bagau_bids.training.calibration import note_lost_calibration
@@ -37,7 +46,6 @@ from bagau_bids.training.curves import (
     drop_rows_after,
     save_curves,
 )
-from bagau_bids.training.dataset import TrainingScan
 from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
 from bagau_bids.training.optimisation import (
     cosine_share,
@@ -47,14 +55,6 @@ from bagau_bids.training.optimisation import (
     move_average,
     stop_on_signal,
     training_precision,
-)
-from bagau_bids.training.pool import (
-    Shard,
-    SlicePool,
-    join_shards,
-    pool_digest,
-    take_slices,
-    training_shard,
 )
 from bagau_bids.training.settings import (
     ABLATIONS,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bagau_bids.training.pool import HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH
+from bagau_bids.synthesis.pool import HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import replacing, write_json
+from bagau_bids.datasets.labelled import TrainingScan, plane_of
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput
 from bagau_bids.spaces import voxel_sizes
+from bagau_bids.synthesis.heads import load_training_head, save_training_head
+from bagau_bids.synthesis.pool import Shard, training_shard
 from bagau_bids.training.card import preprocessing_facts
-from bagau_bids.training.dataset import TrainingScan, plane_of
-from bagau_bids.training.heads import load_training_head, save_training_head
-from bagau_bids.training.pool import Shard, training_shard
 
 PACK_FILE, STROKE_FILE = "pack.json", "stroke.npz"
 HEADS, REAL, VALIDATION = "heads", "real", "validation"

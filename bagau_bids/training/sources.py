@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bagau_bids.network.slices import PLANE_SIZE, Z_SCORE_LIMITS
-from bagau_bids.training.pack import GREY_LEVELS, RealSlices, encode_atlas, encode_flair
-from bagau_bids.training.pool import (
+from bagau_bids.synthesis.pool import (
     BACKGROUND,
     HIDDEN_INFARCT,
     INFARCT,
@@ -25,6 +24,7 @@ from bagau_bids.training.pool import (
     WMH,
     Shard,
 )
+from bagau_bids.training.pack import GREY_LEVELS, RealSlices, encode_atlas, encode_flair
 from bagau_bids.training.stroke import unpack_infarcts
 
 _SIZE_STEPS = 16  # codes of a lesion's size for each doubling of its pixels

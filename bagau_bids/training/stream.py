@@ -26,6 +26,8 @@ from bagau_bids.network.weights import (
     outputs_of,
     save_weights,
 )
+from bagau_bids.synthesis.heads import load_training_heads
+from bagau_bids.synthesis.pool import WMH
 from bagau_bids.training.augmentation import (
     STREAM_AUGMENTATION,
     TransplantSettings,
@@ -42,7 +44,6 @@ from bagau_bids.training.curves import (
     save_curves,
 )
 from bagau_bids.training.drawing import Drawing
-from bagau_bids.training.heads import load_training_heads
 from bagau_bids.training.judging import (
     HEALTHY,
     SYNTHETIC,
@@ -63,7 +64,6 @@ from bagau_bids.training.optimisation import (
     training_precision,
 )
 from bagau_bids.training.pack import HEADS, read_pack_file, read_real, read_stroke, read_validation
-from bagau_bids.training.pool import WMH
 from bagau_bids.training.settings import WIDTHS, StreamSettings
 from bagau_bids.training.sources import (
     Batch,

@@ -1,0 +1,197 @@
+"""Which nipype plugin a run gets, and the refusal of those that cannot be used."""
+
+import time
+from pathlib import Path
+
+import pytest
+from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.pipeline import engine as pe
+from nipype.utils.profiler import get_system_total_memory_gb
+
+from bagau_bids.config import Resources
+from bagau_bids.errors import UsageError
+from bagau_bids.workflow import plugins
+from bagau_bids.workflow.plugins import (
+    SturdyMultiProcPlugin,
+    available_memory_gb,
+    choose_plugin,
+    close_plugin,
+    read_plugin_file,
+    runs_in_this_process,
+    settle_device,
+)
+
+
+def told(node, status):
+    pass
+
+
+def plugin_of(tmp_path, text, **resources):
+    path = tmp_path / "plugin.yml"
+    path.write_text(text)
+    return choose_plugin(Resources(plugin_file=path, **resources), told)
+
+
+def test_one_process_runs_in_the_main_process():
+    resources = Resources(nprocs=1)
+    assert runs_in_this_process(resources)
+    plugin = choose_plugin(resources, told)
+    assert type(plugin).__name__ == "LinearPlugin"
+    assert plugin.plugin_args["status_callback"] is told
+
+
+def test_debugger_runs_in_the_main_process():
+    assert runs_in_this_process(Resources(nprocs=4), ("pdb",))
+    plugin = choose_plugin(Resources(nprocs=4), told, ("pdb",))
+    assert type(plugin).__name__ == "LinearPlugin"
+
+
+@pytest.mark.parametrize(("device", "slots"), [("cpu", 0), ("cuda:1", 1)])
+def test_several_processes_share_what_was_given(device, slots):
+    plugin = choose_plugin(Resources(nprocs=3, mem_gb=5.0, device=device), told)
+    assert isinstance(plugin, SturdyMultiProcPlugin)
+    assert (plugin.processors, plugin.memory_gb, plugin.n_gpu_procs) == (3, 5.0, slots)
+    assert plugin.raise_insufficient is False
+    close_plugin(plugin)
+
+
+def test_plugin_file_overrides(tmp_path):
+    plugin = plugin_of(tmp_path, "plugin: MultiProc\nplugin_args: {n_procs: 2}\n", nprocs=8)
+    assert isinstance(plugin, SturdyMultiProcPlugin)
+    assert plugin.processors == 2
+    close_plugin(plugin)
+
+
+@pytest.mark.parametrize(("device", "slots"), [("cpu", 0), ("cuda:0", 1)])
+def test_legacy_multiproc_is_run_as_multiproc(tmp_path, device, slots):
+    text = "plugin: LegacyMultiProc\nplugin_args: {maxtasksperchild: 1}\n"
+    plugin = plugin_of(tmp_path, text, nprocs=2, mem_gb=5.0, device=device)
+    assert isinstance(plugin, SturdyMultiProcPlugin)
+    assert (plugin.processors, plugin.memory_gb, plugin.n_gpu_procs) == (2, 5.0, slots)
+    close_plugin(plugin)
+
+
+@pytest.mark.parametrize(
+    ("device", "settled"), [("auto", "cpu"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
+def test_batch_system_is_where_the_device_is(tmp_path, device, settled):
+    path = tmp_path / "plugin.yml"
+    path.write_text("plugin: SLURM\n")
+    assert settle_device(Resources(plugin_file=path, device=device)) == settled
+
+
+class ExclusiveInputSpec(BaseInterfaceInputSpec):
+    card = traits.Str()
+    use_gpu = traits.Bool(True, usedefault=True)
+
+
+class Exclusive(SimpleInterface):
+    """A step that fails when another has the card."""
+
+    input_spec = ExclusiveInputSpec
+    output_spec = TraitedSpec
+
+    def _run_interface(self, runtime):
+        Path(self.inputs.card).touch(exist_ok=False)
+        time.sleep(0.5)
+        Path(self.inputs.card).unlink()
+        return runtime
+
+
+@pytest.mark.slow
+def test_steps_queue_for_the_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "support"))
+    ends = []
+    plugin = choose_plugin(
+        Resources(nprocs=4, mem_gb=9.0, device="cuda:0"),
+        lambda node, status: ends.append(status) if status != "start" else None,
+    )
+    workflow = pe.Workflow("gpu", base_dir=tmp_path)
+    card = str(tmp_path / "card")
+    workflow.add_nodes([pe.Node(Exclusive(card=card), f"step{n}") for n in range(4)])
+    workflow.run(plugin=plugin)
+    close_plugin(plugin)
+    assert ends == ["end"] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plugin: Nonsense\n", "plugin Nonsense is not known; expected one of .*MultiProc"),
+        ("plugin: PBSGraph\n", "cannot say how it ended"),
+        ("plugin_args: {}\n", "names no plugin"),
+        ("- a\n", "names no plugin"),
+        ("plugin: MultiProc\nplugin_args: 3\n", "plugin_args is a int"),
+        ("plugin: [\n", "cannot be read as YAML"),
+    ],
+)
+def test_unusable_plugin_file_is_refused(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        plugin_of(tmp_path, text)
+
+
+def test_missing_plugin_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read as YAML"):
+        read_plugin_file(tmp_path / "none.yml")
+
+
+UNLIMITED = {"": "max\n", "memory": "9223372036854771712\n"}  # as versions 2 and 1 write it
+JOB = "system.slice/slurmstepd.scope/job_7"
+STEP = f"{JOB}/step_batch/user/task_0"
+
+
+@pytest.fixture
+def control_groups(tmp_path, monkeypatch):
+    """Write a tree of control groups with limits in GB, and let this process be in one."""
+
+    def write(own, limits, tree=""):
+        monkeypatch.setattr(plugins, "CGROUPS", tmp_path)
+        monkeypatch.setattr(plugins, "OWN_CGROUPS", tmp_path / "own")
+        (tmp_path / "own").write_text(own)
+        for group, limit in limits.items():
+            folder = tmp_path / tree / group
+            folder.mkdir(parents=True, exist_ok=True)
+            name = "memory.limit_in_bytes" if tree else "memory.max"
+            text = f"{int(limit * 1024**3)}\n" if limit else UNLIMITED[tree]
+            (folder / name).write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("tree", "own"),
+    [
+        ("", f"0::/{STEP}\n"),
+        ("memory", f"9:cpu,cpuacct:/other\n8:memory:/{STEP}\n0::/init.scope\n"),
+        ("memory", f"8:hugetlb,memory:/{STEP}\n"),
+    ],
+    ids=["version 2", "version 1", "version 1, shared"],
+)
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"": None, JOB: 0.5, STEP: None}, 0.5),
+        ({"": None, JOB: 0.5, STEP: 0.25}, 0.25),
+        ({"": 0.125, JOB: 0.5}, 0.125),  # the host's names are not there in a container
+        ({"": None, f"{JOB}8": 0.25, "other": 0.25}, None),  # others' groups
+        ({"": None, STEP: None}, None),
+        ({}, None),
+    ],
+)
+def test_smallest_limit_of_the_control_groups_above_counts(
+    control_groups, tree, own, limits, expected
+):
+    machine = get_system_total_memory_gb()
+    control_groups(own, limits, tree)
+    assert available_memory_gb() == (expected or machine)
+
+
+@pytest.mark.parametrize("own", ["", "8:cpu:/x\n1:name=systemd:/\n"])
+def test_without_a_memory_group_the_machine_counts(control_groups, own):
+    control_groups(own, {"": 0.5})
+    assert available_memory_gb() == get_system_total_memory_gb()
+
+
+def test_system_without_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "OWN_CGROUPS", tmp_path / "none")
+    assert available_memory_gb() == get_system_total_memory_gb()

@@ -26,7 +26,7 @@ import pandas as pd
 from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import InputImageError, UsageError
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 READ_SIZE_BYTES = 1 << 20
 LEFTOVER_S = 86400  # after which a temporary file of another machine is of no process any more
 
@@ -253,7 +253,7 @@ def remove_stale(paths: Iterable[Path], why: str) -> None:
     for path in paths:
         if path.is_file():
             path.unlink()
-            LOGGER.info("%s: removed, since %s", path, why)
+            log.info("%s: removed, since %s", path, why)
 
 
 def copy_file(source: Path, path: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
-            _logger.debug("%s: the file system has no locks", path)
+            log.debug("%s: the file system has no locks", path)
         yield
 
 
@@ -45,7 +45,7 @@ def together(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH)
             except OSError:
-                _logger.debug("%s: the file system has no locks", path)
+                log.debug("%s: the file system has no locks", path)
         yield
 
 
@@ -69,7 +69,7 @@ def others_leave(path: Path, patience_s: float) -> bool:
                     return False
                 time.sleep(0.1)
             except OSError:
-                _logger.debug("%s: the file system has no locks", path)
+                log.debug("%s: the file system has no locks", path)
                 return True
             else:
                 return True

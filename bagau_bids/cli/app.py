@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bagau_bids.cli.summary import Row
     from bagau_bids.preprocessing.template import Template
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,7 +141,7 @@ def _check_resources(config: Config) -> "Template":
     device = settle_device(config.resources)
     for path in processing.weights or (find_weights(processing.model),):
         _, card = load_weights(path)
-        _logger.info("weights %s, SHA-256 %s", path, card["sha256"])
+        log.info("weights %s, SHA-256 %s", path, card["sha256"])
     if processing.skull_strip == "auto":
         load_weights(find_weights("brain"))
     template = find_template(
@@ -150,8 +150,8 @@ def _check_resources(config: Config) -> "Template":
         offline=processing.offline,
         cache_dir=config.execution.work_dir / "templates",
     )
-    _logger.info("template %s, white matter %s", template.name, template.wm_probseg)
-    _logger.info("device %s", device)
+    log.info("template %s, white matter %s", template.name, template.wm_probseg)
+    log.info("device %s", device)
     return template
 
 
@@ -188,7 +188,7 @@ def _write_pages(config: Config, subjects: Sequence[str]) -> list["Row"]:
                 aggregate_session_reports=config.execution.aggregate_session_reports,
             )
         except Exception as error:
-            _logger.exception("page of sub-%s", subject, extra={"file_only": True})
+            log.exception("page of sub-%s", subject, extra={"file_only": True})
             reason = str(error) if isinstance(error, BagauError) else repr(error)
             failed.append(Row(f"page of sub-{subject}", FAILED, reason))
     return failed
@@ -200,7 +200,7 @@ def _conclude(config: Config, rows: list["Row"], log_path: Path) -> int:
 
     text = summary_text(rows, log_path)
     print(text, flush=True)
-    _logger.info("%s", text, extra={"file_only": True})
+    log.info("%s", text, extra={"file_only": True})
     write_summary(rows, config.log_dir / "summary.tsv")
     bad = {FAILED, NO_FLAIR} if config.execution.strict else {FAILED}
     return EXIT_SUBJECT_FAILED if any(row.status in bad for row in rows) else EXIT_OK

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LOG_NAME = "bagau-bids.log"
 CONFIG_NAME = "bagau.toml"
 _PACKAGES = ("torch", "nipype", "pybids", "nibabel", "antspyx", "itk-elastix", "numpy", "scipy")
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def console_level(verbose: int) -> int:
@@ -96,7 +96,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _to_file_only(level: int, message: str, *, exc_info: bool = False) -> None:
-    _logger.log(level, message, exc_info=exc_info, extra={"file_only": True})
+    log.log(level, message, exc_info=exc_info, extra={"file_only": True})
 
 
 def _file_handler(path: Path, verbose: int) -> logging.Handler:
@@ -160,10 +160,10 @@ def _installed(handlers: list[logging.Handler]) -> Iterator[None]:
 
 
 def _log_header(config: Config) -> None:
-    _logger.info("bagau-bids %s, run %s", __version__, config.run_uuid)
-    _logger.info("command: %s", shlex.join(sys.argv))
-    _logger.info("Python %s on %s", platform.python_version(), platform.platform())
-    _logger.info("packages: %s", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
+    log.info("bagau-bids %s, run %s", __version__, config.run_uuid)
+    log.info("command: %s", shlex.join(sys.argv))
+    log.info("Python %s on %s", platform.python_version(), platform.platform())
+    log.info("packages: %s", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
 
 
 def _version(package: str) -> str:

@@ -15,7 +15,7 @@ from bagau_bids.reports.group_page import Cohort, write_group_page
 from bagau_bids.reports.group_table import group_columns, lacking, mark_outliers, scan_row
 from bagau_bids.reports.results import COMPLETE, ScanResults, find_results
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 TABLE_NAME = "group_FLAIR.tsv"
 
 
@@ -95,7 +95,7 @@ def write_group(output_dir: Path) -> GroupTable:
     unmapped = tuple(note for one in maps for note in one.problems)
     notes = (*cohort.lacking, *unmapped, *changes.problems, *changes.notes)
     for problem in (*problems, *notes):
-        LOGGER.warning("%s", problem)
+        log.warning("%s", problem)
     table = GroupTable(path, len(rows), problems, notes)
     pictures = [one.picture for one in maps if one.picture]
     write_group_page(table.page, cohort, pictures=pictures, notes=unmapped, changes=changes)

@@ -46,7 +46,7 @@ MEMORY_ADVICE = (
     "--mem-gb, then run the same command again: it continues"
 )
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -124,7 +124,7 @@ def run_participants(
     for note in write_dataset_files(
         config.output_dir, bids_dir=config.bids_dir, processing=config.processing
     ):
-        _logger.warning(note)
+        log.warning(note)
     config = _with_device(config)
     tracker = _Tracker(progress)
     with ExitStack() as stack:
@@ -144,7 +144,7 @@ def run_participants(
             try:
                 _record_failure(config, result)
             except OSError as error:  # the failure itself is told in any case
-                _logger.warning("%s: its record was not written (%s)", result.scan.stem, error)
+                log.warning("%s: its record was not written (%s)", result.scan.stem, error)
     return results
 
 
@@ -269,7 +269,7 @@ def _run_all(config: Config, workflows: Mapping[Scan, "pe.Workflow"], tracker: "
         if config.execution.stop_on_first_crash and tracker.failed:
             return
     for scan in tracker.take_killed():
-        _logger.warning("%s: a worker was killed; trying again with nothing beside it", scan.stem)
+        log.warning("%s: a worker was killed; trying again with nothing beside it", scan.stem)
         _run({scan: workflows[scan]}, config, tracker)
     for scan in tracker.take_killed():
         tracker.fail(scan, f"{scan.path}: {MEMORY_ADVICE}")
@@ -295,7 +295,7 @@ def _run(workflows: Mapping[Scan, "pe.Workflow"], config: Config, tracker: "_Tra
     except Exception:
         if not tracker.saw_exception:
             raise
-        _logger.debug("nipype ended with", exc_info=True)
+        log.debug("nipype ended with", exc_info=True)
     finally:
         gc.unfreeze()
         close_plugin(plugin)
@@ -416,7 +416,7 @@ def _own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
                 "--work-dir"
             ) from error
         except OSError:
-            _logger.debug("%s: the file system has no locks", folder)
+            log.debug("%s: the file system has no locks", folder)
         if not others_leave(folder / STEPS_LOCK, STEPS_PATIENCE_S):
             raise UsageError(
                 f"{folder}: a step of an earlier run is still at work there, though that run has "

@@ -13,18 +13,16 @@ from nipype.pipeline import engine as pe
 from bagau_bids.bids.acquisition import sidecars_of
 from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Processing, Resources
-from bagau_bids.workflow.interfaces import (
+from bagau_bids.workflow.outputs import TEMPLATE_FILES, Prepare, PutOut, TemplateCopies
+from bagau_bids.workflow.preprocessing import (
     BiasField,
     BrainMask,
     Conform,
-    Measure,
     Regions,
     Registration,
-    Segmentation,
     T1w,
-    TemplateCopies,
 )
-from bagau_bids.workflow.outputs import TEMPLATE_FILES, Prepare, PutOut
+from bagau_bids.workflow.segmentation import Measure, Segmentation
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template

@@ -1,4 +1,4 @@
-"""The last two steps of a scan: prepare its derivatives in the work folder, then put them out.
+"""The last steps of a scan: copies in template space, derivatives prepared and put out.
 
 Preparing brings every image back to the grid and header of the source and writes each file
 under its final name with its sidecar. Putting out copies what differs, each file in one step,
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -36,13 +37,14 @@ from bagau_bids.bids.derivatives import (
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
-from bagau_bids.workflow.interfaces import (
+from bagau_bids.workflow.step import (
     Step,
     StepInputSpec,
     StepOutputSpec,
     damaged,
     load_image,
     read_record,
+    save_image,
     telling_why,
 )
 
@@ -79,6 +81,49 @@ FINAL_FILES = (
 )
 TEMPLATE_FILES = ("template_wmh_mask", "template_wmh_probseg", "template_flair")
 LIBRARIES = ("antspyx", "itk-elastix", "nibabel", "nipype", "numpy", "pybids", "scipy", "torch")
+
+
+class TemplateCopiesInputSpec(StepInputSpec):
+    """Inputs of `TemplateCopies`."""
+
+    wmh_mask = File(exists=True, mandatory=True)
+    probability = File(exists=True, mandatory=True)
+    corrected = File(exists=True, mandatory=True)
+    template_to_flair_xfm = File(exists=True, mandatory=True)
+    template_t1w = File(exists=True, mandatory=True, desc="its grid is the target")
+
+
+class TemplateCopiesOutputSpec(StepOutputSpec):
+    """Outputs of `TemplateCopies`."""
+
+    template_wmh_mask = File(exists=True, desc="nearest neighbour, uint8")
+    template_wmh_probseg = File(exists=True, desc="trilinear, float32")
+    template_flair = File(exists=True, desc="trilinear, float32")
+
+
+class TemplateCopies(Step):
+    """Resample results onto the grid of the template."""
+
+    input_spec = TemplateCopiesInputSpec
+    output_spec = TemplateCopiesOutputSpec
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        from bagau_bids.preprocessing.transforms import inverse_field, read_itk_forward, sample
+
+        grid = nib.Nifti1Image.from_filename(self.inputs.template_t1w)
+        transform = read_itk_forward(Path(self.inputs.template_to_flair_xfm))
+        points = inverse_field(transform, grid.shape, grid.affine)
+        for output, path, order, dtype in (
+            ("template_wmh_mask", self.inputs.wmh_mask, 0, np.uint8),
+            ("template_wmh_probseg", self.inputs.probability, 1, np.float32),
+            ("template_flair", self.inputs.corrected, 1, np.float32),
+        ):
+            data, affine = load_image(path)
+            copy = sample(data, affine, points, order)
+            target = folder / f"{output}.nii.gz"
+            save_image(target, copy, grid.affine, dtype, standard_space=True)
+            self._results[output] = str(target)
+        return {"notes": ()}
 
 
 class PrepareInputSpec(StepInputSpec):
@@ -195,8 +240,6 @@ class Prepare(Step):
         return {name: read_record(path) for name, path in records.items()}
 
     def _write_images(self, tree: Path) -> None:
-        import nibabel as nib
-
         from bagau_bids.preprocessing.conform import to_source
 
         source = nib.load(self.inputs.source_file)

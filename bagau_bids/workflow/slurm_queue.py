@@ -20,7 +20,7 @@ from nipype.pipeline.plugins.tools import create_pyscript
 
 from bagau_bids.bids.derivatives import write_json
 from bagau_bids.errors import MissingResourceError, UsageError
-from bagau_bids.workflow.interfaces import FAILURE_FILE
+from bagau_bids.workflow.step import FAILURE_FILE
 
 COMMANDS = ("sbatch", "squeue", "scancel")
 # What a job is given for what its step declares, and the options by which a user says otherwise.

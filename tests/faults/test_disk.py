@@ -23,8 +23,8 @@ from bagau_bids import disk
 from bagau_bids.cli.failure import exit_code_of
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow.interfaces import describe_failure
 from bagau_bids.workflow.run import run_participants
+from bagau_bids.workflow.step import describe_failure
 
 WAY_OUT = "free some, or name another work folder with --work-dir"
 
@@ -119,7 +119,7 @@ def test_a_step_that_can_leave_no_word_on_a_full_disk_is_told_by_the_space(
 ):
     run, calls = go
     calls.fail_on["registration"] = (None, RuntimeError("to the node could not be found."))
-    monkeypatch.setattr("bagau_bids.workflow.interfaces.write_json", _full_for("failure.json"))
+    monkeypatch.setattr("bagau_bids.workflow.step.write_json", _full_for("failure.json"))
     usage(monkeypatch, {tmp_path / "work": 7, tmp_path: 10_000})
     first, _ = run()
     assert "registration: the disk is full, or the quota used up (7 MB free)" in first.reason

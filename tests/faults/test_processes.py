@@ -21,7 +21,8 @@ from workflow_fakes import (
 from bagau_bids.bids.locking import others_leave, together
 from bagau_bids.errors import UsageError
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow.run import _work_folder, run_participants
+from bagau_bids.workflow.run import run_participants
+from bagau_bids.workflow.workdir import work_folder
 
 SUPPORT = Path(__file__).parents[1] / "support"
 PATIENCE_S = 240  # of machines with much else to do
@@ -151,12 +152,12 @@ def test_files_of_the_current_folder_are_not_run(folder, name):
 def test_a_step_of_an_earlier_run_that_is_still_at_work_is_waited_for_and_named(
     folder, monkeypatch
 ):
-    monkeypatch.setattr("bagau_bids.workflow.run.STEPS_PATIENCE_S", 0.0)
+    monkeypatch.setattr("bagau_bids.workflow.workdir.STEPS_PATIENCE_S", 0.0)
     calls = install(monkeypatch, folder / "store")
     config = make_config(folder / "data", folder / "out", folder / "work")
     template = Template("MNI152NLin2009cSym", *sorted_paths(folder / "store"))
     scans = scans_of(folder / "data")
-    (path,) = {_work_folder(config, scan) for scan in scans[:1]}
+    (path,) = {work_folder(config, scan) for scan in scans[:1]}
     path.mkdir(parents=True)
     (path / ".steps.lock").touch()
     with together(path / ".steps.lock"):

@@ -14,7 +14,7 @@ import workflow_fakes as fakes
 
 from bagau_bids.cli.failure import StopRequest, exit_code_of
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow import interfaces
+from bagau_bids.workflow import preprocessing
 from bagau_bids.workflow.run import run_participants
 
 
@@ -27,7 +27,7 @@ class SlowRegistration(fakes.FakedRegistration):
         return super()._process(folder)
 
 
-class QuickBiasField(fakes._Faked, interfaces.BiasField):
+class QuickBiasField(fakes._Faked, preprocessing.BiasField):
     """Bias field by its stand-in."""
 
 

@@ -13,7 +13,8 @@ import pytest
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow import interfaces
+from bagau_bids.workflow import preprocessing, segmentation
+from bagau_bids.workflow.step import load_image
 
 SHAPE = (20, 24, 10)
 AFFINE = np.array(
@@ -224,23 +225,23 @@ class _Faked:
             return super()._process(folder)
 
 
-class FakedBrainMask(_Faked, interfaces.BrainMask):
+class FakedBrainMask(_Faked, preprocessing.BrainMask):
     """Brain mask by its stand-in."""
 
 
-class FakedRegistration(_Faked, interfaces.Registration):
+class FakedRegistration(_Faked, preprocessing.Registration):
     """Registration by its stand-in."""
 
 
-class FakedSegmentation(_Faked, interfaces.Segmentation):
+class FakedSegmentation(_Faked, segmentation.Segmentation):
     """Segmentation by its stand-in."""
 
 
-class DeadlyBiasField(_Faked, interfaces.BiasField):
+class DeadlyBiasField(_Faked, preprocessing.BiasField):
     """Bias field by its stand-in, whose worker is killed by a FLAIR without lesions."""
 
     def _process(self, folder):
-        if interfaces.load_image(self.inputs.flair)[0].max() < 150:
+        if load_image(self.inputs.flair)[0].max() < 150:
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._process(folder)
 

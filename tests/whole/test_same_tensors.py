@@ -12,7 +12,7 @@ from bagau_bids.preprocessing.registration import Attempt, Registration
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.synthesis.pool import training_shard
-from bagau_bids.workflow import interfaces
+from bagau_bids.workflow import preprocessing, segmentation
 
 TEMPLATE_PARTS = ("t1w", "wm_probseg", "brain_mask")
 
@@ -98,14 +98,14 @@ def run_steps(flair, template, folder):
     weights = folder / "weights"
     folder.mkdir()
     weights.touch()
-    scan = run(interfaces.Conform(), in_file=str(flair)).flair
-    mask = run(interfaces.BrainMask(), flair=scan, network="0").brain_mask
-    corrected = run(interfaces.BiasField(), flair=scan, brain_mask=mask).corrected
+    scan = run(preprocessing.Conform(), in_file=str(flair)).flair
+    mask = run(preprocessing.BrainMask(), flair=scan, network="0").brain_mask
+    corrected = run(preprocessing.BiasField(), flair=scan, brain_mask=mask).corrected
     files = {f"template_{part}": str(getattr(template, part)) for part in TEMPLATE_PARTS}
     given = {"corrected": corrected, "brain_mask": mask}
-    atlas = run(interfaces.Registration(), **given, template=template.name, **files).wm_probseg
+    atlas = run(preprocessing.Registration(), **given, template=template.name, **files).wm_probseg
     run(
-        interfaces.Segmentation(),
+        segmentation.Segmentation(),
         **given,
         wm_probseg=atlas,
         weights=[str(weights)],

@@ -1,0 +1,264 @@
+"""What all steps share: they are timed, leave a record, say why one failed; images and threads.
+
+All images between the steps lie on the conformed grid (RAS+ voxel order, float32, see
+`bagau_bids.preprocessing.conform`). Every step writes a record of what it did: its notes, its
+figures, how long it took. What does not change a result (threads, device, compression) is left
+out of the hash by which nipype decides whether a step must run again; the version of the
+program is part of it. Heavy libraries are imported when a step runs, not before.
+"""
+
+import json
+import os
+import pdb
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+from numpy.typing import DTypeLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from bagau_bids import __version__
+from bagau_bids.bids.derivatives import write_json
+from bagau_bids.bids.locking import together
+from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
+from bagau_bids.errors import BagauError, ProcessingError
+from bagau_bids.spaces import same_grid
+
+FAILURE_FILE = "failure.json"
+RECORD_FILE = "record.json"
+STEPS_LOCK = ".steps.lock"  # in a scan's work folder; held by its steps while they are at work
+NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+class StepInputSpec(BaseInterfaceInputSpec):
+    """Inputs that every step has."""
+
+    version = traits.Str(__version__, usedefault=True, desc="version of the program")
+    compress = traits.Bool(True, usedefault=True, nohash=True, desc="gzip images between steps")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads the step may use")
+    debug = traits.Bool(False, usedefault=True, nohash=True, desc="open the debugger on an error")
+
+
+class StepOutputSpec(TraitedSpec):
+    """Outputs that every step has."""
+
+    record = File(desc="JSON: notes, figures and duration of the step")
+
+
+class Step(SimpleInterface):
+    """Base of the steps: times them, writes their record, and says why one failed."""
+
+    input_spec = StepInputSpec
+    output_spec = StepOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        folder = Path(runtime.cwd)
+        started = time.monotonic()
+        with telling_why(folder, debug=self.inputs.debug):
+            with (
+                together(_steps_lock(folder)),
+                temporaries_in(folder),
+                limited_threads(self.inputs.num_threads),
+            ):
+                record = self._process(folder)
+            duration_s = round(time.monotonic() - started, 1)
+            write_json(folder / RECORD_FILE, {**record, "duration_s": duration_s})
+        self._results["record"] = str(folder / RECORD_FILE)
+        return runtime
+
+    def _process(self, folder: Path) -> dict[str, Any]:
+        """Do the work inside `folder`, set the outputs, and return the step's record."""
+        raise NotImplementedError
+
+    def _save(
+        self, output: str, folder: Path, data: NDArray, affine: NDArray, dtype: DTypeLike
+    ) -> None:
+        """Save an image of the conformed grid in `folder`, as the output of that name."""
+        path = folder / f"{output}.nii{'.gz' if self.inputs.compress else ''}"
+        save_image(path, data, affine, dtype)
+        self._results[output] = str(path)
+
+
+class TissueInputSpec(StepInputSpec):
+    """Inputs of a step to which known lesions are no tissue."""
+
+    known_lesions = File(exists=True, desc="infarct, tumour, resection ...; conformed grid")
+
+
+def known_lesions_of(
+    inputs: TissueInputSpec, shape: tuple[int, ...], affine: NDArray
+) -> NDArray[np.bool_] | None:
+    """Load the known lesions of a step, (X, Y, Z) bool; None where the user named none."""
+    if not isdefined(inputs.known_lesions):
+        return None
+    return load_on_grid(inputs.known_lesions, shape, affine) > 0
+
+
+def without(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return a mask, (X, Y, Z) bool, less the known lesions."""
+    return mask if known is None else mask & ~known
+
+
+def _steps_lock(folder: Path) -> Path:
+    """Find the lock of the scan's work folder, which a step's folder lies in, at any depth."""
+    return next(
+        (path for above in folder.parents if (path := above / STEPS_LOCK).exists()),
+        folder / STEPS_LOCK,
+    )
+
+
+@contextmanager
+def telling_why(folder: Path, *others: Path, debug: bool = False) -> Iterator[None]:
+    """Leave a file in a step's folder that says why the block failed, for who tells the user.
+
+    Parameters
+    ----------
+    folder
+        The step's own.
+    others
+        Other folders that it writes to.
+    debug
+        Open the debugger first.
+    """
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # on a full disk: what started the step looks at that, too
+            write_json(folder / FAILURE_FILE, describe_failure(error, (folder, *others)))
+        if debug:
+            pdb.post_mortem(error.__traceback__)
+        raise
+
+
+def describe_failure(error: BaseException, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """Say what went wrong: ``message``, and whether it explains itself to a user.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    folders
+        Those that were written to, one of which may be on a full disk.
+    """
+    message = str(error).strip() or "no message"
+    if isinstance(error, BagauError) and not is_full_disk(error):
+        return {"explained": True, "message": message}
+    if is_full_disk(error):
+        return {"explained": True, "message": full_disk_message(folders)}
+    if isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY):
+        short = " ".join(message.split())[:200]
+        advice = "give the run more memory, or fewer steps at once with --nprocs or --mem-gb"
+        return {"explained": True, "message": f"ran out of memory ({short}); {advice}"}
+    first_line = message.splitlines()[0]  # the crash file holds all of it
+    return {"explained": False, "message": f"{type(error).__name__}: {first_line}"}
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Tell libraries that read the environment how many threads to use; BLAS gets one.
+
+    The matrix products here are small, and the threads of a BLAS that wait for a busy core
+    make them fifty times slower.
+    """
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def set_torch_threads(count: int) -> None:
+    """Tell PyTorch how many threads to use; it reads the environment only once."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def save_image(
+    path: Path, data: NDArray, affine: NDArray, dtype: DTypeLike, *, standard_space: bool = False
+) -> None:
+    """Save an array (X, Y, Z) with its affine (4, 4), voxel to world in mm, as NIfTI-1.
+
+    sform and qform both hold the affine; their codes are 4 in a standard space, else 1.
+    """
+    image = nib.Nifti1Image(np.asarray(data).astype(dtype), affine)
+    code = 4 if standard_space else 1
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+
+
+def load_image(path: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Load a step's image: data (X, Y, Z) float32 and affine (4, 4).
+
+    Raises
+    ------
+    ProcessingError
+        If the file is damaged.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        return np.asarray(image.dataobj, dtype=np.float32), image.affine
+    except (EOFError, OSError, ValueError, zlib.error, ImageFileError) as error:
+        raise ProcessingError(damaged(path, error)) from error
+
+
+def load_on_grid(path: str, shape: tuple[int, ...], affine: NDArray) -> NDArray[np.float32]:
+    """Load a step's image that must lie on the given grid.
+
+    Raises
+    ------
+    ProcessingError
+        If it does not.
+    """
+    data, found = load_image(path)
+    if not same_grid(data.shape, found, shape, affine):
+        raise ProcessingError(
+            f"{path}: lies on another grid than the scan it belongs to, {data.shape} instead of "
+            f"{shape}; remove the work folder and run again"
+        )
+    return data
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read the record of a step.
+
+    Raises
+    ------
+    ProcessingError
+        If the file is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProcessingError(damaged(path, error)) from error
+
+
+def damaged(path: str | Path, error: object) -> str:
+    """Say that a file in the work folder is damaged, and what to do."""
+    return (
+        f"{path}: a file of an earlier step is damaged ({error}); run the same command with "
+        "--clean-workdir, which computes all steps anew"
+    )

@@ -1,0 +1,62 @@
+"""The steps before the network: where a brain mask comes from."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bagau_bids.errors import InputImageError, ProcessingError
+from bagau_bids.workflow.preprocessing import BrainMask, mask_from_file
+from bagau_bids.workflow.step import read_record, save_image
+
+AFFINE = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]])
+
+
+def test_mask_from_file_follows_the_orientation(tmp_path):
+    mask = np.zeros((6, 7, 8), np.uint8)
+    mask[1:3, 2:5, 3:7] = 1
+    image = nib.Nifti1Image(mask, AFFINE)
+    change = nib.orientations.ornt_transform(
+        nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt("LPI")
+    )
+    image.as_reoriented(change).to_filename(tmp_path / "m.nii.gz")
+    found, record = mask_from_file(tmp_path / "m.nii.gz", mask.shape, AFFINE)
+    np.testing.assert_array_equal(found, mask > 0)
+    assert str(tmp_path / "m.nii.gz") in record["notes"][0]
+
+
+def test_mask_of_another_grid_is_refused(tmp_path):
+    mask = np.zeros((6, 7, 8), np.uint8)
+    mask[2] = 1
+    nib.Nifti1Image(mask, AFFINE).to_filename(tmp_path / "m.nii.gz")
+    with pytest.raises(InputImageError, match=r"m\.nii\.gz: the brain mask lies on another grid"):
+        mask_from_file(tmp_path / "m.nii.gz", (6, 7, 9), AFFINE)
+
+
+def test_empty_brain_mask_is_refused(tmp_path, monkeypatch):
+    from bagau_bids.preprocessing import brain_mask
+
+    empty = brain_mask.BrainMask(np.zeros((6, 7, 8), bool), stripped=False, notes=())
+    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: empty)
+    save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
+    step = BrainMask(flair=tmp_path / "f.nii.gz")
+    with pytest.raises(ProcessingError, match="the brain mask is empty"):
+        step.run(cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stripped", "method", "words"),
+    [(True, "foreground", "without its skull"), (False, "network", "outlined on the FLAIR by a")],
+)
+def test_the_record_says_how_the_brain_mask_was_made(
+    tmp_path, monkeypatch, stripped, method, words
+):
+    from bagau_bids.preprocessing import brain_mask
+
+    found = brain_mask.BrainMask(np.ones((6, 7, 8), bool), stripped=stripped, notes=())
+    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: found)
+    save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
+    outputs = BrainMask(flair=tmp_path / "f.nii.gz").run(cwd=tmp_path).outputs
+    record = read_record(outputs.record)
+    assert record["method"] == method
+    assert words in record["description"]
+    assert ("network" in record["description"]) == (not stripped)

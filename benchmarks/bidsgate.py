@@ -30,16 +30,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bagau_bids.bids.derivatives import (
-    claim_origin,
-    copy_file,
-    derivative_path,
-    write_json,
-)
+from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.scans import find_scans, find_t1w
 from bagau_bids.config import Processing, Selection
 from bagau_bids.errors import BagauError
+from bagau_bids.files import claim_origin, copy_file, write_json
 from bagau_bids.measures.infarcts import tell_apart
 from bagau_bids.network.inference import segment
 from bagau_bids.network.weights import find_weights, inputs_of, load_weights

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
+from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.files import write_json, write_table
 from bagau_bids.measures import lesions
 from bagau_bids.measures.fazekas import fazekas_table
 from bagau_bids.measures.flags import raised_flags

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bagau_bids.bids.derivatives import write_json
+from bagau_bids.files import write_json
 
 SEARCH = """
 import sys, time

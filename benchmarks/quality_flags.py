@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bagau_bids.bids.derivatives import write_json
 from bagau_bids.config import Processing
+from bagau_bids.files import write_json
 from bagau_bids.measures.flags import limits, raised_flags
 from bagau_bids.measures.quality import Registered, scan_quality
 from bagau_bids.measures.regions import find_ventricles

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import catalogue_of, write_json, write_table, write_text
-from bagau_bids.bids.locking import one_at_a_time
+from bagau_bids.bids.derivatives import catalogue_of
 from bagau_bids.config import INFARCT_THRESHOLD, Processing
 from bagau_bids.errors import UsageError
+from bagau_bids.files import one_at_a_time, write_json, write_table, write_text
 
 BIDS_VERSION = "1.11.1"
 NAME = "bagau-bids"

@@ -15,11 +15,11 @@ from bagau_bids.bids.annex import broken_link
 from bagau_bids.bids.derivatives import longest_name, source_stem
 from bagau_bids.bids.filters import ABSENT, ANY, Query, build_query
 from bagau_bids.bids.index import entities_above, rooted_config
-from bagau_bids.bids.locking import one_at_a_time
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.near_misses import explain_nothing_found, explain_subject
 from bagau_bids.config import Selection
 from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.files import one_at_a_time
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayoutIndexer

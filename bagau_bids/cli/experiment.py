@@ -221,8 +221,8 @@ def _run_here(
     """Run jobs in this process; one that fails leaves its reason and does not stop the others."""
     import torch
 
-    from bagau_bids.bids.derivatives import write_json
     from bagau_bids.experiments.jobs import FAILURE, is_complete, run_job
+    from bagau_bids.files import write_json
 
     torch.set_num_threads(_threads(args))
     if args.prepare_only:
@@ -261,9 +261,9 @@ def _run_apart(
     args: argparse.Namespace, jobs: "Sequence[Job]", around: "Surroundings", plan: "Plan"
 ) -> dict[str, str]:
     """Run the jobs that are not done in processes of their own; return why some failed."""
-    from bagau_bids.bids.derivatives import write_json
     from bagau_bids.experiments.jobs import FAILURE, is_complete
     from bagau_bids.experiments.schedule import Launcher, run_all
+    from bagau_bids.files import write_json
 
     todo = [job.name for job in jobs if not is_complete(job, around)]
     log.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))

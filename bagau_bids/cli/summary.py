@@ -48,8 +48,9 @@ def summary_text(rows: Sequence[Row], log_path: Path) -> str:
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
     """Write the summary as a table: scan, status, reason; its description goes beside it."""
-    from bagau_bids.bids.derivatives import sidecar_path, write_json
+    from bagau_bids.bids.derivatives import sidecar_path
     from bagau_bids.bids.tables import column_descriptions
+    from bagau_bids.files import write_json
 
     lines = ["scan\tstatus\treason"]
     lines += [f"{row.name}\t{row.status}\t{_one_line(row.reason) or 'n/a'}" for row in rows]

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from bagau_bids.bids.derivatives import replacing
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
+from bagau_bids.files import replacing
 from bagau_bids.network.slices import (
     NetworkInput,
     SlicePlane,

@@ -31,11 +31,9 @@ from bagau_bids.bids.derivatives import (
     source_folder,
     source_stem,
     static_sidecar,
-    write_json,
-    write_table,
-    write_text,
 )
 from bagau_bids.errors import MissingResourceError, UsageError
+from bagau_bids.files import write_json, write_table, write_text
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import dice
 from bagau_bids.synthesis.acquisition import AcquisitionSettings

@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import derivative_path, write_bytes, write_json
+from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.description import BIDS_VERSION
 from bagau_bids.bids.masks import LesionMask, find_lesion_masks
 from bagau_bids.errors import InputImageError
+from bagau_bids.files import write_bytes, write_json
 from bagau_bids.measures.lesions import label_lesions
 from bagau_bids.spaces import reorient, same_grid, voxel_sizes
 from bagau_bids.synthesis.pool import BACKGROUND, NOT_JUDGED, WMH

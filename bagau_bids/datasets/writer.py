@@ -8,14 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import (
-    claim_origin,
-    place_file,
-    sidecar_path,
-    write_json,
-    write_table,
-    write_text,
-)
+from bagau_bids.bids.derivatives import sidecar_path
 from bagau_bids.bids.description import BIDS_VERSION
 from bagau_bids.datasets.cases import Collection, Failure, Placement
 from bagau_bids.datasets.manifest import (
@@ -28,6 +21,7 @@ from bagau_bids.datasets.manifest import (
     manifest_table,
 )
 from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.files import claim_origin, place_file, write_json, write_table, write_text
 
 HOW = ("hard", "symlink", "copy")
 DESCRIPTION = Path("dataset_description.json")
@@ -126,7 +120,7 @@ def write_dataset(
         _try_link(out, collection.cases[0].flair.source, how)
     options = {**texts.options, "source": str(collection.root.resolve()), "files": how}
     claim_origin(out / CLAIM, {"command": texts.command, **options})
-    for path in out.rglob(".*.tmp"):
+    for path in out.rglob(".*.tmp*"):
         path.unlink()  # left by an import that was killed
     strangers = find_strangers(out, collection, _documents(collection, texts))
     if strangers:

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import sidecar_path, write_json, write_table
+from bagau_bids.bids.derivatives import sidecar_path
 from bagau_bids.bids.tables import column_descriptions, described_table, natural_key
 from bagau_bids.evaluation.scoring import CaseResult
+from bagau_bids.files import write_json, write_table
 from bagau_bids.measures.metrics import CaseScores, LesionCounts
 
 SIZES = ("small", "medium", "large")

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import derivative_path, write_bytes, write_json
+from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.scans import find_t1w
 from bagau_bids.config import available_cpus
 from bagau_bids.datasets.labelled import LabelledScan, Split, TrainingScan, read_reference
@@ -31,6 +31,7 @@ from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.experiments.definition import RATER, THRESHOLD, Experiment, System
 from bagau_bids.experiments.folds import Fold
 from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshold
+from bagau_bids.files import write_bytes, write_json
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import challenge_scores
 from bagau_bids.network.inference import choose_device, segment_input

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bagau_bids.bids.derivatives import write_json
 from bagau_bids.bids.scans import find_scans, find_t1w, find_unavailable
 from bagau_bids.config import Selection
 from bagau_bids.datasets.labelled import LabelledScan, Split, pair_masks
@@ -14,6 +13,7 @@ from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.experiments.definition import DataSource, Experiment
 from bagau_bids.experiments.folds import Fold, Person, make_folds, read_people
 from bagau_bids.experiments.jobs import Job, list_jobs
+from bagau_bids.files import write_json
 from bagau_bids.training.card import describe_dataset
 from bagau_bids.training.settings import TrainingSettings
 

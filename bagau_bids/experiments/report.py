@@ -17,8 +17,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from bagau_bids.bids.derivatives import write_json, write_table, write_text
 from bagau_bids.errors import UsageError
+from bagau_bids.files import write_json, write_table, write_text
 
 PLAN = "plan.json"
 # column of the table: column of the cases, and the factor between them

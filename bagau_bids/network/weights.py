@@ -8,7 +8,6 @@ file. Pickled files are never opened: unpickling runs whatever code they hold.
 import hashlib
 import importlib
 import json
-import os
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import torch as safetensors_torch
 from torch import nn
 
 from bagau_bids.errors import MissingResourceError
+from bagau_bids.files import write_bytes, write_json
 
 # name in a card -> module, network class, dataclass of its hyper-parameters
 ARCHITECTURES = {
@@ -144,10 +144,8 @@ def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, content)
-    text = json.dumps({**card, **facts}, indent=2) + "\n"
-    _write_atomically(path.with_suffix(".json"), text.encode())
+    write_bytes(path, content)
+    write_json(path.with_suffix(".json"), {**card, **facts})
 
 
 def load_weights(
@@ -296,9 +294,3 @@ def _calibrated_point(path: Path, card: dict[str, Any], output: str) -> float:
             "one between 0 and 1; copy the card again, or calibrate with 'bagau calibrate'"
         )
     return point
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

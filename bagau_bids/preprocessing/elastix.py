@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.files import write_text
 from bagau_bids.processes import end_with_parent, module_command
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -184,9 +185,7 @@ def _register(folder: Path) -> None:
         dict(transforms.GetParameterMap(index))
         for index in range(transforms.GetNumberOfParameterMaps())
     ]
-    temporary = folder / "result.json.part"
-    temporary.write_text(json.dumps(results[-len(job["stages"]) :]))
-    temporary.replace(folder / "result.json")
+    write_text(folder / "result.json", json.dumps(results[-len(job["stages"]) :]))
 
 
 def _affine_parameter_text(matrix: npt.NDArray[np.float64]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bagau_bids.errors import MissingResourceError
+from bagau_bids.files import replacing, write_text
 
 TEMPLATEFLOW_TEMPLATES = ("MNI152NLin2009cSym",)
 EMBEDDED_TEMPLATES = ("ICBM152NLin2009aSym",)
@@ -175,10 +176,7 @@ def write_manifest(template: Template, home: Path) -> Path:
                 f"manifest) and run: {fetch_command(template.name, home)}"
             )
     text = "".join(f"{digest}  {file}\n" for file, digest in sorted(digests.items()))
-    if not manifest.is_file() or manifest.read_text() != text:
-        temporary = manifest.with_suffix(".part")
-        temporary.write_text(text)
-        temporary.replace(manifest)
+    write_text(manifest, text)
     return manifest
 
 
@@ -283,14 +281,12 @@ def _write_embedded(name: str, cache_dir: Path) -> Template:
     folder = cache_dir / f"tpl-{name}"
     paths = {part: folder / f"tpl-{name}_res-1_{end}" for part, end in FILE_ENDS.items()}
     if not all(_size(path) for path in paths.values()):
-        folder.mkdir(parents=True, exist_ok=True)
         images = {
             "t1w": datasets.load_mni152_template(resolution=1),
             "wm_probseg": datasets.load_mni152_wm_template(resolution=1),
             "brain_mask": datasets.load_mni152_brain_mask(resolution=1),
         }
         for part, path in paths.items():
-            temporary = folder / f"{os.getpid()}-{path.name}"
-            images[part].to_filename(temporary)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                images[part].to_filename(temporary)
     return Template(name, **paths)

@@ -16,18 +16,12 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import (
-    catalogue_of,
-    derivative_path,
-    remove_stale,
-    sidecar_path,
-    write_json,
-    write_table,
-)
+from bagau_bids.bids.derivatives import catalogue_of, derivative_path, sidecar_path
 from bagau_bids.bids.participants import raw_folder
 from bagau_bids.bids.sessions import LABELS, SessionOrder, order_sessions
 from bagau_bids.bids.tables import MOST_NAMED, column_descriptions, described_table, listed
 from bagau_bids.errors import ProcessingError
+from bagau_bids.files import remove_stale, write_json, write_table
 from bagau_bids.measures.changes import (
     GONE,
     GROWING,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bagau_bids.bids.derivatives import write_text
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import InputImageError
 from bagau_bids.evaluation.pairs import MaskPair
 from bagau_bids.evaluation.scoring import Mask, check_grid, read_pair
 from bagau_bids.evaluation.tables import ALL, MEANS, SIZES
+from bagau_bids.files import write_text
 from bagau_bids.preprocessing.conform import read_volume
 from bagau_bids.reports import charts, figures
 from bagau_bids.reports.pages import Layer, Picture, embed, render

@@ -8,15 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bagau_bids.bids.derivatives import (
-    bids_uri,
-    catalogue_of,
-    remove_stale,
-    sidecar_path,
-    write_bytes,
-    write_json,
-)
+from bagau_bids.bids.derivatives import bids_uri, catalogue_of, sidecar_path
 from bagau_bids.errors import ProcessingError
+from bagau_bids.files import remove_stale, write_bytes, write_json
 from bagau_bids.preprocessing.template_masks import MNI_2MM, Grid, LesionFrequency
 from bagau_bids.preprocessing.transforms import (
     TemplateTransform,

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bagau_bids.bids.derivatives import write_json, write_table
 from bagau_bids.bids.participants import find_participants
 from bagau_bids.bids.tables import described_table, natural_key
 from bagau_bids.errors import UsageError
+from bagau_bids.files import write_json, write_table
 from bagau_bids.reports.changes import write_changes
 from bagau_bids.reports.frequency import write_frequency_maps
 from bagau_bids.reports.group_page import Cohort, write_group_page

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bagau_bids.bids.derivatives import write_text
 from bagau_bids.bids.participants import Participants
 from bagau_bids.bids.tables import listed, natural_key
+from bagau_bids.files import write_text
 from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
 from bagau_bids.measures.regions import REGIONS, SIDES

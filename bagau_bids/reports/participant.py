@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bagau_bids.bids.derivatives import remove_stale, write_text
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.files import remove_stale, write_text
 from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bagau_bids.bids.derivatives import write_bytes
 from bagau_bids.errors import ProcessingError
+from bagau_bids.files import write_bytes
 from bagau_bids.measures.regions import (
     COLOURS,
     REGIONS,

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bagau_bids.bids.derivatives import replacing
 from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.files import replacing
 from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template

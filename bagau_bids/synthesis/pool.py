@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import claim_origin, replacing
 from bagau_bids.errors import UsageError
+from bagau_bids.files import claim_origin, replacing
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
 # Labels of a target; what is not judged is "other pathology" in the WMH challenge. An infarct is

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bagau_bids.bids.derivatives import replacing
 from bagau_bids.errors import UsageError
+from bagau_bids.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bagau_bids.bids.derivatives import replacing
+from bagau_bids.files import replacing
 
 TRAINING, VALIDATION = "training.csv", "validation.csv"
 CURVES = "curves.png"

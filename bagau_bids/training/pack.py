@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import replacing, write_json
 from bagau_bids.datasets.labelled import TrainingScan, plane_of
 from bagau_bids.errors import UsageError
+from bagau_bids.files import replacing, write_json
 from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.heads import load_training_head, save_training_head

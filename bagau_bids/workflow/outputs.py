@@ -27,16 +27,11 @@ from nipype.interfaces.base import (
 from numpy.typing import NDArray
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import (
-    copy_file,
-    derivative_path,
-    remove_stale,
-    sidecar_path,
-    write_json,
-)
+from bagau_bids.bids.derivatives import derivative_path, sidecar_path
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
+from bagau_bids.files import copy_file, remove_stale, write_json
 from bagau_bids.workflow.step import (
     Step,
     StepInputSpec,

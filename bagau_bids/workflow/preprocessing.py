@@ -9,9 +9,9 @@ import numpy as np
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import write_table
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import InputImageError, ProcessingError
+from bagau_bids.files import write_table
 from bagau_bids.spaces import reorient, same_grid
 from bagau_bids.workflow.step import (
     Step,

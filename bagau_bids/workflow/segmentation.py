@@ -9,8 +9,8 @@ import numpy as np
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 from numpy.typing import NDArray
 
-from bagau_bids.bids.derivatives import write_table
 from bagau_bids.config import PERIVENTRICULAR_RULES
+from bagau_bids.files import write_table
 from bagau_bids.workflow.step import (
     Step,
     StepOutputSpec,

@@ -18,8 +18,8 @@ from typing import Any
 from nipype.pipeline.engine.utils import load_resultfile
 from nipype.pipeline.plugins.tools import create_pyscript
 
-from bagau_bids.bids.derivatives import write_json
 from bagau_bids.errors import MissingResourceError, UsageError
+from bagau_bids.files import write_json
 from bagau_bids.workflow.step import FAILURE_FILE
 
 COMMANDS = ("sbatch", "squeue", "scancel")

@@ -32,10 +32,9 @@ from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import write_json
-from bagau_bids.bids.locking import together
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, ProcessingError
+from bagau_bids.files import together, write_json
 from bagau_bids.spaces import same_grid
 
 FAILURE_FILE = "failure.json"

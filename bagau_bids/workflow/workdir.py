@@ -1,24 +1,20 @@
 """The work folder of each scan: its place, kept for one run at a time, emptied or removed."""
 
-import fcntl
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bagau_bids import __version__
-from bagau_bids.bids.locking import others_leave
 from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Config
 from bagau_bids.errors import UsageError
+from bagau_bids.files import one_at_a_time
 from bagau_bids.workflow.flair import workflow_name
 from bagau_bids.workflow.step import FAILURE_FILE, STEPS_LOCK
 
 LOCK_FILE = ".lock"
 STEPS_PATIENCE_S = 10.0  # for steps of a run that was killed to end with it
-
-log = logging.getLogger(__name__)
 
 
 def top_name() -> str:
@@ -39,22 +35,19 @@ def own_work_folder(config: Config, scan: Scan) -> Iterator[None]:
     this run may fail without a word of their own, and begin where it cannot be seen.
     """
     folder = work_folder(config, scan)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with one_at_a_time(folder / LOCK_FILE, 0) as alone:
+        if not alone:
             raise UsageError(
                 f"{folder}: another run works on this scan there; wait for it, or choose another "
                 "--work-dir"
-            ) from error
-        except OSError:
-            log.debug("%s: the file system has no locks", folder)
-        if not others_leave(folder / STEPS_LOCK, STEPS_PATIENCE_S):
-            raise UsageError(
-                f"{folder}: a step of an earlier run is still at work there, though that run has "
-                "ended; wait for it, as for a job in a batch system, or choose another --work-dir"
             )
+        with one_at_a_time(folder / STEPS_LOCK, STEPS_PATIENCE_S) as steps_ended:
+            if not steps_ended:
+                raise UsageError(
+                    f"{folder}: a step of an earlier run is still at work there, though that run "
+                    "has ended; wait for it, as for a job in a batch system, or choose another "
+                    "--work-dir"
+                )
         if config.execution.clean_workdir:
             for item in folder.iterdir():
                 if item.is_dir():

@@ -1,29 +1,16 @@
 """Names of derivatives, and writing that never leaves half a file."""
 
-import json
-import threading
-
-import numpy as np
-import pandas as pd
 import pytest
 
-from bagau_bids.bids import derivatives
 from bagau_bids.bids.derivatives import (
     bids_uri,
-    claim_origin,
-    copy_file,
     derivative_names,
     derivative_path,
     find_brain_mask,
-    place_file,
     sidecar_path,
     source_stem,
-    write_bytes,
-    write_json,
-    write_table,
-    write_text,
 )
-from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.errors import InputImageError
 
 FULL = {"run": "1", "rec": "a", "ce": "gad", "acq": "3D", "ses": "2", "sub": "01"}
 
@@ -113,125 +100,6 @@ def test_no_sidecar_for_other_files(tmp_path):
 def test_bids_uri():
     assert bids_uri("raw", "sub-01/anat/a.nii.gz") == "bids:raw:sub-01/anat/a.nii.gz"
     assert bids_uri("", "sub-01/a") == "bids::sub-01/a"
-
-
-def test_only_what_changed_is_written(tmp_path):
-    path = tmp_path / "new" / "a.txt"
-    assert write_text(path, "one")
-    stamp = path.stat().st_mtime_ns
-    assert not write_text(path, "one")
-    assert path.stat().st_mtime_ns == stamp
-    assert write_text(path, "two")
-    assert path.read_text() == "two"
-
-
-def test_copy_only_what_differs(tmp_path):
-    source, copy = tmp_path / "a", tmp_path / "b" / "c"
-    source.write_bytes(b"x" * (derivatives.READ_SIZE_BYTES + 3))
-    assert copy_file(source, copy)
-    assert not copy_file(source, copy)
-    changed = bytearray(source.read_bytes())
-    changed[-1] = 0
-    source.write_bytes(bytes(changed))
-    assert copy_file(source, copy)
-    assert copy.read_bytes() == bytes(changed)
-
-
-@pytest.mark.parametrize("how", ["hard", "symlink", "copy"])
-def test_file_is_placed_once_and_anew_when_it_is_another(tmp_path, how):
-    source, path = tmp_path / "a", tmp_path / "b" / "c"
-    source.write_text("one")
-    (tmp_path / "link").symlink_to(source)
-    assert place_file(tmp_path / "link", path, how)
-    assert not place_file(source, path, how)
-    assert path.read_text() == "one"
-    assert path.is_symlink() == (how == "symlink")
-    assert path.samefile(source) == (how != "copy")
-    (tmp_path / "other").write_text("two")
-    assert place_file(tmp_path / "other", path, how)
-    assert path.read_text() == "two"
-    assert source.read_text() == "one"
-    assert [item.name for item in path.parent.iterdir()] == ["c"]
-
-
-def test_symbolic_link_survives_moving_both_folders(tmp_path):
-    source, path = tmp_path / "all" / "data" / "a", tmp_path / "all" / "bids" / "sub" / "b"
-    source.parent.mkdir(parents=True)
-    source.write_text("one")
-    place_file(source, path, "symlink")
-    (tmp_path / "all").rename(tmp_path / "moved")
-    assert (tmp_path / "moved" / "bids" / "sub" / "b").read_text() == "one"
-
-
-def test_folder_is_claimed_for_one_origin(tmp_path):
-    path = tmp_path / "new" / "origin.json"
-    claim_origin(path, {"seed": 1, "maps": ["a"]})
-    claim_origin(path, {"maps": ["a"], "seed": 1})
-    with pytest.raises(UsageError, match="origin.json: .* made with another maps, seed, expected"):
-        claim_origin(path, {"seed": 2})
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    write_bytes(path, b"old")
-
-    def full_disk(source, target):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(derivatives.os, "replace", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_bytes(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [item.name for item in tmp_path.iterdir()] == ["a"]
-
-
-def test_json_writes_numpy_and_has_no_nan(tmp_path):
-    write_json(
-        tmp_path / "a.json",
-        {
-            "array": np.arange(3),
-            "number": np.float32(0.5),
-            "nan": float("nan"),
-            "path": tmp_path,
-            "tuple": (1, np.inf),
-            "text": "Ähnlich",
-        },
-    )
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert "Ähnlich" in text
-    assert json.loads(text) == {
-        "array": [0, 1, 2],
-        "number": 0.5,
-        "nan": None,
-        "path": tmp_path.as_posix(),
-        "tuple": [1, None],
-        "text": "Ähnlich",
-    }
-
-
-def test_table_is_a_bids_table(tmp_path):
-    table = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None], "c": [1, 2]})
-    write_table(tmp_path / "a.tsv", table)
-    assert (tmp_path / "a.tsv").read_bytes() == b"a\tb\tc\n1\tx\t1\nn/a\tn/a\t2\n"
-
-
-def test_many_writers_of_one_file_leave_one_whole_file(tmp_path):
-    path = tmp_path / "shared.json"
-    contents = [bytes([65 + number]) * 50_000 for number in range(6)]
-    seen = set()
-
-    def write(content):
-        for _ in range(20):
-            write_bytes(path, content)
-            seen.add(path.read_bytes())
-
-    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen <= set(contents)
-    assert [item.name for item in tmp_path.iterdir()] == ["shared.json"]
 
 
 class TestFindBrainMask:

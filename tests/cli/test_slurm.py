@@ -12,10 +12,11 @@ import pytest
 from workflow_fakes import make_dataset
 
 import bagau_bids
-from bagau_bids.bids.derivatives import derivative_path, write_json
+from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import Processing
+from bagau_bids.files import write_json
 from bagau_bids.preprocessing.template import expected_paths
 from bagau_bids.workflow.flair import result_options
 

@@ -156,7 +156,7 @@ def test_a_record_that_cannot_be_written_loses_no_other_result(go, monkeypatch, 
 
 
 def _full_for(end):
-    from bagau_bids.bids.derivatives import write_json
+    from bagau_bids.files import write_json
 
     def write(path, content):
         if path.name.endswith(end):

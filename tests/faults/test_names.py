@@ -11,20 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workflow_fakes import make_dataset
 
-from bagau_bids.bids.derivatives import (
-    derivative_names,
-    derivative_path,
-    longest_name,
-    replacing,
-    write_json,
-    write_text,
-)
+from bagau_bids.bids.derivatives import derivative_names, derivative_path, longest_name
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.scans import find_scans, find_too_long
 from bagau_bids.cli import failure
 from bagau_bids.cli.failure import exit_code_of
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import Selection
+from bagau_bids.files import replacing, write_json, write_text
 
 TEMPLATE = "MNI152NLin2009cSym"
 LIMIT = 255  # of most file systems
@@ -58,7 +52,7 @@ def test_what_a_killed_process_left_of_a_file_is_removed_by_the_next_that_writes
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from bagau_bids.bids.derivatives import replacing\n"
+        "from bagau_bids.files import replacing\n"
         "blocks = [replacing(Path(name)) for name in sys.argv[1:]]\n"
         "for block in blocks:\n"
         "    block.__enter__().write_text('half')\n"

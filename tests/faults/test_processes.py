@@ -18,8 +18,8 @@ from workflow_fakes import (
     scans_of,
 )
 
-from bagau_bids.bids.locking import others_leave, together
 from bagau_bids.errors import UsageError
+from bagau_bids.files import one_at_a_time, together
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.workflow.run import run_participants
 from bagau_bids.workflow.workdir import work_folder
@@ -169,13 +169,15 @@ def test_a_step_of_an_earlier_run_that_is_still_at_work_is_waited_for_and_named(
     free = []
 
     def while_at_work(data):
-        free.append(others_leave(path / ".steps.lock", 0.0))
+        with one_at_a_time(path / ".steps.lock", 0.0) as alone:
+            free.append(alone)
         return False
 
     calls.fail_on["registration"] = (while_at_work, KeyError())
     assert run_participants(config, scans[:1], template, Listener())[0].ok
     assert free == [False]
-    assert others_leave(path / ".steps.lock", 0.0)
+    with one_at_a_time(path / ".steps.lock", 0.0) as alone:
+        assert alone
 
 
 def test_more_scans_than_files_may_be_open_are_refused_with_a_way_out(folder, monkeypatch):

@@ -13,10 +13,11 @@ from fake_derivatives import NEWER, drawn_head, write_failure, write_scan
 from page_checks import Page
 from PIL import Image
 
-from bagau_bids.bids.derivatives import derivative_path, write_table
+from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.description import write_citation
 from bagau_bids.config import Processing
 from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.files import write_table
 from bagau_bids.measures import fazekas, flags, lesions, regions
 from bagau_bids.reports import participant, scan_pictures
 from bagau_bids.reports.group import write_group

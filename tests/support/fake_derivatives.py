@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bagau_bids.bids.derivatives import derivative_path, write_json, write_table
+from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.files import write_json, write_table
 from bagau_bids.measures import fazekas, flags, lesions, quality, regions
 from bagau_bids.preprocessing.transforms import write_itk_forward
 

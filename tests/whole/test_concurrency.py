@@ -11,11 +11,11 @@ import pytest
 from workflow_fakes import Listener, install, make_config, make_dataset, make_template
 
 from bagau_bids.bids.description import write_dataset_files
-from bagau_bids.bids.locking import one_at_a_time
 from bagau_bids.bids.scans import find_scans
 from bagau_bids.cli.runlog import run_log
 from bagau_bids.cli.summary import DONE, Row, write_summary
 from bagau_bids.config import Processing, Selection
+from bagau_bids.files import one_at_a_time
 from bagau_bids.workflow.run import run_participants
 
 JOBS = 20

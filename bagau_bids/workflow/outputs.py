@@ -15,12 +15,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     Directory,
     File,
     InputMultiObject,
-    SimpleInterface,
-    TraitedSpec,
     isdefined,
     traits,
 )
@@ -40,7 +37,6 @@ from bagau_bids.workflow.step import (
     load_image,
     read_record,
     save_image,
-    telling_why,
 )
 
 # Images on the conformed grid -> derivative and type on disk.
@@ -62,7 +58,7 @@ OPTIONAL_IMAGES: dict[str, tuple[str, type]] = {
     "known_lesions": ("known_lesion_mask", np.uint8),
 }
 # Images that are there to be looked at, in 256 steps of brightness.
-PREVIEWS = {"conformed": "conformed_flair", "warped_t1w": "warped_t1w"}
+PREVIEWS = {"flair": "conformed_flair", "warped_t1w": "warped_t1w"}
 BRIGHTEST_PERCENTILE = 99.9
 FINAL_FILES = (
     "lesions_table",
@@ -101,6 +97,8 @@ class TemplateCopies(Step):
 
     input_spec = TemplateCopiesInputSpec
     output_spec = TemplateCopiesOutputSpec
+    name = "template_copies"
+    memory_gb = 1.8
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.preprocessing.transforms import inverse_field, read_itk_forward, sample
@@ -133,7 +131,7 @@ class PrepareInputSpec(StepInputSpec):
     known_lesions_uri = traits.Str(usedefault=True, desc="where the known lesions came from")
     options = traits.Dict(mandatory=True, desc="options of the run that make the result")
 
-    conformed = File(exists=True, mandatory=True)
+    flair = File(exists=True, mandatory=True)
     wmh_mask = File(exists=True, mandatory=True)
     probability = File(exists=True, mandatory=True)
     lesions = File(exists=True, mandatory=True)
@@ -183,6 +181,8 @@ class Prepare(Step):
 
     input_spec = PrepareInputSpec
     output_spec = PrepareOutputSpec
+    name = "prepare"
+    memory_gb = 1.2
 
     def _process(self, folder: Path) -> dict[str, Any]:
         tree = folder / "derivatives"
@@ -294,7 +294,7 @@ class Prepare(Step):
         }
 
 
-class PutOutInputSpec(BaseInterfaceInputSpec):
+class PutOutInputSpec(StepInputSpec):
     """Inputs of `PutOut`."""
 
     tree = Directory(exists=True, mandatory=True)
@@ -304,13 +304,13 @@ class PutOutInputSpec(BaseInterfaceInputSpec):
     output_dir = Directory(mandatory=True, desc="root of the derivative data set")
 
 
-class PutOutOutputSpec(TraitedSpec):
+class PutOutOutputSpec(StepOutputSpec):
     """Outputs of `PutOut`."""
 
     written = traits.List(traits.Str(), desc="paths of files that were not there already")
 
 
-class PutOut(SimpleInterface):
+class PutOut(Step):
     """Copy a scan's derivatives into the output folder, each in one step, where they differ.
 
     Nothing is copied where one of them is not as it was when it was made.
@@ -318,21 +318,26 @@ class PutOut(SimpleInterface):
 
     input_spec = PutOutInputSpec
     output_spec = PutOutOutputSpec
+    name = "put_out"
+    memory_gb = 0.3
+    ends_scan = True
     _always_run = True
 
-    def _run_interface(self, runtime: Any) -> Any:
+    def _folders(self, folder: Path) -> tuple[Path, ...]:
+        return (folder, Path(self.inputs.output_dir))
+
+    def _process(self, folder: Path) -> dict[str, Any]:
         tree, output_dir = Path(self.inputs.tree), Path(self.inputs.output_dir)
-        with telling_why(Path(runtime.cwd), output_dir):
-            for name, digest in zip(self.inputs.files, self.inputs.digests, strict=True):
-                if not (tree / name).is_file() or file_digest(tree / name) != digest:
-                    raise ProcessingError(damaged(tree / name, "not as it was written"))
-            self._results["written"] = [
-                name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
-            ]
-            if isdefined(self.inputs.stale):
-                left = [output_dir / name for name in self.inputs.stale]
-                remove_stale(left, "this run was not asked for it, or has no such mask")
-        return runtime
+        for name, digest in zip(self.inputs.files, self.inputs.digests, strict=True):
+            if not (tree / name).is_file() or file_digest(tree / name) != digest:
+                raise ProcessingError(damaged(tree / name, "not as it was written"))
+        self._results["written"] = [
+            name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
+        ]
+        if isdefined(self.inputs.stale):
+            left = [output_dir / name for name in self.inputs.stale]
+            remove_stale(left, "this run was not asked for it, or has no such mask")
+        return {"notes": ()}
 
 
 def eight_bits(data: NDArray) -> NDArray[np.uint8]:

@@ -53,6 +53,8 @@ class Conform(Step):
 
     input_spec = ConformInputSpec
     output_spec = ConformOutputSpec
+    name = "conform"
+    memory_gb = 0.5
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.bids.acquisition import read_sidecars, signs_of_another_sequence
@@ -116,6 +118,9 @@ class BrainMask(Step):
 
     input_spec = BrainMaskInputSpec
     output_spec = BrainMaskOutputSpec
+    name = "brain_mask"
+    memory_gb = 0.8
+    threaded = True
 
     def _process(self, folder: Path) -> dict[str, Any]:
         flair, affine = load_image(self.inputs.flair)
@@ -176,6 +181,9 @@ class BiasField(Step):
 
     input_spec = BiasFieldInputSpec
     output_spec = BiasFieldOutputSpec
+    name = "bias_field"
+    memory_gb = 0.8
+    threaded = True
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.preprocessing.bias_field import correct_bias_field
@@ -218,6 +226,9 @@ class Registration(Step):
 
     input_spec = RegistrationInputSpec
     output_spec = RegistrationOutputSpec
+    name = "registration"
+    memory_gb = 1.5
+    threaded = True
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.preprocessing.registration import register_template
@@ -281,6 +292,9 @@ class T1w(Step):
 
     input_spec = T1wInputSpec
     output_spec = T1wOutputSpec
+    name = "t1w"
+    memory_gb = 1.5
+    threaded = True
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.preprocessing.t1w import t1w_on_flair
@@ -327,6 +341,8 @@ class Regions(Step):
 
     input_spec = RegionsInputSpec
     output_spec = RegionsOutputSpec
+    name = "regions"
+    memory_gb = 1.2
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.measures import regions, suspects

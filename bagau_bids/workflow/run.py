@@ -167,8 +167,7 @@ def _build(config: Config, scan: Scan, template: "Template") -> pe.Workflow:
     )
     for node in _nodes(workflow):
         node.config = {"execution": {"crashdump_dir": str(_crash_folder(config, scan))}}
-        if "debug" in node.inputs.trait_names():
-            node.inputs.debug = "pdb" in config.execution.debug
+        node.inputs.debug = "pdb" in config.execution.debug
     return workflow
 
 

@@ -73,6 +73,9 @@ class Segmentation(Step):
 
     input_spec = SegmentationInputSpec
     output_spec = SegmentationOutputSpec
+    name = "segmentation"
+    memory_gb = 2.5  # for the full-width network
+    threaded = True
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.network.inference import segment, segment_input
@@ -171,6 +174,8 @@ class Measure(Step):
 
     input_spec = MeasureInputSpec
     output_spec = MeasureOutputSpec
+    name = "measure"
+    memory_gb = 1.2
 
     def _process(self, folder: Path) -> dict[str, Any]:
         from bagau_bids.measures import fazekas, flags, lesions, quality, suspects

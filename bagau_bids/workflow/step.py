@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -60,15 +60,32 @@ class StepOutputSpec(TraitedSpec):
 
 
 class Step(SimpleInterface):
-    """Base of the steps: times them, writes their record, and says why one failed."""
+    """Base of the steps: times them, writes their record, and says why one failed.
+
+    Attributes
+    ----------
+    name
+        Of its node, its work folder and its record.
+    memory_gb
+        Peak memory of the process that runs it, its libraries and children included: measured on
+        320x320x48 voxels, rounded up for larger scans.
+    threaded
+        Whether it uses more than one thread.
+    ends_scan
+        Whether all outputs of the scan are written when it is done.
+    """
 
     input_spec = StepInputSpec
     output_spec = StepOutputSpec
+    name: ClassVar[str]
+    memory_gb: ClassVar[float]
+    threaded: ClassVar[bool] = False
+    ends_scan: ClassVar[bool] = False
 
     def _run_interface(self, runtime: Any) -> Any:
         folder = Path(runtime.cwd)
         started = time.monotonic()
-        with telling_why(folder, debug=self.inputs.debug):
+        with self._telling_why(folder):
             with (
                 together(_steps_lock(folder)),
                 temporaries_in(folder),
@@ -83,6 +100,22 @@ class Step(SimpleInterface):
     def _process(self, folder: Path) -> dict[str, Any]:
         """Do the work inside `folder`, set the outputs, and return the step's record."""
         raise NotImplementedError
+
+    def _folders(self, folder: Path) -> tuple[Path, ...]:
+        """Folders that the step writes to, one of which may be on a full disk."""
+        return (folder,)
+
+    @contextmanager
+    def _telling_why(self, folder: Path) -> Iterator[None]:
+        """Leave a file in `folder` that says why the block failed, for who tells the user."""
+        try:
+            yield
+        except Exception as error:
+            with suppress(OSError):  # on a full disk: what started the step looks at that, too
+                write_json(folder / FAILURE_FILE, describe_failure(error, self._folders(folder)))
+            if self.inputs.debug:
+                pdb.post_mortem(error.__traceback__)
+            raise
 
     def _save(
         self, output: str, folder: Path, data: NDArray, affine: NDArray, dtype: DTypeLike
@@ -119,29 +152,6 @@ def _steps_lock(folder: Path) -> Path:
         (path for above in folder.parents if (path := above / STEPS_LOCK).exists()),
         folder / STEPS_LOCK,
     )
-
-
-@contextmanager
-def telling_why(folder: Path, *others: Path, debug: bool = False) -> Iterator[None]:
-    """Leave a file in a step's folder that says why the block failed, for who tells the user.
-
-    Parameters
-    ----------
-    folder
-        The step's own.
-    others
-        Other folders that it writes to.
-    debug
-        Open the debugger first.
-    """
-    try:
-        yield
-    except Exception as error:
-        with suppress(OSError):  # on a full disk: what started the step looks at that, too
-            write_json(folder / FAILURE_FILE, describe_failure(error, (folder, *others)))
-        if debug:
-            pdb.post_mortem(error.__traceback__)
-        raise
 
 
 def describe_failure(error: BaseException, folders: Sequence[Path] = ()) -> dict[str, Any]:

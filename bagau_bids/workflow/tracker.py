@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bagau_bids.bids.scans import Scan
 from bagau_bids.disk import FULL_WORDS, full_disk_message, nearly_full
-from bagau_bids.workflow.flair import STEPS
 from bagau_bids.workflow.plugins import KILLED
 from bagau_bids.workflow.step import FAILURE_FILE
 
@@ -109,7 +108,7 @@ class Tracker:
             started = self._started.pop(node.fullname, None)
             seconds = 0.0 if started is None else time.monotonic() - started
             self._progress.step_finished(scan.stem, node.name, seconds)
-            if node.name == STEPS[-1]:
+            if node.interface.ends_scan:
                 self._done.add(scan)
                 self._progress.scan_finished(scan.stem)
         else:

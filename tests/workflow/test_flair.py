@@ -8,7 +8,6 @@ from workflow_fakes import make_dataset, make_template, scans_of
 
 from bagau_bids.config import Processing, Resources
 from bagau_bids.workflow.flair import (
-    MEMORY_GB,
     STEPS,
     Materials,
     init_flair_wf,
@@ -42,9 +41,8 @@ def build(tmp_path):
 
 
 def nodes_of(workflow):
-    """Nodes that do something, by the name of their step."""
-    found = {name.split(".")[-1]: workflow.get_node(name) for name in workflow.list_node_names()}
-    return {step: node for step, node in found.items() if step not in ("inputnode", "outputnode")}
+    """Nodes by the name of their step."""
+    return {name: workflow.get_node(name) for name in workflow.list_node_names()}
 
 
 def test_steps_and_name(build):
@@ -52,12 +50,12 @@ def test_steps_and_name(build):
     assert workflow.name == "sub_01_ses_2_run_1_wf" == workflow_name("sub-01_ses-2_run-1")
     assert set(nodes_of(workflow)) == set(scan_steps(Processing()))
     assert len(scan_steps(Processing())) <= 9  # the T1w and the copies are only made on request
-    assert set(STEPS) == set(MEMORY_GB)
+    assert [step.ends_scan for step in STEPS] == [*[False] * (len(STEPS) - 1), True]
 
 
 def test_template_space_adds_one_step(build):
     options = {"output_spaces": ("orig", TEMPLATE)}
-    expected = [step for step in STEPS if step != "t1w"]
+    expected = [step.name for step in STEPS if step.name != "t1w"]
     assert set(nodes_of(build(processing=options))) == set(expected)
     assert list(scan_steps(Processing(**options))) == expected
 

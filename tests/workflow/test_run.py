@@ -21,6 +21,7 @@ from workflow_fakes import (
     write_flair,
 )
 
+from bagau_bids.config import Processing
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.workflow.flair import STEPS, scan_steps
 from bagau_bids.workflow.run import run_participants
@@ -370,11 +371,7 @@ def test_run_again_computes_and_writes_nothing(go, calls, tmp_path):
     assert results[0].ok
     assert calls.counts == counts
     assert stamps(tmp_path / "out") == before
-    assert set(listener.finished) == {("sub-01", step) for step in scan_steps_default()}
-
-
-def scan_steps_default():
-    return [step for step in STEPS if step not in ("template_copies", "t1w")]
+    assert set(listener.finished) == {("sub-01", step) for step in scan_steps(Processing())}
 
 
 def test_threads_device_and_compression_do_not_make_it_run_again(go, calls):
@@ -649,7 +646,7 @@ def test_validator_accepts_the_derivatives(go, tmp_path):
 def test_steps_are_at_most_ten():
     config = make_config(None, None, None, output_spaces=("orig", TEMPLATE))
     assert len(scan_steps(config.processing)) <= 10  # one more where a network reads the T1w
-    assert {*scan_steps(config.processing), "t1w"} == set(STEPS)
+    assert {*scan_steps(config.processing), "t1w"} == {step.name for step in STEPS}
 
 
 def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ install: $(VENV)/.installed
 # Written last by the phantom, so a data set that was cut short is made again.
 $(DEMO)/bids/dataset_description.json: | $(VENV)/.installed
 	rm -rf $(DEMO)/bids
-	$(BIN)/bagau phantom $(DEMO)/bids --subjects $(DEMO_SUBJECTS) --seed $(DEMO_SEED)
+	$(BIN)/bagau phantom $(DEMO)/bids --subjects $(DEMO_SUBJECTS) --random-seed $(DEMO_SEED)
 
 demo: $(VENV)/.installed $(DEMO)/bids/dataset_description.json
 	$(BIN)/bagau-bids $(DEMO)/bids $(DEMO)/derivatives participant group \

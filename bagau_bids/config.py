@@ -11,12 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bagau_bids import values
+from bagau_bids.options import Spelling, argument, option, part, spelling
+
 TEMPLATES = ("MNI152NLin2009cSym", "ICBM152NLin2009aSym")
 MODELS = ("small", "full")
 REGISTRATIONS = ("robust", "paper")
 SKULL_STRIPS = ("auto", "skip")
 PERIVENTRICULAR_RULES = ("10mm", "3mm")
 ANALYSIS_LEVELS = ("participant", "group")
+SEGMENTATION, PREPROCESSING, OUTPUTS = "segmentation", "preprocessing", "outputs"  # in the help
 MAX_OMP_NTHREADS = 8
 INFARCT_THRESHOLD = 0.5  # of the calibrated probability, from which on a voxel may be infarct
 
@@ -36,86 +40,320 @@ def new_run_uuid() -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
 
 
+def _accepted(name: str, text: str, **keywords: Any) -> Spelling:
+    """Return an option of other BIDS-Apps that changes nothing here."""
+    return spelling(name, dest="accepted", help=f"accepted for compatibility; {text}", **keywords)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which scans to process."""
 
-    participant_labels: tuple[str, ...] = ()
-    session_labels: tuple[str, ...] = ()
-    bids_filters: Path | None = None
-    database_dir: Path | None = None
-    database_wipe: bool = False
-    skip_bids_validation: bool = False
+    participant_labels: tuple[str, ...] = option(
+        (),
+        "only these participants, with or without sub-; default: all",
+        "--participant-label",
+        "--participant-labels",
+        metavar="LABEL",
+        type=values.label("sub"),
+    )
+    session_labels: tuple[str, ...] = option(
+        (),
+        "only these sessions, with or without ses-; default: all",
+        "--session-label",
+        "--session-id",
+        metavar="LABEL",
+        type=values.label("ses"),
+    )
+    bids_filters: Path | None = option(
+        None,
+        'JSON such as {"flair": {"acquisition": "3D", "run": [1, 2]}} with pybids names of '
+        'entities; null: must be absent, "*": must be present. Keys for other images are ignored',
+        "--bids-filter-file",
+        metavar="FILE",
+        type=values.existing_file,
+    )
+    database_dir: Path | None = option(
+        None,
+        "keep the pybids index of the whole data set here, and use the one that is there",
+        "--bids-database-dir",
+        metavar="PATH",
+        type=values.any_path,
+    )
+    database_wipe: bool = option(False, "write the index anew", "--bids-database-wipe")
+    skip_bids_validation: bool = option(
+        False,
+        "accept a data set without a valid dataset_description.json",
+        "--skip-bids-validation",
+        "--skip-bids-validator",
+    )
 
 
 @dataclass(frozen=True)
 class Processing:
     """What is done to each scan; every field is part of what makes a result."""
 
-    template: str = "MNI152NLin2009cSym"
-    templateflow_home: Path | None = None
-    offline: bool = False
-    registration: str = "robust"
-    skull_strip: str = "auto"
-    derivatives: tuple[Path, ...] = ()
-    output_spaces: tuple[str, ...] = ("orig",)
-    model: str = "small"
-    weights: tuple[Path, ...] = ()
-    tta: bool = False
-    infarct: bool = False
-    known_lesions: tuple[Path, ...] = ()
-    ignore_lesion_roi: bool = False
-    threshold: float = 0.5
-    min_lesion_size_mm3: float = 0.0
-    periventricular_rule: str = "10mm"
-    random_seed: int = 0
-    sloppy: bool = False
+    model: str = option(
+        "small",
+        "packaged weights to use (default: %(default)s)",
+        group=SEGMENTATION,
+        choices=MODELS,
+    )
+    weights: tuple[Path, ...] = option(
+        (),
+        "weights (.safetensors) instead of packaged ones, the card (.json) beside each; the "
+        "probabilities of several are averaged",
+        group=SEGMENTATION,
+        metavar="PATH",
+        type=values.any_path,
+    )
+    tta: bool = option(
+        False,
+        "average with the result of the mirrored FLAIR; takes the network twice as long",
+        group=SEGMENTATION,
+    )
+    infarct: bool = option(
+        False,
+        "put infarcts out too: a mask, a probability, their volume and their outline on the "
+        "page; the weights must tell infarcts",
+        group=SEGMENTATION,
+    )
+    known_lesions: tuple[Path, ...] = option(
+        (),
+        "derivatives with masks (label-lesion, -infarct, -tumour or -resection, suffix mask "
+        "or roi) of what is known to be no WMH; preferred to *_label-lesion_roi beside the FLAIR, "
+        "which is used anyway",
+        group=SEGMENTATION,
+        metavar="[NAME=]PATH",
+        type=values.derivatives_dir,
+    )
+    ignore_lesion_roi: bool = option(
+        False, "do not use *_label-lesion_roi beside the FLAIR", group=SEGMENTATION
+    )
+    threshold: float = option(
+        0.5,
+        "probability from which on a voxel is WMH (default: %(default)s)",
+        group=SEGMENTATION,
+        metavar="P",
+        type=values.threshold,
+    )
+    min_lesion_size_mm3: float = option(
+        0.0,
+        "remove lesions smaller than this volume in mm3 (default: %(default)g, none)",
+        "--min-lesion-size",
+        group=SEGMENTATION,
+        metavar="MM3",
+        type=values.lesion_size_mm3,
+    )
+    periventricular_rule: str = option(
+        "10mm",
+        "which white matter is periventricular. 10mm: up to 10 mm from the lateral "
+        "ventricles. 3mm: up to 3 mm is juxtaventricular, from there to 13 mm periventricular "
+        "(default: %(default)s)",
+        group=SEGMENTATION,
+        choices=PERIVENTRICULAR_RULES,
+    )
+    random_seed: int = option(
+        0,
+        "seed of the registration's sampling (default: %(default)s)",
+        group=SEGMENTATION,
+        metavar="N",
+        type=values.whole_number(0),
+    )
+    template: str = option(
+        "MNI152NLin2009cSym",
+        "template whose white-matter map guides the network; ICBM152NLin2009aSym comes with "
+        "the installation and needs no download (default: %(default)s)",
+        group=PREPROCESSING,
+        choices=TEMPLATES,
+    )
+    templateflow_home: Path | None = option(
+        None,
+        "TemplateFlow folder; default: $TEMPLATEFLOW_HOME, then ~/.cache/templateflow",
+        group=PREPROCESSING,
+        metavar="PATH",
+        type=values.any_path,
+    )
+    offline: bool = option(False, "never try to use the network", group=PREPROCESSING)
+    registration: str = option(
+        "robust",
+        "parameters of the registration of the template (default: %(default)s)",
+        group=PREPROCESSING,
+        choices=REGISTRATIONS,
+    )
+    skull_strip: str = option(
+        "auto",
+        "auto: find the brain, detect FLAIRs that are stripped already; skip: take every "
+        "FLAIR as stripped (default: %(default)s)",
+        group=PREPROCESSING,
+        choices=SKULL_STRIPS,
+    )
+    derivatives: tuple[Path, ...] = option(
+        (),
+        "use the FLAIR's brain mask where one is found in these derivatives",
+        "-d",
+        "--derivatives",
+        group=PREPROCESSING,
+        metavar="[NAME=]PATH",
+        type=values.derivatives_dir,
+    )
+    sloppy: bool = option(
+        False, "low quality and fast, for tests of an installation", group=PREPROCESSING
+    )
+    output_spaces: tuple[str, ...] = option(
+        ("orig",),
+        "orig: the FLAIR's own grid, always written; a template's name: also there",
+        group=OUTPUTS,
+        metavar="SPACE",
+        type=values.output_space(TEMPLATES),
+        also=[_accepted("--output-layout", "always bids", choices=("bids",))],
+    )
 
 
 @dataclass(frozen=True)
 class Resources:
     """What the run may use; no field changes a result."""
 
-    device: str = "auto"
-    batch_size: int = 8
-    nprocs: int = field(default_factory=available_cpus)
-    omp_nthreads: int = 1
-    mem_gb: float | None = None
-    low_mem: bool = False
-    plugin_file: Path | None = None
+    device: str = option(
+        "auto",
+        "where the networks run; auto: CUDA if usable (default: %(default)s)",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        type=values.device,
+    )
+    batch_size: int = option(
+        8, "slices at once (default: %(default)s)", metavar="N", type=values.whole_number(1)
+    )
+    nprocs: int = option(
+        available_cpus,
+        "threads in total (default: the cores this process may use, here %(default)s)",
+        *("--nprocs", "--nthreads", "--n-cpus", "-n-cpus", "--ncpus", "--n-procs"),
+        metavar="N",
+        type=values.whole_number(1),
+    )
+    omp_nthreads: int = option(
+        1,
+        "threads of one step (default: one less than --nprocs, up to 8)",
+        "--omp-nthreads",
+        "--ants-nthreads",
+        default=None,  # follows from nprocs
+        metavar="N",
+        type=values.whole_number(1),
+    )
+    mem_gb: float | None = option(
+        None,
+        "memory that may be used, with its unit, such as 16G or 16000M; default: 90 %% of "
+        "what there is",
+        "--mem",
+        metavar="AMOUNT",
+        type=values.memory_gb(None),
+        also=[
+            spelling(
+                f"--mem-{unit.lower()}b",
+                metavar=f"{unit}B",
+                type=values.memory_gb(unit),
+                help=f"the same, a bare number is in {unit}B",
+            )
+            for unit in "MG"
+        ],
+    )
+    low_mem: bool = option(False, "keep intermediate images uncompressed: less memory, more disk")
+    plugin_file: Path | None = option(
+        None,
+        "YAML with nipype's plugin: and plugin_args:",
+        "--use-plugin",
+        "--nipype-plugin-file",
+        metavar="FILE",
+        type=values.existing_file,
+    )
 
 
 @dataclass(frozen=True)
 class Execution:
     """How the run behaves: where it works, when it stops, what it keeps and shows."""
 
-    work_dir: Path = Path("work")
-    clean_workdir: bool = False
-    rm_work_on_success: bool = False
-    reports_only: bool = False
-    boilerplate_only: bool = False
-    stop_on_first_crash: bool = False
-    strict: bool = False
-    resource_monitor: bool = False
-    write_graph: bool = False
-    dry_run: bool = False
-    debug: tuple[str, ...] = ()
-    aggregate_session_reports: int = 4
-    verbose: int = 0
+    aggregate_session_reports: int = option(
+        4,
+        "one page a participant up to N sessions, one page a session above (default: %(default)s)",
+        group=OUTPUTS,
+        metavar="N",
+        type=values.whole_number(1),
+    )
+    reports_only: bool = option(
+        False,
+        "write the pages again from the derivatives in OUTPUT_DIR and process nothing",
+        group=OUTPUTS,
+    )
+    boilerplate_only: bool = option(
+        False,
+        "write logs/CITATION.md and .bib and process nothing",
+        "--boilerplate-only",
+        "--boilerplate",
+        group=OUTPUTS,
+        also=[
+            _accepted(
+                "--md-only-boilerplate", "the text is always Markdown only", action="store_true"
+            )
+        ],
+    )
+    work_dir: Path = option(
+        Path("work"),
+        "folder of intermediate files; the same again continues an interrupted run "
+        "(default: ./%(default)s)",
+        "-w",
+        "--work-dir",
+        metavar="PATH",
+        type=values.any_path,
+    )
+    clean_workdir: bool = option(
+        False,
+        "before the run, delete what earlier runs left in the work folder of these scans",
+    )
+    rm_work_on_success: bool = option(False, "delete the work folder of each scan that is done")
+    stop_on_first_crash: bool = option(
+        False, "stop when a scan fails; default: go on with the others"
+    )
+    strict: bool = option(False, "exit with 1 also when a participant has no FLAIR")
+    dry_run: bool = option(
+        False, "find the scans, check files and build the workflow; process nothing"
+    )
+    write_graph: bool = option(False, "write the workflow's graph")
+    resource_monitor: bool = option(
+        False,
+        "record memory and processor use of every step",
+        also=[_accepted("--crashfile-format", "always txt", choices=("txt",))],
+    )
+    debug: tuple[str, ...] = option(
+        (),
+        "pdb: open the debugger where a run crashes",
+        choices=("pdb",),
+        also=[_accepted("--notrack", "nothing is ever tracked", action="store_true")],
+    )
+    verbose: int = option(
+        0,
+        "say more: -v what is done, -vv also libraries, -vvv everything",
+        "-v",
+        "--verbose",
+        action="count",
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """One run of ``bagau-bids``."""
 
-    bids_dir: Path
-    output_dir: Path
-    analysis_levels: tuple[str, ...]
-    run_uuid: str
-    selection: Selection = Selection()
-    processing: Processing = Processing()
-    resources: Resources = field(default_factory=Resources)
-    execution: Execution = Execution()
+    bids_dir: Path = argument("root folder of the BIDS data set", type=values.any_path)
+    output_dir: Path = argument("folder of the derivatives", type=values.any_path)
+    analysis_levels: tuple[str, ...] = argument(
+        "participant: segment scans; group: tables and a page over all results in "
+        "OUTPUT_DIR. Both may be given",
+        metavar="{participant,group}",
+        choices=ANALYSIS_LEVELS,
+    )
+    run_uuid: str = field(default_factory=new_run_uuid)
+    selection: Selection = part(Selection, "which scans")
+    processing: Processing = part(Processing)
+    resources: Resources = part(Resources, "resources")
+    execution: Execution = part(Execution, "how the run behaves")
 
     @property
     def log_dir(self) -> Path:

@@ -21,6 +21,7 @@ from bagau_bids.bids.derivatives import catalogue_of
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.parser import build_parser
+from bagau_bids.options import CommandParser
 from bagau_bids.reports.methods import render_methods
 
 _DATA = files("bagau_bids.data")
@@ -98,14 +99,14 @@ def toolbox_markdown() -> str:
     """Tables of the arguments of each subcommand of ``bagau``."""
     parts = []
     for name, purpose in toolbox.SUBCOMMANDS.items():
-        parser = argparse.ArgumentParser(prog=f"bagau {name}", allow_abbrev=False)
-        toolbox.load_subcommand(name).add_arguments(parser)
+        parser = CommandParser(prog=f"bagau {name}")
+        toolbox.add_arguments(parser, toolbox.load_subcommand(name))
         parts.append(f"## bagau {name}\n\n{_text(purpose[0].upper() + purpose[1:])}.")
         parts.append(options_markdown(parser))
         for (base, option), module in toolbox.VARIANTS.items():
             if base == name:
-                parser = argparse.ArgumentParser(prog=f"bagau {name}", allow_abbrev=False)
-                toolbox.load_subcommand(module).add_arguments(parser)
+                parser = CommandParser(prog=f"bagau {name}")
+                toolbox.add_arguments(parser, toolbox.load_subcommand(module))
                 parts.append(f"## bagau {name} {option}\n\n{options_markdown(parser)}")
     return "\n\n".join(parts)
 

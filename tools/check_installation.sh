@@ -7,7 +7,7 @@ bagau models
 bagau fetch --offline
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-bagau phantom "$scratch/bids" --subjects 1 --seed 1
+bagau phantom "$scratch/bids" --subjects 1 --random-seed 1
 bagau-bids "$scratch/bids" "$scratch/out" participant group --sloppy --offline --nprocs 1 \
     --work-dir "$scratch/work"
 bagau phantom "$scratch/bids" --compare "$scratch/out"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.cli.labelled import (
     add_device_option,
     add_mask_options,

@@ -1,15 +1,16 @@
 """``bagau evaluate``: score masks against reference masks, one case or many."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.config import Selection
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+from bagau_bids.options import argument, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,97 +40,89 @@ _IN_SUMMARY = (
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "reference",
-        metavar="REFERENCE",
-        type=Path,
-        help="masks that count as right: 0 background, 1 WMH, 2 other pathology (not judged); a "
+@dataclass(frozen=True)
+class Options:
+    """What the subcommand is told."""
+
+    reference: Path = argument(
+        "masks that count as right: 0 background, 1 WMH, 2 other pathology (not judged); a "
         "file, a folder, or a BIDS derivative data set",
+        metavar="REFERENCE",
     )
-    parser.add_argument(
-        "result",
-        metavar="RESULT",
-        type=Path,
-        help="masks to judge, on the same grids. Of two folders that hold "
+    result: Path = argument(
+        "masks to judge, on the same grids. Of two folders that hold "
         "*_label-WMH_mask.nii[.gz] these are paired by their entities (desc and res apart), "
         "otherwise all *.nii[.gz] by their path below the folder without extension",
+        metavar="RESULT",
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        help="write evaluation_FLAIR.tsv, evaluation-summary_FLAIR.tsv, each with its .json, and "
+    out: Path | None = option(
+        None,
+        "write evaluation_FLAIR.tsv, evaluation-summary_FLAIR.tsv, each with its .json, and "
         "the page evaluation_FLAIR.html (default: print the tables only)",
+        metavar="DIR",
     )
-    parser.add_argument(
-        "--bids-dir",
-        metavar="BIDS_DIR",
-        type=Path,
-        help="data set of the scans: worst cases are shown on their FLAIRs",
+    bids_dir: Path | None = option(
+        None, "data set of the scans: worst cases are shown on their FLAIRs", metavar="BIDS_DIR"
     )
-    parser.add_argument(
-        "--group-by",
+    group_by: str | None = option(
+        None,
+        "also summarise the groups of this column of participants.tsv in --bids-dir, such as site",
         metavar="COLUMN",
-        help="also summarise the groups of this column of participants.tsv in --bids-dir, such "
-        "as site",
     )
-    parser.add_argument(
-        "--threshold",
+    threshold: float | None = option(
+        None,
+        "take probability maps as results too: voxels count from this value on (default: "
+        "refuse them)",
         metavar="P",
         type=values.threshold,
-        help="take probability maps as results too: voxels count from this value on (default: "
-        "refuse them)",
     )
-    parser.add_argument(
-        "--seed",
+    random_seed: int = option(
+        0,
+        "start of the random numbers of the confidence intervals (default: %(default)s)",
         metavar="S",
         type=values.whole_number(0),
-        default=0,
-        help="start of the random numbers of the confidence intervals (default: %(default)s)",
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     from bagau_bids.evaluation.pairs import find_pairs
     from bagau_bids.evaluation.scoring import evaluate_pairs, unpaired_results
     from bagau_bids.evaluation.tables import case_table, summary_table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    pairs, unpaired = find_pairs(args.reference, args.result)
-    groups = _groups(args)
-    flairs = _flairs(args.bids_dir, pairs) if args.bids_dir else {}
-    _claim(args.out)
-    results = evaluate_pairs(pairs, threshold=args.threshold, progress=_say(len(pairs)))
+    pairs, unpaired = find_pairs(options.reference, options.result)
+    groups = _groups(options)
+    flairs = _flairs(options.bids_dir, pairs) if options.bids_dir else {}
+    _claim(options.out)
+    results = evaluate_pairs(pairs, threshold=options.threshold, progress=_say(len(pairs)))
     cases = case_table([*results, *unpaired_results(unpaired)], groups)
-    summary = summary_table(cases, seed=args.seed)
+    summary = summary_table(cases, seed=options.random_seed)
     if not summary.empty:
         print(_in_columns(cases), _summary_in_columns(summary), sep="\n\n")
-    if args.out:
-        _write(args, cases, summary, pairs, flairs)
+    if options.out:
+        _write(options.out, options, cases, summary, pairs, flairs)
     return _report_problems(cases)
 
 
-def _groups(args: argparse.Namespace) -> dict[str, str]:
+def _groups(options: Options) -> dict[str, str]:
     """Group of each participant, none without --group-by."""
     from bagau_bids.bids.tables import read_records
 
-    if args.group_by is None:
+    if options.group_by is None:
         return {}
-    if args.bids_dir is None:
+    if options.bids_dir is None:
         raise UsageError(
-            f"--group-by {args.group_by}: expected --bids-dir as well, for its participants.tsv"
+            f"--group-by {options.group_by}: expected --bids-dir as well, for its participants.tsv"
         )
-    path = args.bids_dir / "participants.tsv"
+    path = options.bids_dir / "participants.tsv"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; --group-by reads the groups from it")
-    rows = read_records(path, ("participant_id", args.group_by))
+    rows = read_records(path, ("participant_id", options.group_by))
     return {
-        row["participant_id"]: row[args.group_by]
+        row["participant_id"]: row[options.group_by]
         for row in rows
-        if row[args.group_by] not in ("", "n/a")
+        if row[options.group_by] not in ("", "n/a")
     }
 
 
@@ -196,7 +189,8 @@ def _short(value: float) -> str:
 
 
 def _write(
-    args: argparse.Namespace,
+    out: Path,
+    options: Options,
     cases: "pd.DataFrame",
     summary: "pd.DataFrame",
     pairs: "Sequence[MaskPair]",
@@ -207,9 +201,9 @@ def _write(
 
     by_case = {pair.case: pair for pair in pairs}
     comparison = Comparison(
-        args.reference, args.result, by_case, flairs, args.threshold, args.seed
+        options.reference, options.result, by_case, flairs, options.threshold, options.random_seed
     )
-    paths = [*write_tables(args.out, cases, summary), args.out / PAGE_NAME]
+    paths = [*write_tables(out, cases, summary), out / PAGE_NAME]
     write_evaluation_page(paths[-1], cases, summary, comparison)
     print("\n".join(["", *map(str, paths)]))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.cli.labelled import (
     add_device_option,
     add_registration_option,

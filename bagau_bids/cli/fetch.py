@@ -1,35 +1,34 @@
 """``bagau fetch``: get the template's files into a TemplateFlow store, and check them."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from bagau_bids.errors import EXIT_OK
+from bagau_bids.options import option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "--dest",
-        metavar="DIR",
-        type=Path,
-        help="TemplateFlow store to fill; give the same folder to bagau-bids with "
+@dataclass(frozen=True)
+class Options:
+    """What the subcommand is told."""
+
+    dest: Path | None = option(
+        None,
+        "TemplateFlow store to fill; give the same folder to bagau-bids with "
         "--templateflow-home (default: $TEMPLATEFLOW_HOME, then ~/.cache/templateflow)",
+        metavar="DIR",
     )
-    parser.add_argument(
-        "--template",
-        choices=("MNI152NLin2009cSym",),
-        default="MNI152NLin2009cSym",
-        help="template to fetch; ICBM152NLin2009aSym comes with the installation "
+    template: str = option(
+        "MNI152NLin2009cSym",
+        "template to fetch; ICBM152NLin2009aSym comes with the installation "
         "(default: %(default)s)",
+        choices=("MNI152NLin2009cSym",),
     )
-    parser.add_argument(
-        "--offline",
-        action="store_true",
-        help="only check what is there: complete, undamaged, as the manifest lists it",
+    offline: bool = option(
+        False, "only check what is there: complete, undamaged, as the manifest lists it"
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     from bagau_bids.preprocessing.template import (
         find_template,
@@ -37,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         write_manifest,
     )
 
-    home = (args.dest or templateflow_home()).absolute()
-    template = find_template(args.template, home, offline=args.offline)
+    home = (options.dest or templateflow_home()).absolute()
+    template = find_template(options.template, home, offline=options.offline)
     manifest = write_manifest(template, home)
     for path in (template.t1w, template.wm_probseg, template.brain_mask):
         print(f"complete: {path}")

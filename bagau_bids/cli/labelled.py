@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.config import TEMPLATES, Selection
 from bagau_bids.errors import UsageError
 

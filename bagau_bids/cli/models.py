@@ -1,11 +1,12 @@
 """``bagau models``: list the packaged weights, or show and check a weights file."""
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
+from bagau_bids.options import Exclusive, argument, option
 
 PACKAGED = {
     "small": "lesions, a quarter of the width: the default",
@@ -14,30 +15,30 @@ PACKAGED = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "model",
+SHOWN = Exclusive()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the subcommand is told."""
+
+    model: str | None = argument(
+        f"one of {', '.join(PACKAGED)}, or the path of a .safetensors file; without it the "
+        "packaged weights are listed",
+        default=None,
         metavar="MODEL",
         nargs="?",
-        help=f"one of {', '.join(PACKAGED)}, or the path of a .safetensors file; without it the "
-        "packaged weights are listed",
     )
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--json", action="store_true", help="print the card as JSON, and nothing else"
-    )
-    shown.add_argument(
-        "--path", action="store_true", help="print where the weights lie, and nothing else"
-    )
+    json: bool = option(False, "print the card as JSON, and nothing else", exclusive=SHOWN)
+    path: bool = option(False, "print where the weights lie, and nothing else", exclusive=SHOWN)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     from bagau_bids.network.weights import find_weights, load_weights
 
-    if args.model is None:
-        if args.path or args.json:
+    if options.model is None:
+        if options.path or options.json:
             raise UsageError(
                 f"--path and --json say something of one model, expected its name as well, one of "
                 f"{', '.join(PACKAGED)}, or the path of a .safetensors file"
@@ -45,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
         for name, purpose in PACKAGED.items():
             print(f"{name:<8}{purpose:<42}{_state(name)}")
         return EXIT_OK
-    path = find_weights(args.model) if args.model in PACKAGED else Path(args.model)
+    path = find_weights(options.model) if options.model in PACKAGED else Path(options.model)
     _, card = load_weights(path)
-    if args.path:
+    if options.path:
         print(path)
         return EXIT_OK
     text = path.with_suffix(".md")
-    if args.json or not text.is_file():
+    if options.json or not text.is_file():
         print(json.dumps(card, indent=2))
         return EXIT_OK
     print(text.read_text(encoding="utf-8").rstrip())

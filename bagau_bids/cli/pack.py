@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.cli.labelled import (
     add_mask_options,
     add_registration_option,

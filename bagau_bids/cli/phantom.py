@@ -1,59 +1,50 @@
 """``bagau phantom``: write a data set of synthetic FLAIRs, or compare what was measured in one."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bagau_bids.errors import EXIT_OK
+from bagau_bids.options import argument, option
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "out", metavar="OUT", type=Path, help="folder of the data set, new or empty"
+@dataclass(frozen=True)
+class Options:
+    """What the subcommand is told."""
+
+    out: Path = argument("folder of the data set, new or empty", metavar="OUT")
+    subjects: int = option(2, "participants (default: %(default)s)", metavar="N")
+    sessions: int = option(
+        1, "scans of each participant, each drawn on its own (default: %(default)s)", metavar="N"
     )
-    parser.add_argument(
-        "--subjects", metavar="N", type=int, default=2, help="participants (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sessions",
-        metavar="N",
-        type=int,
-        default=1,
-        help="scans of each participant, each drawn on its own (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
+    random_seed: int = option(
+        0,
+        "start of the random numbers; the same seed gives the same voxels (default: %(default)s)",
         metavar="S",
-        type=int,
-        default=0,
-        help="start of the random numbers; the same seed gives the same voxels "
-        "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--compare",
-        metavar="DERIVATIVES",
-        type=Path,
-        help="write nothing: OUT is a phantom that bagau-bids has processed into DERIVATIVES; "
+    compare: Path | None = option(
+        None,
+        "write nothing: OUT is a phantom that bagau-bids has processed into DERIVATIVES; "
         "print true and measured volumes side by side",
+        metavar="DERIVATIVES",
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     from bagau_bids.datasets.phantom import compare_volumes, make_phantom_dataset
 
-    if args.compare:
-        print(_side_by_side(compare_volumes(args.out, args.compare)))
+    if options.compare:
+        print(_side_by_side(compare_volumes(options.out, options.compare)))
         return EXIT_OK
     make_phantom_dataset(
-        args.out,
-        args.subjects,
-        args.seed,
-        sessions=args.sessions,
+        options.out,
+        options.subjects,
+        options.random_seed,
+        sessions=options.sessions,
         progress=lambda line: print(line, flush=True),
     )
     return EXIT_OK

@@ -7,14 +7,29 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bagau_bids.cli import values
-from bagau_bids.cli.parser import add_options, option_words, parse
-from bagau_bids.config import ANALYSIS_LEVELS, Config, Execution
+from bagau_bids import values
+from bagau_bids.cli.parser import add_rejected, parse
+from bagau_bids.config import (
+    ANALYSIS_LEVELS,
+    Config,
+    Execution,
+    Processing,
+    Resources,
+    Selection,
+)
 from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
+from bagau_bids.options import (
+    CommandParser,
+    Exclusive,
+    argument,
+    option,
+    option_words,
+    part,
+)
 
 if TYPE_CHECKING:
     from bagau_bids.bids.scans import Scan
@@ -39,25 +54,6 @@ POINTLESS = {
 RUNNING_IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.usage = "bagau slurm BIDS_DIR OUTPUT_DIR [options] [options of bagau-bids] > job.sh"
-    parser.epilog = "Every other option is one of bagau-bids, and goes to each task."
-    add_options(parser, hidden=True)
-    parser.add_argument("bids_dir", type=values.any_path, help="root folder of the BIDS data set")
-    parser.add_argument("output_dir", type=values.any_path, help="folder of the derivatives")
-    parser.add_argument(
-        "analysis_levels",
-        metavar="{participant,group}",
-        nargs="*",
-        type=_level,
-        help="may stand here, as for bagau-bids; the script does both in any case",
-    )
-    parser.conflict_handler = "resolve"  # --nprocs and --mem are said otherwise here
-    _add_tasks(parser.add_argument_group("tasks"))
-    parser.set_defaults(nprocs=1)
-
-
 def _level(text: str) -> str:
     if text not in ANALYSIS_LEVELS:
         raise argparse.ArgumentTypeError(
@@ -67,108 +63,153 @@ def _level(text: str) -> str:
     return text
 
 
-def _add_tasks(tasks: argparse._ArgumentGroup) -> None:
-    where = tasks.add_mutually_exclusive_group()
-    where.add_argument(
-        "--container", metavar="IMAGE", type=values.any_path, help="run this .sif image"
+TASKS, TOOL = "tasks", Exclusive()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told, for the tasks and of them."""
+
+    selection: Selection = part(Selection, hidden=True)
+    processing: Processing = part(Processing, hidden=True)
+    resources: Resources = part(Resources, hidden=True)
+    execution: Execution = part(Execution, hidden=True)
+    bids_dir: Path = argument("root folder of the BIDS data set", type=values.any_path)
+    output_dir: Path = argument("folder of the derivatives", type=values.any_path)
+    analysis_levels: tuple[str, ...] = argument(
+        "may stand here, as for bagau-bids; the script does both in any case",
+        metavar="{participant,group}",
+        nargs="*",
+        type=_level,
     )
-    where.add_argument(
-        "--venv",
+    container: Path | None = option(
+        None,
+        "run this .sif image",
+        group=TASKS,
+        exclusive=TOOL,
+        metavar="IMAGE",
+        type=values.any_path,
+    )
+    venv: Path | None = option(
+        None,
+        "run bagau-bids of this virtual environment (default: the one that runs this)",
+        group=TASKS,
+        exclusive=TOOL,
         metavar="DIR",
         type=values.any_path,
-        help="run bagau-bids of this virtual environment (default: the one that runs this)",
     )
-    tasks.add_argument(
-        "--nprocs",
+    nprocs: int = option(
+        1,
+        "cores a task; more than one only helps a task with several scans (default: %(default)s)",
+        group=TASKS,
         metavar="N",
         type=values.whole_number(1),
-        help="cores a task; more than one only helps a task with several scans "
-        "(default: %(default)s)",
     )
-    tasks.add_argument(
+    mem_gb: float | None = option(
+        None,
+        f"memory a task, such as 8G (default: {MEMORY_GB:g}G for the first core, 2G for each "
+        "further one)",
         "--mem",
-        dest="mem_gb",
+        group=TASKS,
         metavar="AMOUNT",
         type=values.memory_gb(None),
-        help=f"memory a task, such as 8G (default: {MEMORY_GB:g}G for the first core, 2G for each "
-        "further one)",
     )
-    tasks.add_argument(
-        "--minutes",
-        metavar="N",
-        type=values.whole_number(1),
-        help="time limit of a task "
+    minutes: int | None = option(
+        None,
+        "time limit of a task "
         f"(default: {MINUTES_PER_TASK}, and {MINUTES_PER_SCAN} more for each scan)",
-    )
-    tasks.add_argument(
-        "--per-task",
+        group=TASKS,
         metavar="N",
         type=values.whole_number(1),
-        help="participants a task (default: 1, more where there would be more than "
+    )
+    per_task: int | None = option(
+        None,
+        "participants a task (default: 1, more where there would be more than "
         f"{MOST_TASKS} tasks)",
-    )
-    tasks.add_argument(
-        "--at-once",
+        group=TASKS,
         metavar="N",
         type=values.whole_number(1),
-        default=0,
-        help="tasks that may run at once (default: no limit)",
     )
-    tasks.add_argument(
-        "--group-after",
+    at_once: int = option(
+        0,
+        "tasks that may run at once (default: no limit)",
+        group=TASKS,
+        metavar="N",
+        type=values.whole_number(1),
+    )
+    group_after: str = option(
+        "afterok",
+        "run the group level if all tasks ended well, or in any case (default: %(default)s)",
+        group=TASKS,
         choices=("afterok", "afterany"),
-        default="afterok",
-        help="run the group level if all tasks ended well, or in any case (default: %(default)s)",
     )
-    tasks.add_argument(
-        "--list",
-        action="store_true",
-        help="print the participants that are not done, a line a task, and stop",
+    list: bool = option(
+        False,
+        "print the participants that are not done, a line a task, and stop",
+        group=TASKS,
     )
 
+    def words(self, *leave_out: str) -> Sequence[str]:
+        """Return what of the options of bagau-bids was said, but for some fields."""
+        sections = (self.selection, self.processing, self.resources, self.execution)
+        return [
+            word
+            for section in sections
+            for word in option_words(section, {"nprocs", "mem_gb", *leave_out})
+        ]
 
-def run(args: argparse.Namespace) -> int:
+    @property
+    def has_own_work_dir(self) -> bool:
+        """Whether the work folder was named; else each task makes its own."""
+        return self.execution.work_dir != Execution().work_dir
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.usage = "bagau slurm BIDS_DIR OUTPUT_DIR [options] [options of bagau-bids] > job.sh"
+    parser.epilog = "Every other option is one of bagau-bids, and goes to each task."
+    parser.add_options(Options)
+    add_rejected(parser)
+
+
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     from bagau_bids.bids.scans import find_scans
     from bagau_bids.cli.array_script import array_script
 
-    config = _config(args)
-    _check(args, config)
+    config = _config(options)
+    _check(options, config)
     scans: dict[str, list[Scan]] = {}
     for scan in find_scans(config.bids_dir, config.selection):
         scans.setdefault(scan.subject, []).append(scan)
-    if args.list:
+    if options.list:
         todo = [subject for subject, own in scans.items() if not is_done(config, subject, own)]
-        for line in _tasks(todo, args.per_task):
+        for line in _tasks(todo, options.per_task):
             print(" ".join(line))
         return EXIT_OK
-    sys.stdout.write(array_script(_job(args, config, scans)))
+    sys.stdout.write(array_script(_job(options, config, scans)))
     return EXIT_OK
 
 
-def _config(args: argparse.Namespace) -> Config:
+def _config(options: Options) -> Config:
     """Return the configuration of a run over all tasks, from the words that tasks are given."""
-    words = ["--nprocs", str(args.nprocs), *option_words(args, {"nprocs", "mem_gb"})]
-    if not _has_own_work_dir(args):  # a task makes its own
+    words = ["--nprocs", str(options.nprocs), *options.words()]
+    if not options.has_own_work_dir:
         words += ["--work-dir", str(Path(tempfile.gettempdir(), "bagau-work"))]
-    return parse([str(args.bids_dir), str(args.output_dir), "participant", *words])
+    return parse([str(options.bids_dir), str(options.output_dir), "participant", *words])
 
 
-def _has_own_work_dir(args: argparse.Namespace) -> bool:
-    return args.work_dir != Execution().work_dir
-
-
-def _check(args: argparse.Namespace, config: Config) -> None:
+def _check(options: Options, config: Config) -> None:
     """Refuse options that a task can do nothing with, and files that are not there."""
     for name, reason in POINTLESS.items():
-        if getattr(args, name):
+        if getattr(options.execution, name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} has no use here: {reason}. Run bagau-bids with it.")
     for path in config.processing.weights:
-        for part in (path, path.with_suffix(".json")):
-            if not part.is_file():
+        for file in (path, path.with_suffix(".json")):
+            if not file.is_file():
                 raise UsageError(
-                    f"--weights: {part}: no such file; expected the weights (.safetensors) and, "
+                    f"--weights: {file}: no such file; expected the weights (.safetensors) and, "
                     "beside them, their card (.json)"
                 )
     home = config.processing.templateflow_home
@@ -177,13 +218,13 @@ def _check(args: argparse.Namespace, config: Config) -> None:
             f"--templateflow-home {home}: no such folder; get the template before the tasks need "
             f"it: bagau fetch --dest {home}"
         )
-    if config.processing.offline and (home is not None or _tasks_see_this_system(args)):
+    if config.processing.offline and (home is not None or _tasks_see_this_system(options)):
         _check_template(config)
 
 
-def _tasks_see_this_system(args: argparse.Namespace) -> bool:
+def _tasks_see_this_system(options: Options) -> bool:
     """Tell whether tasks look for the template where this process would."""
-    return args.container is None or str(args.container) == _running_image()
+    return options.container is None or str(options.container) == _running_image()
 
 
 def _running_image() -> str | None:
@@ -233,21 +274,19 @@ def _tasks(subjects: Sequence[str], per_task: int | None) -> list[Sequence[str]]
     return [subjects[start : start + size] for start in range(0, len(subjects), size)]
 
 
-def _job(
-    args: argparse.Namespace, config: Config, scans: "Mapping[str, Sequence[Scan]]"
-) -> "ArrayJob":
+def _job(options: Options, config: Config, scans: "Mapping[str, Sequence[Scan]]") -> "ArrayJob":
     from bagau_bids.cli.array_script import ArrayJob
 
     folders = [str(config.bids_dir), str(config.output_dir)]
-    mem_gb = args.mem_gb or MEMORY_GB + 2 * (args.nprocs - 1)
-    minutes = args.minutes or MINUTES_PER_TASK + MINUTES_PER_SCAN * max(
-        sum(len(scans[subject]) for subject in line) for line in _tasks([*scans], args.per_task)
+    mem_gb = options.mem_gb or MEMORY_GB + 2 * (options.nprocs - 1)
+    minutes = options.minutes or MINUTES_PER_TASK + MINUTES_PER_SCAN * max(
+        sum(len(scans[subject]) for subject in line) for line in _tasks([*scans], options.per_task)
     )
     gpu = config.resources.device.startswith("cuda")
-    per_task = ["--per-task", f"{args.per_task}"] if args.per_task else []
+    per_task = ["--per-task", f"{options.per_task}"] if options.per_task else []
     sbatch = (
         "--job-name=bagau",
-        f"--cpus-per-task={args.nprocs}",
+        f"--cpus-per-task={options.nprocs}",
         f"--mem={math.ceil(1000 * mem_gb)}M",
         f"--time={minutes}",
         *(["--gres=gpu:1"] if gpu else []),
@@ -255,39 +294,41 @@ def _job(
     pairs = sum(len(own) - 1 for own in scans.values())
     minutes_of_group = MINUTES_OF_GROUP * len(scans) + MINUTES_OF_PAIR * pairs
     database = config.selection.database_dir
-    asked = option_words(args, {"nprocs", "omp_nthreads", "mem_gb", "work_dir"})
+    asked = options.words("omp_nthreads", "work_dir")
     return ArrayJob(
         sbatch=sbatch,
         folder=config.output_dir / "logs" / "slurm",
-        tool=_tool(args, config, gpu=gpu),
+        tool=_tool(options, config, gpu=gpu),
         list_command=["bagau", "slurm", *folders, "--list", *per_task, *asked],
-        work=_work(args, config, MEMORY_SHARE * mem_gb),
+        work=_work(options, config, MEMORY_SHARE * mem_gb),
         last_command=["bagau-bids", *folders, "group"],
         last_sbatch=(
             f"--time={MINUTES_PER_TASK + math.ceil(minutes_of_group)}",
             *(["--gres=none"] if gpu else []),
         ),
-        at_once=args.at_once,
-        dependency=args.group_after,
+        at_once=options.at_once,
+        dependency=options.group_after,
         needed_folders=(database,) if database else (),
     )
 
 
-def _tool(args: argparse.Namespace, config: Config, *, gpu: bool) -> tuple[str, ...]:
+def _tool(options: Options, config: Config, *, gpu: bool) -> tuple[str, ...]:
     from bagau_bids.cli.array_script import of_container, of_installation
 
     here = _running_image()
-    if args.container:
+    if options.container:
         # The image that this runs in need not be seen from its inside.
-        if str(args.container) != here and not args.container.is_file():
-            raise UsageError(f"--container {args.container}: no such file; expected a .sif image")
-        return of_container(args.container, _paths(config), gpu=gpu)
-    if here and not args.venv:
+        if str(options.container) != here and not options.container.is_file():
+            raise UsageError(
+                f"--container {options.container}: no such file; expected a .sif image"
+            )
+        return of_container(options.container, _paths(config), gpu=gpu)
+    if here and not options.venv:
         raise UsageError(
             f"bagau slurm runs in the image {here}, and tasks start outside of it, where they "
             f"would not find bagau-bids; add --container {shlex.quote(here)}"
         )
-    prefix = args.venv or Path(sys.prefix)
+    prefix = options.venv or Path(sys.prefix)
     if not (prefix / "bin" / "bagau-bids").is_file():
         raise MissingResourceError(
             f"{prefix}: has no bin/bagau-bids; name the virtual environment it is installed in "
@@ -309,22 +350,21 @@ def _paths(config: Config) -> list[Path]:
     return [path.parent if path in weights else path for path in found]
 
 
-def _work(args: argparse.Namespace, config: Config, mem_gb: float) -> tuple[str, ...]:
+def _work(options: Options, config: Config, mem_gb: float) -> tuple[str, ...]:
     """Body of the shell function that processes the participants in its words.
 
     Each has a call of its own, which writes its results and its page: what a task that is killed
     has done by then stays done.
     """
-    own_work_dir = _has_own_work_dir(args)
-    said_here = {"nprocs", "mem_gb", "work_dir", "participant_labels"}
-    once = {"database_wipe"}  # when the list is made
+    own_work_dir = options.has_own_work_dir
+    once = "database_wipe"  # when the list is made
     call = [
         *("bagau-bids", str(config.bids_dir), str(config.output_dir), "participant"),
-        *("--nprocs", str(args.nprocs), "--mem", f"{mem_gb:.1f}G"),
-        *option_words(args, said_here | once),
+        *("--nprocs", str(options.nprocs), "--mem", f"{mem_gb:.1f}G"),
+        *options.words("work_dir", "participant_labels", once),
     ]
     before = (
-        (f"work_dir={shlex.quote(str(args.work_dir))}", 'mkdir -p "$work_dir"')
+        (f"work_dir={shlex.quote(str(options.execution.work_dir))}", 'mkdir -p "$work_dir"')
         if own_work_dir
         else (
             "# On the node's own disk, $SLURM_TMPDIR on many clusters; gone when the task ends.",

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.cli.labelled import add_device_option, add_template_options, template_of
 from bagau_bids.errors import EXIT_OK, UsageError
 

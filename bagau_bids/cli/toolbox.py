@@ -1,14 +1,15 @@
 """The toolbox ``bagau``: everything around the BIDS-App, one subcommand each."""
 
-import argparse
 import importlib
 import keyword
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from types import ModuleType
 
 from bagau_bids import __version__
 from bagau_bids.cli.failure import exit_code_of
+from bagau_bids.options import CommandParser
 
 SUBCOMMANDS = {
     "average": "take the mean of several checkpoints of one training",
@@ -45,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     chosen = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
     module = load_subcommand(variant(chosen, arguments)) if chosen else None
-    parser = build_parser(chosen, module)
-    args = parser.parse_args(arguments)
+    options = build_parser(chosen, module).read(arguments)
     if module is None:
         raise AssertionError("argparse accepts known subcommands only")
-    return module.run(args)
+    return module.run(options)
 
 
 def variant(chosen: str, arguments: Sequence[str]) -> str:
@@ -61,32 +61,40 @@ def variant(chosen: str, arguments: Sequence[str]) -> str:
 
 
 def load_subcommand(name: str) -> ModuleType:
-    """Import the module of a subcommand; it has ``add_arguments(parser)`` and ``run(args)``."""
+    """Import the module of a subcommand.
+
+    It has a dataclass ``Options``, or ``add_arguments(parser)`` where there is more to say, and
+    ``run(options)``.
+    """
     module = name.replace("-", "_")
     if keyword.iskeyword(module):
         module += "_"
     return importlib.import_module(f"bagau_bids.cli.{module}")
 
 
-def build_parser(
-    chosen: str | None = None, module: ModuleType | None = None
-) -> argparse.ArgumentParser:
+def add_arguments(parser: CommandParser, module: ModuleType) -> None:
+    """Add the arguments of a subcommand to its parser."""
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    else:
+        parser.add_options(module.Options)
+
+
+def build_parser(chosen: str | None = None, module: ModuleType | None = None) -> CommandParser:
     """Return the parser of ``bagau``; only the chosen subcommand's options are added."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bagau",
         description="The toolbox around bagau-bids, which segments white matter hyperintensities.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bagau {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
     for name, text in SUBCOMMANDS.items():
-        subparser = subparsers.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
-        )
+        description = f"{text[0].upper()}{text[1:]}."
+        subparser = subparsers.add_parser(name, help=text, description=description)
         if module is not None and name == chosen:
-            module.add_arguments(subparser)
+            add_arguments(subparser, module)
     return parser
 
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from bagau_bids.cli import values
+from bagau_bids import values
 from bagau_bids.cli.labelled import add_device_option
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import EXIT_OK, UsageError

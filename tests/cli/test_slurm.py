@@ -111,7 +111,7 @@ def test_container_sees_what_the_options_name(bagau_slurm, tmp_path, data):
     )
     line = next(line for line in script.splitlines() if " exec --cleanenv" in line)
     bound = shlex.split(line.split("exec --cleanenv --nv ")[1].rstrip("\\"))
-    names = ("out", "my index", "tf", "mine")
+    names = ("out", "my index", "mine", "tf")
     assert bound[::2] == ["--bind"] * 5
     assert bound[1::2] == [str(data), *(str(tmp_path / name) for name in names)]
     assert f"mkdir -p \"$folder\" '{tmp_path}/my index'\n" in script  # else nothing to bind

@@ -1,6 +1,5 @@
 """The phantom is what it says: stored as its layouts say, with truth that fits its images."""
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bagau_bids.cli import phantom as command
+from bagau_bids.cli import toolbox
 from bagau_bids.datasets import phantom
 from bagau_bids.datasets.phantom import Layout, compare_volumes, make_phantom_dataset
 from bagau_bids.errors import MissingResourceError, UsageError
@@ -207,9 +206,7 @@ def test_comparison_needs_a_phantom(tmp_path):
 
 
 def run_command(*arguments):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+    return toolbox.main(["phantom", *map(str, arguments)])
 
 
 def test_command_prints_volumes_side_by_side(dataset, tmp_path, capsys):
@@ -222,7 +219,7 @@ def test_command_prints_volumes_side_by_side(dataset, tmp_path, capsys):
 
 
 def test_command_makes_a_data_set(tmp_path, capsys):
-    assert run_command(tmp_path / "bids", "--subjects", 1, "--seed", 2) == 0
+    assert run_command(tmp_path / "bids", "--subjects", 1, "--random-seed", 2) == 0
     assert (tmp_path / "bids" / "dataset_description.json").is_file()
     assert "sub-01" in capsys.readouterr().out
 

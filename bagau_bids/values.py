@@ -4,10 +4,8 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-
-from bagau_bids.config import TEMPLATES
 
 _GB_PER_UNIT = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
 _MEMORY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT])?(?:i?B)?", re.IGNORECASE)
@@ -107,14 +105,18 @@ def device(text: str) -> str:
     return text
 
 
-def output_space(text: str) -> str:
-    """Read ``orig`` or a template's name, which may carry ``:res-1``, the one there is."""
-    name = text.removesuffix(":res-1")
-    if text != "orig" and name not in TEMPLATES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} was given; expected orig or a template: {', '.join(TEMPLATES)}"
-        )
-    return name
+def output_space(templates: Collection[str]) -> Callable[[str], str]:
+    """Return a reader of ``orig`` or a template's name, with or without ``:res-1``, all it has."""
+
+    def read(text: str) -> str:
+        name = text.removesuffix(":res-1")
+        if text != "orig" and name not in templates:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} was given; expected orig or a template: {', '.join(templates)}"
+            )
+        return name
+
+    return read
 
 
 def derivatives_dir(text: str) -> Path:

@@ -29,6 +29,7 @@ from bagau_bids.files import write_json, write_table
 from bagau_bids.measures import lesions
 from bagau_bids.measures.fazekas import fazekas_table
 from bagau_bids.measures.flags import raised_flags
+from bagau_bids.measures.quality import Figures
 from bagau_bids.measures.regions import REGIONS
 from bagau_bids.preprocessing.transforms import TemplateTransform, write_itk_forward
 
@@ -180,7 +181,7 @@ def _record(rng: np.random.Generator) -> dict[str, object]:
             "segmentation": {"device": "cpu", "models": [{"Name": "small", "SHA256": "0" * 64}]},
             "measure": {
                 "quality": quality,
-                "flags": [asdict(flag) for flag in raised_flags(quality)],
+                "flags": [asdict(flag) for flag in raised_flags(Figures(**quality))],
             },
         },
     }

@@ -19,7 +19,7 @@ import argparse
 import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from scipy import ndimage
 from bagau_bids.config import Processing
 from bagau_bids.files import write_json
 from bagau_bids.measures.flags import limits, raised_flags
-from bagau_bids.measures.quality import Registered, scan_quality
+from bagau_bids.measures.quality import Figures, Registered, scan_quality
 from bagau_bids.measures.regions import find_ventricles
 from bagau_bids.network.inference import segment
 from bagau_bids.network.weights import find_weights, load_weights
@@ -161,7 +161,7 @@ class Row:
     chosen: bool
     damage: str
     strength: float
-    figures: dict[str, float | None]
+    figures: Figures
 
     @property
     def flags(self) -> set[str]:
@@ -198,9 +198,9 @@ def measure_all(args: argparse.Namespace) -> Iterator[Row]:
                 case = DAMAGES[name][0](
                     prepared(path, args.work / f"{scan}.pkl", template), strength
                 )
-                write_json(kept, figures(case, template, model))
+                write_json(kept, asdict(figures(case, template, model)))
                 print(kept.name, flush=True)
-            found = json.loads(kept.read_text())
+            found = Figures(**json.loads(kept.read_text()))
             yield Row(scan, path in args.chosen_with, name, strength, found)
 
 
@@ -240,7 +240,7 @@ def paint(path: Path) -> tuple[NDArray, NDArray]:
     return scan.flair, scan.affine
 
 
-def figures(case: Case, template: Template, model: Any) -> dict[str, float | None]:
+def figures(case: Case, template: Template, model: Any) -> Figures:
     """Quality figures of a case, its lesions found by the network."""
     import nibabel as nib
 
@@ -283,7 +283,7 @@ def count_named(halves: dict[str, list[Row]]) -> None:
     """Print how many undamaged scans each flag named all the same."""
     clean = {half: [r for r in rows if r.damage == "none"] for half, rows in halves.items()}
     print("\nundamaged, flag      " + "".join(f"{half:>22s}" for half in halves))
-    for flag in dict.fromkeys(limit["flag"] for limit in limits().values()):
+    for flag in dict.fromkeys(limit.flag for limit in limits().values()):
         cells = [f"{sum(flag in r.flags for r in own)} of {len(own)}" for own in clean.values()]
         print(f"{flag:21s}" + "".join(f"{cell:>22s}" for cell in cells))
     cells = [f"{sum(bool(r.flags) for r in own)} of {len(own)}" for own in clean.values()]

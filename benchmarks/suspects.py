@@ -69,7 +69,7 @@ def main() -> None:
 
 def flagged(areas: Sequence[Suspect], kind: str = "bright") -> list[Suspect]:
     """Areas of a kind that raise its flag."""
-    limit = limits()[FIGURES[kind]]["upper"]
+    limit = limits()[FIGURES[kind]].upper
     return [area for area in areas if area.kind == kind and area.volume_ml > limit]
 
 

@@ -4,14 +4,16 @@ The limits are data (``data/quality_limits.json``); how they were chosen, and ho
 is right, stands in ``docs/quality.md``. A flag asks for a look and changes no result.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import pandas as pd
+
+from bagau_bids.measures.quality import Figures
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,35 @@ class Flag:
     words: str
 
 
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """Range in which a figure raises no flag, the flag's name, and what it means, in words."""
+
+    flag: str
+    words: str
+    lower: float | None = None
+    upper: float | None = None
+
+    def passed(self, value: float) -> float | None:
+        """Return the end of the range that a value lies beyond, if it does."""
+        if self.lower is not None and value < self.lower:
+            return self.lower
+        return self.upper if self.upper is not None and value > self.upper else None
+
+
 @cache
-def limits() -> dict[str, dict[str, Any]]:
-    """Limits by figure: ``flag``, ``words``, and ``lower``, ``upper`` or both."""
-    text = files("bagau_bids.data").joinpath("quality_limits.json").read_text(encoding="utf-8")
-    return json.loads(text)
+def limits() -> dict[str, Limit]:
+    """Limits by figure (``data/quality_limits.json``)."""
+    content = files("bagau_bids.data").joinpath("quality_limits.json").read_bytes()
+    return msgspec.json.decode(content, type=dict[str, Limit])
 
 
-def raised_flags(
-    figures: Mapping[str, float | None], places: Mapping[str, str] | None = None
-) -> tuple[Flag, ...]:
+def raised_flags(figures: Figures, places: Mapping[str, str] | None = None) -> tuple[Flag, ...]:
     """Raise a flag for each figure that lies beyond its limit.
 
     Parameters
     ----------
-    figures : mapping
-        Figures by name; one that is missing or None raises nothing.
+    figures : Figures
+        One that is None raises nothing.
     places : mapping, optional
         Where to look, in words, by figure; added to what the flag means.
 
@@ -63,31 +78,17 @@ def raised_flags(
     """
     raised = []
     for figure, limit in limits().items():
-        value = figures.get(figure)
-        passed = None if value is None else _passed(float(value), limit)
-        if value is not None and passed is not None:
+        value = getattr(figures, figure)
+        passed = None if value is None else limit.passed(value)
+        if passed is not None:
             place = (places or {}).get(figure)
-            words = f"{limit['words']}; {place}" if place else limit["words"]
-            raised.append(Flag(limit["flag"], figure, float(value), passed, words))
+            words = f"{limit.words}; {place}" if place else limit.words
+            raised.append(Flag(limit.flag, figure, value, passed, words))
     return tuple(raised)
 
 
-def _passed(value: float, limit: Mapping[str, Any]) -> float | None:
-    """Return the limit that a value passed, if it did."""
-    if "lower" in limit and value < limit["lower"]:
-        return float(limit["lower"])
-    if "upper" in limit and value > limit["upper"]:
-        return float(limit["upper"])
-    return None
-
-
-def quality_table(figures: Mapping[str, float | None]) -> pd.DataFrame:
+def quality_table(figures: Figures) -> pd.DataFrame:
     """Table of all figures of a scan, with their limits and which ask for a look.
-
-    Parameters
-    ----------
-    figures : mapping
-        Figures by name.
 
     Returns
     -------
@@ -98,20 +99,12 @@ def quality_table(figures: Mapping[str, float | None]) -> pd.DataFrame:
     raised = raised_flags(figures)
     count = len({flag.name for flag in raised})
     asking = {flag.figure for flag in raised}
-    rows: list[tuple[Any, ...]] = [("flags", float(count), pd.NA, pd.NA, _word(count > 0), pd.NA)]
-    for figure, value in figures.items():
-        limit = limits().get(figure, {})
-        judged = value is not None and bool(limit)
-        rows.append(
-            (
-                figure,
-                pd.NA if value is None else float(value),
-                limit.get("lower", pd.NA),
-                limit.get("upper", pd.NA),
-                _word(figure in asking) if judged else pd.NA,
-                limit.get("flag", pd.NA),
-            )
-        )
+    rows: list[tuple[Any, ...]] = [("flags", count, None, None, _word(count > 0), None)]
+    for figure, value in asdict(figures).items():
+        limit = limits().get(figure)
+        look = None if value is None or limit is None else _word(figure in asking)
+        ends = (limit.lower, limit.upper) if limit else (None, None)
+        rows.append((figure, value, *ends, look, limit.flag if limit else None))
     columns = ["figure", "value", "lower_limit", "upper_limit", "look", "flag"]
     numbers = dict.fromkeys(("value", "lower_limit", "upper_limit"), "Float64")
     return pd.DataFrame(rows, columns=columns).astype(numbers)

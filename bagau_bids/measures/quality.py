@@ -34,6 +34,45 @@ _POSSIBLE = 0.1
 
 
 @dataclass(frozen=True)
+class Figures:
+    """All figures of one scan, each described in ``data/tables/quality.json``; None: unknown.
+
+    Those from ``largest_bright_ml`` on are of `measures.suspects`, `measures.plausibility` and
+    the steps before.
+    """
+
+    slice_thickness_mm: float | None = None
+    in_plane_mm: float | None = None
+    brain_volume_ml: float | None = None
+    tissue_outside_mask: float | None = None
+    fov_coverage: float | None = None
+    registration_overlap: float | None = None
+    registration_information: float | None = None
+    wm_misfit: float | None = None
+    wm_snr: float | None = None
+    noise_snr: float | None = None
+    stripe_ratio: float | None = None
+    slice_jump: float | None = None
+    ghost_to_wm: float | None = None
+    csf_to_wm: float | None = None
+    wmh_wm_contrast: float | None = None
+    wmh_soft_ml: float | None = None
+    wmh_soft_to_hard: float | None = None
+    wmh_entropy: float | None = None
+    cut_superior_cm2: float | None = None
+    cut_inferior_cm2: float | None = None
+    cut_sides_cm2: float | None = None
+    largest_bright_ml: float | None = None
+    largest_dark_ml: float | None = None
+    grey_to_white: float | None = None
+    t1w_correlation: float | None = None
+    no_flair_signs: float | None = None
+    clipped_share: float | None = None
+    head_turn: float | None = None
+    slice_tilt_degrees: float | None = None
+
+
+@dataclass(frozen=True)
 class Registered:
     """What the registration says of itself.
 
@@ -63,8 +102,8 @@ def scan_quality(
     wmh_mask: np.ndarray,
     probability: np.ndarray | None = None,
     registered: Registered | None = None,
-) -> dict[str, float | None]:
-    """All figures of one scan.
+) -> Figures:
+    """Figures of one scan from its images.
 
     Parameters
     ----------
@@ -83,8 +122,8 @@ def scan_quality(
 
     Returns
     -------
-    figures : dict
-        In the order of ``data/tables/quality.json``.
+    Figures
+        Up to ``cut_sides_cm2``.
     """
     spacing = voxel_sizes(affine)
     voxel_ml = voxel_volume_mm3(affine) / 1000
@@ -92,28 +131,28 @@ def scan_quality(
     white_matter = normal_white_matter(brain, wm_probseg, wmh_mask)
     level = white_matter_level(flair, white_matter)
     outside = ndimage.distance_transform_edt(~brain, sampling=spacing)
-    return {
-        "slice_thickness_mm": float(spacing.max()),
-        "in_plane_mm": float(np.median(spacing)),
-        "brain_volume_ml": np.count_nonzero(brain) * voxel_ml,
-        "tissue_outside_mask": tissue_outside(
+    return Figures(
+        slice_thickness_mm=float(spacing.max()),
+        in_plane_mm=float(np.median(spacing)),
+        brain_volume_ml=np.count_nonzero(brain) * voxel_ml,
+        tissue_outside_mask=tissue_outside(
             flair, level, outside, _slices_at(brain, _SHELL_HEIGHT)
         ),
-        "fov_coverage": registered.coverage if registered else None,
-        "registration_overlap": registered.overlap if registered else None,
-        "registration_information": registered.mutual_information if registered else None,
-        "wm_misfit": white_matter_misfit(flair, level, brain, wm_probseg),
-        "wm_snr": signal_to_noise(flair, white_matter),
+        fov_coverage=registered.coverage if registered else None,
+        registration_overlap=registered.overlap if registered else None,
+        registration_information=registered.mutual_information if registered else None,
+        wm_misfit=white_matter_misfit(flair, level, brain, wm_probseg),
+        wm_snr=signal_to_noise(flair, white_matter),
         **noise_figures(flair, spacing, white_matter, level),
-        "slice_jump": slice_jump(flair, spacing, white_matter, level),
-        "ghost_to_wm": ghost_level(
+        slice_jump=slice_jump(flair, spacing, white_matter, level),
+        ghost_to_wm=ghost_level(
             flair, level, (outside > _AIR_MM) & _slices_at(brain, _AIR_HEIGHT)
         ),
-        "csf_to_wm": _ratio(registered.csf if registered else None, level),
-        "wmh_wm_contrast": median_ratio(flair, np.asarray(wmh_mask) != 0, white_matter),
+        csf_to_wm=_ratio(registered.csf if registered else None, level),
+        wmh_wm_contrast=median_ratio(flair, np.asarray(wmh_mask) != 0, white_matter),
         **uncertainty(probability, wmh_mask, voxel_ml),
         **cut_areas_cm2(brain, affine),
-    }
+    )
 
 
 def _ratio(value: float | None, level: float | None) -> float | None:

@@ -5,9 +5,9 @@ that of normal white matter and against the same place of the other side. White 
 hyperintensities, coil shading and what is bright in every brain lie on both sides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,8 @@ TISSUES = {
     DEEP_GREY: "deep grey matter",
     INFRATENTORIAL: "brain stem or cerebellum",
 }
-FIGURES = {"bright": "largest_bright_ml", "dark": "largest_dark_ml"}
+Kind = Literal["bright", "dark"]
+FIGURES: dict[Kind, str] = {"bright": "largest_bright_ml", "dark": "largest_dark_ml"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Suspect:
         First voxel and the one after the last, along each axis of the FLAIR in RAS order.
     """
 
-    kind: str
+    kind: Kind
     volume_ml: float
     centre_mm: tuple[float, ...]
     template_mm: tuple[float, ...]
@@ -175,7 +176,7 @@ def find_suspects(flair: NDArray, affine: NDArray, anatomy: Anatomy) -> tuple[Su
 
 def _candidates(
     level: NDArray, brain: NDArray, anatomy: Anatomy, grid: NDArray, thin: tuple[slice, ...]
-) -> dict[str, NDArray[np.bool_]]:
+) -> dict[Kind, NDArray[np.bool_]]:
     """Voxels that are bright or dark, and not so on the other side."""
     spacing = voxel_sizes(grid)
     ball = _ball(spacing, REACH_MM)
@@ -194,7 +195,7 @@ def _candidates(
 
 
 def _describe(
-    kind: str, volume_ml: float, inside: NDArray, anatomy: Anatomy, grid: NDArray, steps: NDArray
+    kind: Kind, volume_ml: float, inside: NDArray, anatomy: Anatomy, grid: NDArray, steps: NDArray
 ) -> Suspect:
     index = np.argwhere(inside)
     centre = grid @ [*index.mean(axis=0), 1.0]
@@ -220,28 +221,28 @@ def _rounded(point: NDArray) -> tuple[float, ...]:
     return tuple(round(float(value), 1) for value in point[:3])
 
 
-def suspect_figures(suspects: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def suspect_figures(suspects: Iterable[Suspect]) -> dict[str, float]:
     """Quality figures: volume of the largest bright and of the largest dark area, ml.
 
     Parameters
     ----------
-    suspects : iterable of mapping
-        Fields of `Suspect`, the largest of each kind first, as the record of a scan holds them.
+    suspects : iterable of Suspect
+        The largest of each kind first.
     """
     figures = dict.fromkeys(FIGURES.values(), 0.0)
     for one in suspects:
-        name = FIGURES[one["kind"]]
-        figures[name] = max(figures[name], float(one["volume_ml"]))
+        name = FIGURES[one.kind]
+        figures[name] = max(figures[name], one.volume_ml)
     return figures
 
 
-def places_in_words(suspects: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def places_in_words(suspects: Iterable[Suspect]) -> dict[str, str]:
     """Where the largest area of each kind lies, by its figure; as `suspect_figures`."""
     places: dict[str, str] = {}
     for one in suspects:
-        x, y, z = (f"{value:.0f}" for value in one["template_mm"])
-        words = f"{one['place']}, its centre at {x}, {y}, {z} mm in the template"
-        places.setdefault(FIGURES[one["kind"]], words)
+        x, y, z = (f"{value:.0f}" for value in one.template_mm)
+        words = f"{one.place}, its centre at {x}, {y}, {z} mm in the template"
+        places.setdefault(FIGURES[one.kind], words)
     return places
 
 

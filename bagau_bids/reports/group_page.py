@@ -311,7 +311,7 @@ def _grades(cohort: Cohort) -> list[tuple[str, list[tuple[int, str]]]]:
 def _flag_counts(cohort: Cohort) -> list[tuple[str, int]]:
     """Name every flag that can be raised, with how many complete scans raise it."""
     counts = Counter(name for row in cohort.complete for name in _flags(row))
-    known = dict.fromkeys(limit["flag"] for limit in limits().values())
+    known = dict.fromkeys(limit.flag for limit in limits().values())
     return [(name, counts[name]) for name in {**known, **counts}]
 
 

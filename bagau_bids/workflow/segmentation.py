@@ -1,10 +1,10 @@
 """The network and what is measured on its result, as nipype interfaces."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from bagau_bids.workflow.step import (
 
 if TYPE_CHECKING:
     from bagau_bids.measures.infarcts import Found
-    from bagau_bids.measures.quality import Registered
+    from bagau_bids.measures.quality import Figures, Registered
 
 NO_VENTRICLES = (
     "The scan has no lateral ventricles: regions that follow from the distance to them, and the "
@@ -224,9 +224,13 @@ class Measure(Step):
             np.where(found.infarct, 0, probability),
             self._registered(),
         )
-        areas = read_record(self.inputs.regions_record)["suspects"]
-        figures |= suspects.suspect_figures(areas)
-        figures |= self._plausibility(flair, affine, brain, wm_probseg, figures)
+        recorded = read_record(self.inputs.regions_record)["suspects"]
+        areas = msgspec.convert(recorded, tuple[suspects.Suspect, ...])
+        figures = replace(
+            figures,
+            **suspects.suspect_figures(areas),
+            **self._plausibility(flair, affine, brain, wm_probseg, figures),
+        )
         tables = {
             "volumes_table": lesions.volume_table(
                 mask,
@@ -260,7 +264,7 @@ class Measure(Step):
             notes.append(UNASKED.format(infarct_ml))
         return {
             "notes": notes,
-            "quality": figures,
+            "quality": asdict(figures),
             "flags": raised,
             "infarct_ml": infarct_ml,
         }
@@ -287,14 +291,14 @@ class Measure(Step):
         affine: NDArray,
         brain: NDArray,
         wm_probseg: NDArray,
-        figures: Mapping[str, float | None],
+        figures: "Figures",
     ) -> dict[str, float | None]:
         """Figures of whether the scan is what its name and header say."""
         from bagau_bids.measures import plausibility
 
         evidence = plausibility.Evidence(
-            csf_to_wm=figures["csf_to_wm"],
-            entropy=figures["wmh_entropy"],
+            csf_to_wm=figures.csf_to_wm,
+            entropy=figures.wmh_entropy,
             sidecar_signs=read_record(self.inputs.conform_record).get("sidecar_signs", ()),
         )
         t1w = load_on_grid(self.inputs.warped_t1w, flair.shape, affine)

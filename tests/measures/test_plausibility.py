@@ -9,6 +9,7 @@ import pytest
 
 from bagau_bids.measures import flags
 from bagau_bids.measures.plausibility import Evidence, contrast_figures, slice_tilt_degrees
+from bagau_bids.measures.quality import Figures
 
 SHAPE = (40, 40, 12)
 # Brightness of white matter, grey matter and CSF; the template's T1w is the first.
@@ -49,7 +50,7 @@ def test_only_what_is_no_flair_is_said_to_be_none(contrast):
     found = figures(contrast)
     white, grey, _ = CONTRASTS[contrast]
     assert found["grey_to_white"] == pytest.approx(grey / white, abs=0.02)
-    raised = [flag.words for flag in flags.raised_flags(found)]
+    raised = [flag.words for flag in flags.raised_flags(Figures(**found))]
     assert [word.split(":")[0] for word in raised] == (
         ["this is probably no FLAIR"] if contrast in NO_FLAIR else []
     )
@@ -69,7 +70,7 @@ def test_other_signs_are_counted(entropy, signs, count):
 
 
 def test_one_doubtful_sign_raises_nothing_alone():
-    assert flags.raised_flags(figures("FLAIR", entropy=0.71)) == ()
+    assert flags.raised_flags(Figures(**figures("FLAIR", entropy=0.71))) == ()
 
 
 def test_without_tissue_only_other_signs_count():

@@ -1,6 +1,6 @@
 """Large areas of one side at the cortex are found and placed; what both sides have is not."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_the_fit_of_the_template_is_the_map_that_made_the_points():
 def test_figures_and_places_are_those_of_the_largest():
     def area(kind, volume, x):
         where = {"centre_mm": (0.0, 0, 0), "template_mm": (x, -20.4, 3.0), "box": ((0, 1),) * 3}
-        return asdict(suspects.Suspect(kind, volume, place="left, cortex", **where))
+        return suspects.Suspect(kind, volume, place="left, cortex", **where)
 
     areas = [area("bright", 9.5, -31.0), area("bright", 2.0, 40.0)]
     assert suspects.suspect_figures(areas) == {"largest_bright_ml": 9.5, "largest_dark_ml": 0.0}

@@ -19,6 +19,7 @@ from bagau_bids.config import Processing
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.files import write_table
 from bagau_bids.measures import fazekas, flags, lesions, regions
+from bagau_bids.measures.quality import Figures
 from bagau_bids.reports import participant, scan_pictures
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
@@ -501,7 +502,7 @@ def suspect_record(**changes):
         "box": [[28, 34], [20, 28], [6, 9]],
     }
     raised = flags.raised_flags(
-        {"largest_bright_ml": 24.06}, {"largest_bright_ml": "on the right"}
+        Figures(largest_bright_ml=24.06), {"largest_bright_ml": "on the right"}
     )
     return {
         "status": "complete",

@@ -1,13 +1,14 @@
 """A derivatives folder as the participant level leaves it, from a drawn head in seconds."""
 
 import json
-from dataclasses import asdict
 
+import msgspec
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids import records
+from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
 from bagau_bids.files import write_json, write_table
 from bagau_bids.measures import fazekas, flags, lesions, quality, regions
 from bagau_bids.preprocessing.transforms import write_itk_forward
@@ -51,7 +52,7 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     """Write everything of one scan; returns its head as drawn.
 
     Without the image of regions volumes are not told by region, without the table of quality no
-    flag is recorded.
+    flag is recorded. Of the steps in `record` what is not said is as in `example_record`.
     """
     head = head or drawn_head()
     flair, affine, brain, white, probability = head
@@ -95,11 +96,17 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
         if name not in leave_out:
             write_table(derivative_path(output_dir, entities, name), table)
     if "record" not in leave_out:
-        content = example_record(flair, affine, figures)
+        path = derivative_path(output_dir, entities, "record")
+        write_json(path, example_record(entities, flair, affine, figures))
+        content = json.loads(path.read_text())
+        example = content["steps"]
         if "quality_table" in leave_out:
-            del content["steps"]["measure"]["flags"]
+            del example["measure"]["flags"]
         content |= record or {}
-        write_json(derivative_path(output_dir, entities, "record"), content)
+        content["steps"] = {
+            name: example.get(name, {}) | step for name, step in content["steps"].items()
+        }
+        write_json(path, content)
     return head
 
 
@@ -124,60 +131,78 @@ def write_transform(output_dir, entities, transform):
     write_itk_forward(transform, path)
 
 
-def write_failure(output_dir, entities, message, crash_file=None):
+def write_failure(output_dir, entities, message, crash_file=msgspec.UNSET):
     """Write the record that a scan leaves that failed before it had any result."""
-    record = {
-        "status": "failed",
-        "failure": {"step": "conform", "message": message},
-        "steps": {},
-    }
-    if crash_file is not None:
-        record["failure"]["crash_file"] = str(crash_file)
+    record = records.Record(
+        status="failed",
+        finished="2026-01-02T03:04:05+00:00",
+        source=f"bids:raw:{source_stem(entities)}_FLAIR.nii.gz",
+        entities=entities,
+        options=OPTIONS,
+        versions={"bagau-bids": "0.1.0"},
+        failure=records.Failure(
+            step="conform", message=message, crash_file=crash_file and str(crash_file)
+        ),
+        steps=records.Steps(),
+    )
     write_json(derivative_path(output_dir, entities, "record"), record)
 
 
-def example_record(flair, affine, figures):
+OPTIONS = records.Options(
+    template=TEMPLATE,
+    registration="robust",
+    skull_strip="auto",
+    model="small",
+    threshold=0.5,
+    min_lesion_size_mm3=0.0,
+    random_seed=0,
+    sloppy=False,
+)
+
+
+def example_record(entities, flair, affine, figures):
     """A record of a scan that went well."""
-    return json.loads(
-        json.dumps(
-            {
-                "status": "complete",
-                "finished": "2026-01-02T03:04:05+00:00",
-                "versions": {"bagau-bids": "0.1.0", "torch": "2.13.0"},
-                "options": {"template": TEMPLATE, "threshold": 0.5, "min_lesion_size_mm3": 0.0},
-                "steps": {
-                    "conform": {
-                        "notes": ["3 voxels that were not finite were set to 0."],
-                        "shape": list(flair.shape),
-                        "spacing_mm": nib.affines.voxel_sizes(affine).tolist(),
-                        "stored_axes": "LPS",
-                        "tilt_degrees": 0.0,
-                        "duration_s": 0.5,
-                    },
-                    "registration": {
-                        "method": "robust",
-                        "stage": "bspline",
-                        "overlap": 0.93,
-                        "mutual_information": 0.31,
-                        "attempts": [{}],
-                        "notes": [],
-                    },
-                    "segmentation": {
-                        "device": "cpu",
-                        "precision": "float32",
-                        "tta": False,
-                        "models": [{"Name": "small", "Version": "1", "SHA256": "0" * 64}],
-                        "notes": [],
-                    },
-                    "regions": {"rule": "10mm", "ventricles": "flair", "notes": []},
-                    "measure": {
-                        "notes": [],
-                        "quality": figures,
-                        "flags": [asdict(flag) for flag in flags.raised_flags(figures)],
-                    },
-                },
-            }
-        )
+    attempt = records.Attempt(
+        start="header", stage="bspline", overlap=0.93, mutual_information=0.31
+    )
+    model = records.Model(name="small", architecture="bagau_net", version="1", sha256="0" * 64)
+    return records.Record(
+        status="complete",
+        finished="2026-01-02T03:04:05+00:00",
+        source=f"bids:raw:{source_folder(entities)}/{source_stem(entities)}_FLAIR.nii.gz",
+        entities=entities,
+        options=OPTIONS,
+        versions={"bagau-bids": "0.1.0", "torch": "2.13.0"},
+        steps=records.Steps(
+            conform=records.ConformRecord(
+                notes=("3 voxels that were not finite were set to 0.",),
+                shape=flair.shape,
+                spacing_mm=tuple(nib.affines.voxel_sizes(affine).tolist()),
+                stored_axes="LPS",
+                tilt_degrees=0.0,
+                duration_s=0.5,
+            ),
+            registration=records.RegistrationRecord(
+                method="robust",
+                **msgspec.structs.asdict(attempt),
+                attempts=(attempt,),
+                notes=(),
+                seed=0,
+                threads=1,
+            ),
+            segmentation=records.SegmentationRecord(
+                notes=(),
+                device="cpu",
+                precision="float32",
+                batch_size=8,
+                tta=False,
+                models=(model,),
+            ),
+            regions=records.RegionsRecord(rule="10mm", ventricles="flair", notes=()),
+            measure=records.MeasureRecord(
+                notes=(), quality=figures, flags=flags.raised_flags(figures)
+            ),
+        ),
     )
 
 

@@ -3,18 +3,100 @@
 import argparse
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bagau_bids import values
-from bagau_bids.config import TEMPLATES, Selection
+from bagau_bids.config import REGISTRATIONS, TEMPLATES, Processing, Selection
 from bagau_bids.errors import UsageError
+from bagau_bids.options import REQUIRED, argument, option
 
 if TYPE_CHECKING:
     from bagau_bids.datasets.labelled import LabelledScan
     from bagau_bids.preprocessing.template import Template
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledData:
+    """Data sets of FLAIRs and where their masks lie."""
+
+    bids_dir: Path = argument("BIDS data set of FLAIRs", metavar="BIDS_DIR")
+    masks: Path = option(
+        REQUIRED,
+        "derivative data set with a label-WMH_mask for each FLAIR: 0 background, 1 WMH, "
+        "2 other pathology (not judged)",
+        metavar="DERIVATIVE",
+    )
+    extra: tuple[tuple[Path, Path], ...] = option(
+        (),
+        "a further data set and its masks; may be repeated",
+        metavar=("BIDS_DIR", "DERIVATIVE"),
+        nargs=2,
+        action="append",
+    )
+
+    @property
+    def pairs(self) -> list[tuple[Path, Path]]:
+        """The data sets with their masks, the first one first."""
+        return [(self.bids_dir, self.masks), *self.extra]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateChoice:
+    """Where the template comes from."""
+
+    template: str = option(
+        Processing().template,
+        "template whose white-matter map guides the network (default: %(default)s)",
+        choices=TEMPLATES,
+    )
+    templateflow_home: Path | None = option(
+        None,
+        "TemplateFlow folder (default: $TEMPLATEFLOW_HOME, then ~/.cache/templateflow)",
+        metavar="PATH",
+        type=values.any_path,
+    )
+    offline: bool = option(False, "never use the network, not even for the template")
+
+    def find(self, cache_dir: Path) -> "Template":
+        """Find the template; files that are made from it go to ``cache_dir``."""
+        from bagau_bids.preprocessing.template import find_template
+
+        return find_template(
+            self.template, self.templateflow_home, offline=self.offline, cache_dir=cache_dir
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration(TemplateChoice):
+    """Where the template comes from, and how it is brought to each FLAIR."""
+
+    registration: str = option(
+        Processing().registration,
+        "parameters of the registration of the template (default: %(default)s)",
+        choices=REGISTRATIONS,
+    )
+
+
+def device_option(what: str, default: str = "auto") -> Any:
+    """Return the field of ``--device``.
+
+    Parameters
+    ----------
+    what
+        What runs there, with its verb, for the help.
+    default
+        Where it runs, if nothing is said.
+    """
+    return option(
+        default,
+        f"where {what}; auto: CUDA if usable (default: %(default)s)",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        type=values.device,
+    )
 
 
 def add_mask_options(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from bagau_bids.processes import module_command
 if TYPE_CHECKING:
     from bagau_bids.datasets.labelled import LabelledScan, TrainingScan
     from bagau_bids.experiments.definition import Experiment
-    from bagau_bids.experiments.jobs import Job, Surroundings
+    from bagau_bids.experiments.jobs import Job, Shared
     from bagau_bids.experiments.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     for scan, reason in plan.left_out.items():
         log.info("%s is left out: %s", scan, reason)
     write_plan(plan, experiment, args.output_dir)
-    around = _surroundings(args, experiment, plan)
+    around = _shared(args, experiment, plan)
     jobs = _chosen(args, plan)
     if args.prepare_only or args.only:
         return _run_here(args, jobs, around, plan)
@@ -168,12 +168,10 @@ def _command(args: argparse.Namespace) -> list[str]:
     return command + (["--offline"] if args.offline else [])
 
 
-def _surroundings(
-    args: argparse.Namespace, experiment: "Experiment", plan: "Plan"
-) -> "Surroundings":
-    from bagau_bids.experiments.jobs import Surroundings
+def _shared(args: argparse.Namespace, experiment: "Experiment", plan: "Plan") -> "Shared":
+    from bagau_bids.experiments.jobs import Shared
 
-    return Surroundings(
+    return Shared(
         experiment=experiment,
         output_dir=args.output_dir,
         bids_dirs=plan.bids_dirs,
@@ -216,7 +214,7 @@ def _prepare(
 
 
 def _run_here(
-    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Surroundings", plan: "Plan"
+    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Shared", plan: "Plan"
 ) -> int:
     """Run jobs in this process; one that fails leaves its reason and does not stop the others."""
     import torch
@@ -258,7 +256,7 @@ def _threads(args: argparse.Namespace) -> int:
 
 
 def _run_apart(
-    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Surroundings", plan: "Plan"
+    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Shared", plan: "Plan"
 ) -> dict[str, str]:
     """Run the jobs that are not done in processes of their own; return why some failed."""
     from bagau_bids.experiments.jobs import FAILURE, is_complete

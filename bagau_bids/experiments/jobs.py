@@ -63,7 +63,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Shared:
     """What the jobs of an experiment share.
 
     Attributes
@@ -107,7 +107,7 @@ def list_jobs(
     ]
 
 
-def is_complete(job: Job, around: Surroundings) -> bool:
+def is_complete(job: Job, around: Shared) -> bool:
     """Tell whether a job is done, with these settings on these scans.
 
     Raises
@@ -127,7 +127,7 @@ def is_complete(job: Job, around: Surroundings) -> bool:
     return True
 
 
-def job_key(job: Job, around: Surroundings) -> str:
+def job_key(job: Job, around: Shared) -> str:
     """Digest of everything that decides the result of a job."""
     experiment, split = around.experiment, job.fold.split
     settings = (
@@ -162,14 +162,14 @@ def _digest(path: Path) -> str:
 
 
 def run_job(
-    job: Job, around: Surroundings, scans: Mapping[LabelledScan, TrainingScan]
+    job: Job, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
 ) -> dict[str, Any]:
     """Train and judge a system on a fold, and mark it as done.
 
     Parameters
     ----------
     job : Job
-    around : Surroundings
+    around : Shared
     scans : mapping
         Preprocessed scans; one that is missing could not be preprocessed.
 
@@ -223,7 +223,7 @@ def _present(
 
 
 def _models(
-    job: Job, there: Split, around: Surroundings, scans: Mapping[LabelledScan, TrainingScan]
+    job: Job, there: Split, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
 ) -> tuple[list[nn.Module], dict[str, Any]]:
     """Networks of a job, and what to tell of how they came about."""
     if job.system.architecture == THRESHOLD:
@@ -241,7 +241,7 @@ def _models(
 
 
 def _train(
-    job: Job, seed: int, there: Split, data: TrainingData, around: Surroundings
+    job: Job, seed: int, there: Split, data: TrainingData, around: Shared
 ) -> dict[str, Any]:
     """Train one network, or go on with it; return what it cost."""
     experiment = around.experiment
@@ -277,7 +277,7 @@ def _judge(
     job: Job,
     models: Sequence[nn.Module],
     there: Split,
-    around: Surroundings,
+    around: Shared,
     scans: Mapping[LabelledScan, TrainingScan],
 ) -> list[dict[str, Any]]:
     """Scores of each network on each test scan, and of all networks together."""
@@ -299,7 +299,7 @@ def _judge(
 
 
 def _judge_rater(
-    job: Job, there: Split, around: Surroundings, scans: Mapping[LabelledScan, TrainingScan]
+    job: Job, there: Split, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
 ) -> list[dict[str, Any]]:
     rows = []
     for one in there.test:

@@ -257,7 +257,7 @@ def lesion_homes(tally: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Anatomy:
     """What tells where in the brain a lesion lies, and what it is brighter than.
 
     Parameters
@@ -287,7 +287,7 @@ def lesion_table(
     probability: np.ndarray,
     flair: np.ndarray,
     brain_mask: np.ndarray,
-    surroundings: Surroundings | None = None,
+    anatomy: Anatomy | None = None,
 ) -> pd.DataFrame:
     """One row a lesion: size, place, and how sure and how bright it is.
 
@@ -299,7 +299,7 @@ def lesion_table(
         Voxel to world (mm, RAS+).
     probability, flair, brain_mask : (X, Y, Z) arrays
         WMH probability, bias-corrected FLAIR and brain mask on the same grid.
-    surroundings : Surroundings or None
+    anatomy : Anatomy or None
         None leaves the columns missing that need it.
 
     Returns
@@ -322,8 +322,8 @@ def lesion_table(
     centroid = np.column_stack([mean_over_lesion(axis) for axis in inside])
     world = centroid @ np.asarray(affine, dtype=float)[:3, :3].T + np.asarray(affine)[:3, 3]
     brightness = mean_over_lesion(np.asarray(flair, dtype=float)[inside])
-    place = _places(labels, world, surroundings)
-    white_matter = surroundings.white_matter if surroundings else None
+    place = _places(labels, world, anatomy)
+    white_matter = anatomy.white_matter if anatomy else None
     table = pd.DataFrame(
         {
             "index": np.arange(1, count + 1),
@@ -347,18 +347,16 @@ def lesion_table(
     return table.replace(np.inf, np.nan)  # written as n/a
 
 
-def _places(
-    labels: np.ndarray, centroids: np.ndarray, surroundings: Surroundings | None
-) -> dict[str, Any]:
+def _places(labels: np.ndarray, centroids: np.ndarray, anatomy: Anatomy | None) -> dict[str, Any]:
     """Columns that say where each lesion lies; `centroids` (lesions, 3) in mm, RAS+."""
     names = ("region", "side", "ventricle_distance_mm")
     axes = [f"template_{axis}_mm" for axis in "xyz"]
-    if surroundings is None or not len(centroids):
+    if anatomy is None or not len(centroids):
         return dict.fromkeys((*names, *axes), np.nan)
-    home, side = lesion_homes(region_tally(labels, surroundings.regions))
-    template = _template_places(surroundings, centroids)
+    home, side = lesion_homes(region_tally(labels, anatomy.regions))
+    template = _template_places(anatomy, centroids)
     nearest = ndimage.minimum(
-        surroundings.ventricle_distance_mm, labels, np.arange(1, len(centroids) + 1)
+        anatomy.ventricle_distance_mm, labels, np.arange(1, len(centroids) + 1)
     )
     # Without ventricles in the scan only what does not follow from the distance to them is told.
     told = np.isfinite(nearest) | ~np.isin([REGIONS[index] for index in home], BY_DISTANCE)
@@ -370,14 +368,14 @@ def _places(
     }
 
 
-def _template_places(surroundings: Surroundings, world: np.ndarray) -> np.ndarray:
+def _template_places(anatomy: Anatomy, world: np.ndarray) -> np.ndarray:
     """Template points (3, N) of points (N, 3) of the scan, both mm, RAS+."""
-    to_node = np.linalg.inv(surroundings.points_affine)
+    to_node = np.linalg.inv(anatomy.points_affine)
     nodes = to_node[:3, :3] @ world.T + to_node[:3, 3:]
     return np.stack(
         [
             ndimage.map_coordinates(axis, nodes, order=1, mode="nearest", output=np.float64)
-            for axis in surroundings.template_points
+            for axis in anatomy.template_points
         ]
     )
 

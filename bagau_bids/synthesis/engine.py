@@ -42,9 +42,9 @@ from bagau_bids.synthesis.labels import (
     Head,
 )
 from bagau_bids.synthesis.lesions import (
+    HeadMaps,
     LesionSettings,
     LesionShapes,
-    Surroundings,
     draw_lesions,
     paint_lesions,
 )
@@ -189,7 +189,7 @@ def synthesise(
     classes = head.classes.to(draw.device).flatten()[index].masked_fill_(~inside, 0).int()
     distance = head.ventricle_distance.to(draw.device).flatten()[index].float().mul_(0.1)
     spacing = grid.working_spacing_mm
-    around = Surroundings(classes, index, distance, spacing)
+    around = HeadMaps(classes, index, distance, spacing)
     lesion_mask = draw_lesions(around, lesions, draw, settings.lesions)
     codes = draw_pathology(head, infarcts, draw, settings.infarcts)
     other = None

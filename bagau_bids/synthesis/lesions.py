@@ -187,7 +187,7 @@ class LesionShapes:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class HeadMaps:
     """What lesions need to know of the head, all (X, Y, Z) on the working grid.
 
     ``index`` are flat indices of head voxels, ``ventricle_distance_mm`` distances to the
@@ -201,7 +201,7 @@ class Surroundings:
 
 
 def draw_lesions(
-    around: Surroundings, shapes: LesionShapes | None, draw: Draw, settings: LesionSettings
+    around: HeadMaps, shapes: LesionShapes | None, draw: Draw, settings: LesionSettings
 ) -> torch.Tensor:
     """Random lesion mask.
 
@@ -238,7 +238,7 @@ def draw_lesions(
 def _add_mixture(
     lesions: torch.Tensor,
     hosts: torch.Tensor,
-    around: Surroundings,
+    around: HeadMaps,
     shapes: LesionShapes | None,
     draw: Draw,
     settings: LesionSettings,
@@ -262,7 +262,7 @@ def _add_mixture(
         lesions |= deep & hosts
 
 
-def _confluent(around: Surroundings, draw: Draw, settings: LesionSettings) -> torch.Tensor:
+def _confluent(around: HeadMaps, draw: Draw, settings: LesionSettings) -> torch.Tensor:
     """Thick irregular rims and caps, and patches that merge with them."""
     shape, distance = tuple(around.classes.shape), around.ventricle_distance_mm
     width = draw.smooth_field(shape, around.spacing_mm, draw.uniform((14.0, 28.0)))
@@ -278,7 +278,7 @@ def _confluent(around: Surroundings, draw: Draw, settings: LesionSettings) -> to
 
 def _add_at(
     lesions: torch.Tensor,
-    around: Surroundings,
+    around: HeadMaps,
     place: str,
     count: int,
     radius_mm: Range,
@@ -306,7 +306,7 @@ def _table(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor([name in names for name in CLASS_NAMES], device=device)
 
 
-def _band(around: Surroundings, draw: Draw, settings: LesionSettings) -> torch.Tensor:
+def _band(around: HeadMaps, draw: Draw, settings: LesionSettings) -> torch.Tensor:
     """Voxels nearer to the ventricles than an irregular width."""
     shape = tuple(around.classes.shape)
     mean_width = draw.uniform(settings.band_width_mm)

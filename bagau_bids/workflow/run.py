@@ -36,7 +36,7 @@ from bagau_bids.workflow.plugins import (
     runs_in_this_process,
     settle_device,
 )
-from bagau_bids.workflow.tracker import Progress, ScanResult, Tracker
+from bagau_bids.workflow.tracker import Progress, ScanOutcome, Tracker
 from bagau_bids.workflow.workdir import own_work_folder, remove_work, top_name
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 def run_participants(
     config: Config, scans: Sequence[Scan], template: "Template", progress: Progress
-) -> list[ScanResult]:
+) -> list[ScanOutcome]:
     """Process scans, each to its end or to its own failure.
 
     A step whose result is in the work folder already, made from the same content with the same
@@ -74,7 +74,7 @@ def run_participants(
 
     Returns
     -------
-    list of ScanResult
+    list of ScanOutcome
         One a scan, in order; empty for a dry run.
 
     Raises
@@ -257,7 +257,7 @@ def _run(workflows: Mapping[Scan, pe.Workflow], config: Config, tracker: Tracker
     tracker.settle(workflows)
 
 
-def _record_failure(config: Config, result: ScanResult) -> None:
+def _record_failure(config: Config, result: ScanOutcome) -> None:
     """Leave a processing record that says why a scan failed, for the reports."""
     failure = {"step": result.step, "message": result.reason}
     if result.crash_file is not None:

@@ -206,7 +206,7 @@ class Measure(Step):
         told = infratentorial(regions) | seen
         self._save("wmh_regions", folder, np.where(mask & told, regions, 0), affine, np.uint8)
         points, lattice = load_image(self.inputs.template_points)
-        surroundings = lesions.Surroundings(
+        anatomy = lesions.Anatomy(
             regions=regions,
             ventricle_distance_mm=distance,
             template_points=np.moveaxis(points, -1, 0),
@@ -242,7 +242,7 @@ class Measure(Step):
                 others={"infarct": found.reported, "known_lesion": known},
             ),
             "lesions_table": lesions.lesion_table(
-                labels, affine, probability, flair, brain, surroundings
+                labels, affine, probability, flair, brain, anatomy
             ),
             "regions_table": lookup_table(self.inputs.rule),
             "fazekas_table": fazekas.fazekas_table(mask, distance, regions, affine),

@@ -34,7 +34,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class ScanResult:
+class ScanOutcome:
     """What became of one scan.
 
     Attributes
@@ -78,7 +78,7 @@ class Tracker:
         self._troubles: dict[Scan, _Trouble] = {}
         self._killed: list[Scan] = []
         self._done: set[Scan] = set()
-        self.failed: dict[Scan, ScanResult] = {}
+        self.failed: dict[Scan, ScanOutcome] = {}
         self.raise_signal: Callable[[], None] = lambda: None
 
     @property
@@ -136,16 +136,16 @@ class Tracker:
         self, scan: Scan, reason: str, step: str = "", crash_file: Path | None = None
     ) -> None:
         """Count a scan as failed."""
-        self.failed[scan] = ScanResult(scan, False, reason, step, crash_file)
+        self.failed[scan] = ScanOutcome(scan, False, reason, step, crash_file)
         self._progress.scan_failed(scan.stem, reason)
 
-    def result(self, scan: Scan) -> ScanResult:
+    def result(self, scan: Scan) -> ScanOutcome:
         """Tell what became of a scan."""
         if scan in self._done:
-            return ScanResult(scan, True)
+            return ScanOutcome(scan, True)
         if scan in self.failed:
             return self.failed[scan]
-        return ScanResult(scan, False, "not processed: the run stopped at another scan's failure")
+        return ScanOutcome(scan, False, "not processed: the run stopped at another scan's failure")
 
 
 def _trouble_of(node: Any) -> _Trouble:

@@ -15,7 +15,7 @@ from bagau_bids.errors import MissingResourceError, UsageError
 from bagau_bids.network import weights
 from bagau_bids.reports import group, participant
 from bagau_bids.workflow import run as workflow_run
-from bagau_bids.workflow.run import ScanResult
+from bagau_bids.workflow.run import ScanOutcome
 
 
 class Calls:
@@ -38,9 +38,9 @@ class Calls:
             progress.step_finished(scan.stem, "conform", 1.0)
         return [] if config.execution.dry_run else [self.result(scan) for scan in scans]
 
-    def result(self, scan: Scan) -> ScanResult:
+    def result(self, scan: Scan) -> ScanOutcome:
         reason = self.bad_scans.get(scan.stem, "")
-        return ScanResult(scan, not reason, reason, "conform" if reason else "")
+        return ScanOutcome(scan, not reason, reason, "conform" if reason else "")
 
     def write_participant_report(self, output_dir, label, *, aggregate_session_reports):
         if label in self.bad_pages:

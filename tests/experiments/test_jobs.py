@@ -24,7 +24,7 @@ from bagau_bids.experiments.folds import Fold, make_folds, read_people
 from bagau_bids.experiments.jobs import (
     COMPLETE,
     Job,
-    Surroundings,
+    Shared,
     is_complete,
     job_key,
     list_jobs,
@@ -241,9 +241,7 @@ def bench(tmp_path, monkeypatch):
     experiment = Experiment(
         "T", "S", (DataSource("d"),), (), recipe=recipe | {"precision": "float32"}
     )
-    around = Surroundings(
-        experiment, tmp_path / "out", (tmp_path / "bids",), "T", "robust", "cpu", {}
-    )
+    around = Shared(experiment, tmp_path / "out", (tmp_path / "bids",), "T", "robust", "cpu", {})
     return around, Fold(1, Split((a,), (b,), (c,))), scans
 
 

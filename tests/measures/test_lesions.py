@@ -209,7 +209,7 @@ def test_without_ventricles_lesions_have_a_side_and_no_region():
     numbers = np.full(labels.shape, regions.region_number("deep", "right"))
     numbers[4] = regions.region_number("infratentorial", "left")
     points = np.zeros((3, 2, 2, 2))
-    around = lesions.Surroundings(
+    around = lesions.Anatomy(
         numbers, np.full(labels.shape, np.inf), points, np.diag([5.0, 5, 5, 1]), 1.0
     )
     ones = np.ones(labels.shape)
@@ -302,14 +302,14 @@ def test_places_of_lesions_do_not_depend_on_storage(code):
     image = stored(mask, affine)
     labels = lesions.label_lesions(image.get_fdata())
     brain = np.ones(labels.shape)
-    surroundings = lesions.Surroundings(
+    anatomy = lesions.Anatomy(
         regions=stored(zones, affine).get_fdata().astype(int),
         ventricle_distance_mm=stored(distance, affine).get_fdata(),
         template_points=np.moveaxis(stored(points, affine @ lattice).get_fdata(), -1, 0),
         points_affine=stored(points, affine @ lattice).affine,
         white_matter=2.0,
     )
-    table = lesions.lesion_table(labels, image.affine, brain, 3 * brain, brain, surroundings)
+    table = lesions.lesion_table(labels, image.affine, brain, 3 * brain, brain, anatomy)
     expected = []
     for component in naive_components(mask):
         where = tuple(np.transpose(component))
@@ -331,7 +331,7 @@ def test_what_is_not_known_of_a_lesion_is_missing():
     table = lesions.lesion_table(labels, AFFINE, mask, mask, mask)
     unknown = ["region", "side", "template_x_mm", "ventricle_distance_mm", "flair_to_wm"]
     assert table[unknown].isna().all(axis=None)
-    nowhere = lesions.Surroundings(
+    nowhere = lesions.Anatomy(
         regions=np.ones(mask.shape, int),
         ventricle_distance_mm=np.full(mask.shape, np.inf),
         template_points=np.zeros((3, 2, 2, 2)),

@@ -76,19 +76,17 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     save("wmh_probseg", probability, np.float32)
     save("wmh_mask", mask, np.uint8)
     ventricles = ndimage.binary_fill_holes(white > 0) & (white == 0)
-    numbers, surroundings = _surroundings(affine, brain, ventricles)
+    numbers, anatomy = _anatomy(affine, brain, ventricles)
     save("ventricle_mask", ventricles, np.uint8)
     save("regions_dseg", np.where(mask, numbers, 0), np.uint8)
     save("conformed_flair", np.clip(flair, 0, 255), np.uint8)
     save("warped_t1w", 100 * brain + 80 * (white > 0), np.uint8)
-    distance = surroundings.ventricle_distance_mm
+    distance = anatomy.ventricle_distance_mm
     figures = quality.scan_quality(flair, affine, brain, white, mask, probability)
     told = None if "regions_dseg" in leave_out else numbers
     tables = {
         "volumes_table": lesions.volume_table(mask, affine, brain, told),
-        "lesions_table": lesions.lesion_table(
-            labels, affine, probability, flair, brain, surroundings
-        ),
+        "lesions_table": lesions.lesion_table(labels, affine, probability, flair, brain, anatomy),
         "fazekas_table": fazekas.fazekas_table(mask, distance, numbers, affine),
         "quality_table": flags.quality_table(figures),
     }
@@ -110,7 +108,7 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     return head
 
 
-def _surroundings(affine, brain, ventricles):
+def _anatomy(affine, brain, ventricles):
     """Region of each voxel, and what the table of lesions says of their places."""
     right = np.zeros(brain.shape, bool)
     right[brain.shape[0] // 2 :] = True
@@ -121,7 +119,7 @@ def _surroundings(affine, brain, ventricles):
     lattice[:3, :3] *= np.array(brain.shape) - 1
     corners = np.stack(np.meshgrid(*[(0, 1)] * 3, indexing="ij")).reshape(3, -1)
     points = nib.affines.apply_affine(lattice, corners.T).T.reshape(3, 2, 2, 2)
-    return numbers, lesions.Surroundings(numbers, distance, points, lattice, 55.0)
+    return numbers, lesions.Anatomy(numbers, distance, points, lattice, 55.0)
 
 
 def write_transform(output_dir, entities, transform):

@@ -23,9 +23,9 @@ from bagau_bids.synthesis.infarcts import (
 )
 from bagau_bids.synthesis.labels import CLASS_OF, Head
 from bagau_bids.synthesis.lesions import (
+    HeadMaps,
     LesionSettings,
     LesionShapes,
-    Surroundings,
     draw_lesions,
 )
 from bagau_bids.synthesis.storage import double_pixels, jpeg, store
@@ -62,7 +62,7 @@ def shapes():
 def around(head, spacing=4.0):
     index = torch.arange(head.labels.size).reshape(SHAPE)
     distance = head.ventricle_distance.float() * 0.1
-    return Surroundings(head.classes.int(), index, distance, (spacing,) * 3)
+    return HeadMaps(head.classes.int(), index, distance, (spacing,) * 3)
 
 
 def test_one_seed_gives_one_infarct_and_no_wmh_inside(head, shapes):

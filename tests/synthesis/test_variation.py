@@ -28,9 +28,9 @@ from bagau_bids.synthesis.infarcts import InfarctSettings
 from bagau_bids.synthesis.intensities import IntensitySettings, add_confounders
 from bagau_bids.synthesis.labels import CLASS_OF, Head
 from bagau_bids.synthesis.lesions import (
+    HeadMaps,
     LesionSettings,
     LesionShapes,
-    Surroundings,
     draw_lesions,
     paint_lesions,
 )
@@ -245,7 +245,7 @@ def band_beside_a_ventricle(width_mm):
     """Labelled distances to a flat ventricle's wall, for a band of one width everywhere."""
     mm = (torch.arange(20) * 0.5)[:, None, None].expand(20, 4, 4)
     white = torch.full((20, 4, 4), CLASS_OF["white_matter"])
-    around = Surroundings(white, torch.zeros((20, 4, 4), dtype=torch.int64), mm, (0.5, 0.5, 0.5))
+    around = HeadMaps(white, torch.zeros((20, 4, 4), dtype=torch.int64), mm, (0.5, 0.5, 0.5))
     settings = replace(
         DEEP,
         deep_probability=0,
@@ -267,7 +267,7 @@ def test_wide_bands_are_labelled_down_to_the_wall():
 
 
 def test_some_heads_have_no_lesion():
-    around = Surroundings(
+    around = HeadMaps(
         torch.full((8, 8, 8), CLASS_OF["labelled_lesion"]),
         torch.zeros((8, 8, 8), dtype=torch.int64),
         torch.full((8, 8, 8), 99.0),

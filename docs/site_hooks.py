@@ -7,17 +7,16 @@ and ``doi:10...`` becomes a link.
 """
 
 import argparse
-import fnmatch
 import html
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 
-from bagau_bids.bids.derivatives import catalogue_of
+from bagau_bids.bids.derivatives import catalogue
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.parser import build_parser
@@ -113,39 +112,18 @@ def toolbox_markdown() -> str:
 
 def names_markdown() -> str:
     """Tables of every file name that ``data/derivatives.json`` knows, with what the file holds."""
-    described = dict(_readme_rows())
     parts = []
-    for title, kind in (("For each FLAIR", "files"), ("For the group", "group")):
+    for title, kind in (
+        ("For each FLAIR", catalogue().files),
+        ("For the group", catalogue().group),
+    ):
         rows = []
-        for entry in catalogue_of(kind).values():
-            name = entry["name"].format(source="sub-01", template="<template>")
-            meaning = entry.get("sidecar", {}).get("Description") or _readme_meaning(
-                name, described
-            )
-            folder = f"sub-01/{entry['folder']}/" if "folder" in entry else ""
-            rows.append((f"`{folder}{name}`", _text(meaning)))
+        for made in kind.values():
+            name = made.name.format(source="sub-01", template="<template>")
+            folder = f"sub-01/{made.folder}/" if made.folder else ""
+            rows.append((f"`{folder}{name}`", _text(made.description)))
         parts += [f"### {title}", _table(("file", "what it holds"), rows)]
     return "\n\n".join(parts)
-
-
-def _readme_rows() -> Iterator[tuple[str, str]]:
-    """Patterns of file names, with their meaning, of the README that every output folder gets."""
-    text = (_DATA / "citation" / "README.md").read_text(encoding="utf-8")
-    for names, meaning in re.findall(r"^\| (`.*?) \| (.*) \|$", text, re.MULTILINE):
-        first, *others = re.findall(r"`([^`]+)`", names)
-        yield first, meaning
-        for other in others:
-            stem = re.sub(r"\.(nii\.gz|tsv)$", "", first)
-            yield (stem + other if other.startswith(".") else other), meaning
-
-
-def _readme_meaning(name: str, described: Mapping[str, str]) -> str:
-    for pattern, meaning in described.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            return f"{meaning[0].upper()}{meaning[1:]}."
-    raise PluginError(
-        f"{name}: neither derivatives.json nor citation/README.md says what it holds"
-    )
 
 
 def columns_markdown(table: str) -> str:

@@ -1,24 +1,89 @@
-"""Where what is made from a scan lies: its names are data (``data/derivatives.json``)."""
+"""What is made from a scan and where it lies: a catalogue (``data/derivatives.json``)."""
 
 import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bagau_bids.bids.annex import broken_link
-from bagau_bids.errors import InputImageError
+import msgspec
+
 from bagau_bids.files import read_shipped
 
 
+class Derivative(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One kind of file that is made from a scan, or from all of them.
+
+    Attributes
+    ----------
+    name
+        Pattern of its file name; ``{source}`` and ``{template}`` are filled in.
+    kind
+        ``image`` of the scan's own grid, ``preview`` of one, to look at, ``template image``,
+        ``transform``, ``table`` or ``record``.
+    step
+        The step of a scan whose output it is; ``group`` for what comes after all scans.
+    description
+        What it holds.
+    dtype
+        Type of an image's values.
+    columns
+        Table of ``data/tables`` that describes its columns.
+    figures
+        Likewise its rows.
+    optional
+        Whether a complete scan may be without it.
+    folder
+        Folder in that of the participant; empty: beside the scan, in ``anat``.
+    metadata
+        What its sidecar says whatever the scan.
+    """
+
+    name: str
+    kind: Literal["image", "preview", "template image", "transform", "table", "record"]
+    step: str
+    description: str
+    dtype: Literal["", "uint8", "int32", "float32"] = ""
+    columns: str = ""
+    figures: str = ""
+    optional: bool = False
+    folder: str = ""
+    metadata: dict[str, Any] = {}
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """Metadata that are the same for every file of this kind."""
+        return {**self.metadata, "Description": self.description}
+
+
+class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that is written into the output folder under a name of BIDS.
+
+    Attributes
+    ----------
+    entities
+        Short and long name of each entity, in the order of a file name.
+    files
+        What is made from each scan.
+    group
+        What is made from all scans.
+    bidsignore
+        Patterns of what a validator does not know.
+    descriptions
+        Meaning by label of the entity ``desc``.
+    """
+
+    entities: tuple[tuple[str, str], ...]
+    files: dict[str, Derivative]
+    group: dict[str, Derivative]
+    bidsignore: tuple[str, ...]
+    descriptions: dict[str, str]
+
+
 @cache
-def _catalogue() -> dict[str, Any]:
-    return read_shipped("derivatives.json", dict[str, Any])
-
-
-def catalogue_of(kind: str) -> Any:
-    """One part of ``data/derivatives.json`` that belongs to no scan, e.g. ``bidsignore``."""
-    return _catalogue()[kind]
+def catalogue() -> Catalogue:
+    """Return what this program writes."""
+    return read_shipped("derivatives.json", Catalogue)
 
 
 def source_stem(entities: Mapping[str, Any]) -> str:
@@ -37,7 +102,7 @@ def source_stem(entities: Mapping[str, Any]) -> str:
         ``sub-01_ses-2_acq-3D_run-1``.
     """
     parts = []
-    for short, long in _catalogue()["entities"]:
+    for short, long in catalogue().entities:
         value = entities.get(short, entities.get(long))
         if value is not None:
             parts.append(f"{short}-{value}")
@@ -49,11 +114,6 @@ def source_folder(entities: Mapping[str, Any]) -> Path:
     session = entities.get("ses", entities.get("session"))
     folder = Path(f"sub-{entities.get('sub', entities.get('subject'))}")
     return folder / f"ses-{session}" / "anat" if session is not None else folder / "anat"
-
-
-def derivative_names() -> tuple[str, ...]:
-    """Names under which `derivative_path` knows the files made from one scan."""
-    return tuple(_catalogue()["files"])
 
 
 def derivative_path(
@@ -68,7 +128,7 @@ def derivative_path(
     entities : mapping
         Entities of the source scan, as for `source_stem`.
     name : str
-        One of `derivative_names`, e.g. ``wmh_mask``.
+        One of the catalogue's files, e.g. ``wmh_mask``.
     template : str
         Name of the template, for the files whose name holds it.
 
@@ -83,20 +143,14 @@ def derivative_path(
     ValueError
         If the file's name holds the template and none is given.
     """
-    described = _catalogue()["files"][name]
-    pattern = described["name"]
-    if "{template}" in pattern and not template:
-        raise ValueError(f"the name of {name} holds a template: {pattern}")
-    filename = pattern.format(source=source_stem(entities), template=template)
+    described = catalogue().files[name]
+    if "{template}" in described.name and not template:
+        raise ValueError(f"the name of {name} holds a template: {described.name}")
+    filename = described.name.format(source=source_stem(entities), template=template)
     folder = source_folder(entities)
-    if "folder" in described:  # beside the anat of all sessions, as figures are
-        folder = Path(folder.parts[0]) / described["folder"]
+    if described.folder:  # beside the anat of all sessions, as figures are
+        folder = Path(folder.parts[0]) / described.folder
     return Path(output_dir) / folder / filename
-
-
-def static_sidecar(name: str) -> dict[str, Any]:
-    """Metadata that are the same for every file of one kind; an empty one for a table."""
-    return dict(_catalogue()["files"][name].get("sidecar", {}))
 
 
 def sidecar_path(path: Path) -> Path:
@@ -115,47 +169,5 @@ def bids_uri(dataset: str, path: str | Path) -> str:
 
 def longest_name(entities: Mapping[str, Any], template: str) -> str:
     """Longest name of a file that is made from one scan, in bytes; sidecars are shorter."""
-    names = (derivative_path("", entities, name, template=template) for name in derivative_names())
+    names = (derivative_path("", entities, name, template=template) for name in catalogue().files)
     return max((path.name for path in names), key=lambda name: len(os.fsencode(name)))
-
-
-def find_brain_mask(derivatives: Mapping[str, Path], entities: Mapping[str, Any]) -> Path | None:
-    """Look for a brain mask of one FLAIR in other derivative data sets.
-
-    Parameters
-    ----------
-    derivatives : mapping of str to Path
-        Roots of the data sets under their names, the preferred one first.
-    entities : mapping
-        Entities of the FLAIR, as for `source_stem`; the mask must carry all of them.
-
-    Returns
-    -------
-    Path or None
-        ``[_space-orig]_label-brain_mask`` or ``[_space-orig]_desc-brain_mask`` of the same scan;
-        None where no data set has one.
-
-    Raises
-    ------
-    InputImageError
-        If one data set holds several that fit, or a link to one that was not fetched.
-    """
-    stem, folder = source_stem(entities), source_folder(entities)
-    names = [
-        f"{stem}{space}_{kind}-brain_mask{extension}"
-        for space in ("_space-orig", "")
-        for kind in ("label", "desc")
-        for extension in (".nii.gz", ".nii")
-    ]
-    for root in derivatives.values():
-        found = [path for name in names if os.path.lexists(path := root / folder / name)]
-        if len(found) > 1:
-            raise InputImageError(
-                f"{root}: holds several brain masks of {stem}: "
-                f"{', '.join(path.name for path in found)}; expected one: leave out the others"
-            )
-        if found and (reason := broken_link(found[0])):
-            raise InputImageError(reason)
-        if found:
-            return found[0]
-    return None

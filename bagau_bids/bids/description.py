@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import catalogue_of
+from bagau_bids.bids.derivatives import catalogue
 from bagau_bids.config import INFARCT_THRESHOLD, Processing
 from bagau_bids.errors import UsageError
 from bagau_bids.files import one_at_a_time, write_json, write_table, write_text
@@ -135,10 +135,9 @@ def write_dataset_files(
     with one_at_a_time(output_dir / "logs" / LOCK_FILE):  # else one of two new links is lost
         there = _earlier_description(path).get("DatasetLinks", {})
         write_json(path, _description(bids_dir, {**there, **links}))
-    catalogue = catalogue_of("bidsignore"), catalogue_of("descriptions")
-    write_text(output_dir / ".bidsignore", "\n".join(catalogue[0]) + "\n")
+    write_text(output_dir / ".bidsignore", "\n".join(catalogue().bidsignore) + "\n")
     write_text(output_dir / "README.md", _text("README.md"))
-    rows = [(f"desc-{label}", text) for label, text in catalogue[1].items()]
+    rows = [(f"desc-{label}", text) for label, text in catalogue().descriptions.items()]
     write_table(
         output_dir / "descriptions.tsv", pd.DataFrame(rows, columns=["desc_id", "description"])
     )

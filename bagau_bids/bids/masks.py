@@ -1,8 +1,15 @@
-"""Lesion masks of a BIDS derivative data set, each known by the scan it was drawn or made on."""
+"""Masks of a BIDS derivative data set, each known by the scan it was drawn or made on."""
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from bagau_bids.bids.annex import broken_link
+from bagau_bids.bids.derivatives import source_folder, source_stem
+from bagau_bids.errors import InputImageError
 
 NIFTI_EXTENSION = re.compile(r"\.nii(\.gz)?$")
 # What a mask's name may add to the entities of its scan.
@@ -58,3 +65,45 @@ def find_lesion_masks(folder: Path) -> list[LesionMask]:
     """Find the WMH masks below a folder, sorted by path; none where there is no such folder."""
     paths = sorted(folder.rglob("*_mask.nii*")) if folder.is_dir() else []
     return [mask for path in paths if (mask := lesion_mask_at(path)) is not None]
+
+
+def find_brain_mask(derivatives: Mapping[str, Path], entities: Mapping[str, Any]) -> Path | None:
+    """Look for a brain mask of one FLAIR in other derivative data sets.
+
+    Parameters
+    ----------
+    derivatives : mapping of str to Path
+        Roots of the data sets under their names, the preferred one first.
+    entities : mapping
+        Entities of the FLAIR, as for `source_stem`; the mask must carry all of them.
+
+    Returns
+    -------
+    Path or None
+        ``[_space-orig]_label-brain_mask`` or ``[_space-orig]_desc-brain_mask`` of the same scan;
+        None where no data set has one.
+
+    Raises
+    ------
+    InputImageError
+        If one data set holds several that fit, or a link to one that was not fetched.
+    """
+    stem, folder = source_stem(entities), source_folder(entities)
+    names = [
+        f"{stem}{space}_{kind}-brain_mask{extension}"
+        for space in ("_space-orig", "")
+        for kind in ("label", "desc")
+        for extension in (".nii.gz", ".nii")
+    ]
+    for root in derivatives.values():
+        found = [path for name in names if os.path.lexists(path := root / folder / name)]
+        if len(found) > 1:
+            raise InputImageError(
+                f"{root}: holds several brain masks of {stem}: "
+                f"{', '.join(path.name for path in found)}; expected one: leave out the others"
+            )
+        if found and (reason := broken_link(found[0])):
+            raise InputImageError(reason)
+        if found:
+            return found[0]
+    return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bagau_bids.bids.derivatives import bids_uri, derivative_path, static_sidecar
+from bagau_bids.bids.derivatives import bids_uri, catalogue, derivative_path
 from bagau_bids.config import INFARCT_THRESHOLD
 
 RULE_TEXTS = {
@@ -174,14 +174,14 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
     if scan.known_lesions_uri:
         dynamic["known_lesion_mask"] = {"Sources": [scan.known_lesions_uri]}
     complete = {
-        name: {**static_sidecar(name), **fields, "SpatialReference": scan.source_uri}
+        name: {**catalogue().files[name].sidecar, **fields, "SpatialReference": scan.source_uri}
         for name, fields in dynamic.items()
     }
     for name, ends in (
         ("template_to_flair_xfm", (scan.template, "FLAIR")),
         ("flair_to_template_xfm", ("FLAIR", scan.template)),
     ):
-        complete[name] = {**static_sidecar(name), **_transform_fields(scan, *ends)}
+        complete[name] = {**catalogue().files[name].sidecar, **_transform_fields(scan, *ends)}
     return complete
 
 
@@ -195,7 +195,7 @@ def template_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
     complete = {}
     for name, source in sources.items():
         complete[name] = {
-            **static_sidecar(name),
+            **catalogue().files[name].sidecar,
             "Sources": [scan.uri(source), scan.uri("flair_to_template_xfm")],
             "SpatialReference": scan.template_uris["t1w"],
         }

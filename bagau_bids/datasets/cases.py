@@ -13,11 +13,11 @@ from typing import Any
 
 from bagau_bids.bids.derivatives import (
     bids_uri,
+    catalogue,
     derivative_path,
     sidecar_path,
     source_folder,
     source_stem,
-    static_sidecar,
 )
 from bagau_bids.bids.masks import NIFTI_EXTENSION
 from bagau_bids.errors import InputImageError
@@ -170,7 +170,7 @@ def mask_placement(
     target = derivative_path(root, entities, "wmh_mask")
     stem = NIFTI_EXTENSION.sub("", target.name)
     sidecar = {
-        "Type": static_sidecar("wmh_mask")["Type"],
+        "Type": catalogue().files["wmh_mask"].metadata["Type"],
         "Manual": True,
         "Description": description,
         "SpatialReference": bids_uri("raw", flair.target),

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import (
     bids_uri,
+    catalogue,
     derivative_path,
     sidecar_path,
     source_folder,
     source_stem,
-    static_sidecar,
 )
 from bagau_bids.errors import MissingResourceError, UsageError
 from bagau_bids.files import write_json, write_table, write_text
@@ -262,7 +262,7 @@ def _write_scan(
         write_json(
             sidecar_path(path),
             {
-                "Type": static_sidecar(name)["Type"],
+                "Type": catalogue().files[name].metadata["Type"],
                 "Manual": False,
                 "Description": "Truth of the phantom",
                 "SpatialReference": bids_uri("raw", flair.relative_to(root)),

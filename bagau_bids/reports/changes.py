@@ -16,7 +16,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import catalogue_of, derivative_path, sidecar_path
+from bagau_bids.bids.derivatives import catalogue, derivative_path, sidecar_path
 from bagau_bids.bids.participants import raw_folder
 from bagau_bids.bids.sessions import LABELS, SessionOrder, order_sessions
 from bagau_bids.bids.tables import MOST_NAMED, column_descriptions, described_table, listed
@@ -108,7 +108,7 @@ def write_changes(output_dir: Path, scans: Sequence[ScanResults]) -> Changes:
         _row(before, after) | {"ordered_by": orders[before.entities["sub"]].source}
         for before, after in pairs
     )
-    path = output_dir / catalogue_of("group")["changes"]["name"]
+    path = output_dir / catalogue().group["changes"].name
     kept = [
         after for (_, after), row in zip(pairs, rows, strict=True) if row["status"] == COMPARED
     ]

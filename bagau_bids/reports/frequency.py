@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bagau_bids.bids.derivatives import bids_uri, catalogue_of, sidecar_path
+from bagau_bids.bids.derivatives import bids_uri, catalogue, sidecar_path
 from bagau_bids.errors import ProcessingError
 from bagau_bids.files import remove_stale, write_bytes, write_json
 from bagau_bids.preprocessing.template_masks import MNI_2MM, Grid, LesionFrequency
@@ -66,7 +66,7 @@ def write_frequency_maps(output_dir: Path, scans: Sequence[ScanResults]) -> list
         by_template.setdefault(scan.template, []).append(scan)
     maps = [_write_map(output_dir, name, own) for name, own in sorted(by_template.items())]
     made = {one.path for one in maps if one.picture}
-    pattern = catalogue_of("group")["frequency"]["name"].format(template="*")
+    pattern = catalogue().group["frequency"].name.format(template="*")
     for path in sorted(set(output_dir.glob(pattern)) - made):
         remove_stale([path, sidecar_path(path)], "no complete scan is left that belongs to it")
     return maps
@@ -81,14 +81,14 @@ def _write_map(output_dir: Path, template: str, scans: Sequence[ScanResults]) ->
             used.append(scan)
         except ProcessingError as error:
             problems.append(f"{scan.stem}_FLAIR is not in the lesion frequency map: {error}")
-    described = catalogue_of("group")["frequency"]
-    path = output_dir / described["name"].format(template=template)
+    described = catalogue().group["frequency"]
+    path = output_dir / described.name.format(template=template)
     if not used:
         return FrequencyMap(path, None, tuple(problems))
     frequency = gathered.frequency()
     write_bytes(path, _image_bytes(frequency, gathered.grid))
     sidecar = {
-        **described["sidecar"],
+        **described.sidecar,
         "NumberOfParticipants": len(used),
         "Sources": [bids_uri("", s.path("wmh_mask").relative_to(output_dir)) for s in used],
     }

@@ -21,9 +21,10 @@ from nipype import config as nipype_config
 from nipype.pipeline import engine as pe
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import bids_uri, derivative_path, find_brain_mask
+from bagau_bids.bids.derivatives import bids_uri, derivative_path
 from bagau_bids.bids.description import derivative_links, linked_folders, write_dataset_files
 from bagau_bids.bids.known_lesions import find_known_lesions
+from bagau_bids.bids.masks import find_brain_mask
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError

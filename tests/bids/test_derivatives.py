@@ -1,16 +1,15 @@
-"""Names of derivatives, and writing that never leaves half a file."""
+"""The catalogue of derivatives, and their names."""
 
 import pytest
 
 from bagau_bids.bids.derivatives import (
     bids_uri,
-    derivative_names,
+    catalogue,
     derivative_path,
-    find_brain_mask,
     sidecar_path,
     source_stem,
 )
-from bagau_bids.errors import InputImageError
+from bagau_bids.bids.tables import column_descriptions
 
 FULL = {"run": "1", "rec": "a", "ce": "gad", "acq": "3D", "ses": "2", "sub": "01"}
 
@@ -73,7 +72,7 @@ def test_images_to_look_at_lie_with_the_figures_of_all_sessions(name, end, tmp_p
 
 def test_every_name_has_a_test():
     marks = test_names.pytestmark[0].args[1]
-    assert {name for name, _ in marks} | FIGURE_NAMES.keys() == set(derivative_names())
+    assert {name for name, _ in marks} | FIGURE_NAMES.keys() == catalogue().files.keys()
 
 
 def test_folder_without_session(tmp_path):
@@ -102,47 +101,19 @@ def test_bids_uri():
     assert bids_uri("", "sub-01/a") == "bids::sub-01/a"
 
 
-class TestFindBrainMask:
-    def put(self, root, name):
-        folder = root / "sub-01" / "ses-2" / "anat"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-        return folder / name
+def test_every_row_says_what_an_image_and_a_table_hold():
+    rows = [*catalogue().files.values(), *catalogue().group.values()]
+    for row in rows:
+        assert bool(row.dtype) == (row.kind in ("image", "preview", "template image"))
+        assert bool(row.columns) == (row.kind == "table")
+        assert row.description.endswith(".")
+        assert ".nii" not in row.description
+        for table in filter(None, (row.columns, row.figures)):
+            assert column_descriptions(table)
 
-    @pytest.mark.parametrize(
-        "ending",
-        [
-            "space-orig_label-brain_mask.nii.gz",
-            "label-brain_mask.nii",
-            "desc-brain_mask.nii.gz",
-            "space-orig_desc-brain_mask.nii.gz",
-        ],
-    )
-    def test_spellings(self, tmp_path, ending):
-        path = self.put(tmp_path, f"sub-01_ses-2_{ending}")
-        assert find_brain_mask({"a": tmp_path}, {"sub": "01", "ses": "2"}) == path
 
-    def test_mask_of_another_run_or_space_is_not_taken(self, tmp_path):
-        self.put(tmp_path, "sub-01_ses-2_run-2_desc-brain_mask.nii.gz")
-        self.put(tmp_path, "sub-01_ses-2_space-T1w_desc-brain_mask.nii.gz")
-        entities = {"sub": "01", "ses": "2", "run": "1"}
-        assert find_brain_mask({"a": tmp_path}, entities) is None
-
-    def test_first_data_set_wins(self, tmp_path):
-        paths = [self.put(tmp_path / name, "sub-01_ses-2_desc-brain_mask.nii.gz") for name in "ab"]
-        roots = {name: tmp_path / name for name in "ba"}
-        assert find_brain_mask(roots, {"sub": "01", "ses": "2"}) == paths[1]
-
-    def test_mask_that_was_not_fetched_is_not_taken_for_none(self, tmp_path):
-        path = self.put(tmp_path, "sub-01_ses-2_desc-brain_mask.nii.gz")
-        path.unlink()
-        path.symlink_to("../../../.git/annex/objects/x")
-        with pytest.raises(InputImageError, match=f"run: datalad get {path}"):
-            find_brain_mask({"a": tmp_path}, {"sub": "01", "ses": "2"})
-        assert find_brain_mask({"a": tmp_path}, {"sub": "02", "ses": "2"}) is None
-
-    def test_several_are_refused(self, tmp_path):
-        for kind in ("desc", "label"):
-            self.put(tmp_path, f"sub-01_ses-2_{kind}-brain_mask.nii.gz")
-        with pytest.raises(InputImageError, match="several brain masks of sub-01_ses-2"):
-            find_brain_mask({"a": tmp_path}, {"sub": "01", "ses": "2"})
+def test_sidecar_holds_what_never_changes_and_the_description_last():
+    made = catalogue().files["wmh_mask"]
+    assert list(made.sidecar) == ["Type", "Manual", "Description"]
+    assert made.sidecar["Type"] == "Lesion"
+    assert list(catalogue().files["preproc_flair"].sidecar) == ["Description"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workflow_fakes import make_dataset
 
-from bagau_bids.bids.derivatives import derivative_names, derivative_path, longest_name
+from bagau_bids.bids.derivatives import catalogue, derivative_path, longest_name
 from bagau_bids.bids.masks import name_entities
 from bagau_bids.bids.scans import find_scans, find_too_long
 from bagau_bids.cli import failure
@@ -152,7 +152,7 @@ ENTITIES = st.builds(
 
 @given(ENTITIES)
 def test_names_of_results_tell_their_scan_and_stay_in_the_output_folder(entities):
-    for name in derivative_names():
+    for name in catalogue().files:
         path = derivative_path("/out", entities, name, template=TEMPLATE)
         found = {key: label for key, label in name_entities(path).items() if key in entities}
         assert found == entities
@@ -163,6 +163,6 @@ def test_names_of_results_tell_their_scan_and_stay_in_the_output_folder(entities
 @given(ENTITIES, ENTITIES)
 def test_two_scans_never_share_a_result(first, second):
     same = first == second
-    for name in derivative_names():
+    for name in catalogue().files:
         paths = {derivative_path("/out", one, name, template=TEMPLATE) for one in (first, second)}
         assert (len(paths) == 1) == same

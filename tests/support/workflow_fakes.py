@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import nibabel as nib
 import numpy as np
 import pytest
+import stand_ins
 
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
@@ -124,39 +125,22 @@ class Calls:
 
 
 def _fake_steps(calls):
-    from bagau_bids.preprocessing.brain_mask import BrainMask
-    from bagau_bids.preprocessing.registration import Attempt, Registration
-    from bagau_bids.preprocessing.transforms import TemplateTransform
-
     def brain_mask(flair, affine):
         calls.note("brain_mask", flair)
-        return BrainMask(flair > 50, stripped=False, notes=("a note of the brain mask",))
+        return stand_ins.brain_mask(flair, affine)
 
     def correct_bias_field(flair, affine, mask):
         calls.note("bias_field", flair)
-        return flair.astype(np.float32)
+        return stand_ins.correct_bias_field(flair, affine, mask)
 
-    def register_template(
-        flair, affine, brain_mask, template, *, method, seed, threads, excluded=None
-    ):
+    def register_template(flair, *others, **options):
         calls.note("registration", flair)
-        calls.note("known lesions out of the registration", excluded)
-        attempt = Attempt("centre of gravity", "bspline", 0.95, 0.4, 0.5, 2.0)
-        return Registration(
-            wm_probseg=np.where(brain_mask, 0.8, 0).astype(np.float32),
-            t1w=np.where(brain_mask, 70, 0).astype(np.float32),
-            transform=TemplateTransform(np.eye(4)),
-            method=method,
-            used=attempt,
-            attempts=(attempt,),
-            notes=(),
-        )
+        calls.note("known lesions out of the registration", options["excluded"])
+        return stand_ins.register_template(flair, *others, **options)
 
-    def t1w_on_flair(path, flair, affine, brain_mask, *, seed, threads):
-        from bagau_bids.preprocessing.t1w import T1w
-
+    def t1w_on_flair(path, flair, *others, **options):
         calls.note("t1w", flair)
-        return T1w(-flair, np.eye(4), "header", 0.4, 1.0, ("a note of the T1w",))
+        return stand_ins.t1w_on_flair(path, flair, *others, **options)
 
     def segment_input(models, inputs, brain_mask, *, device, batch_size, tta):
         from bagau_bids.network.inference import Segmentation
@@ -178,16 +162,7 @@ def _fake_steps(calls):
     def load_weights(path):
         return object(), {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64}
 
-    def write_itk_forward(transform, path):
-        path.write_bytes(b"to FLAIR")
-
-    def write_itk_inverse(transform, shape, affine, path):
-        path.write_bytes(b"to template")
-
     return {
-        "preprocessing.transforms.write_itk_forward": write_itk_forward,
-        "preprocessing.transforms.write_itk_inverse": write_itk_inverse,
-        "preprocessing.transforms.read_itk_forward": lambda path: TemplateTransform(np.eye(4)),
         "preprocessing.brain_mask.brain_mask": brain_mask,
         "preprocessing.bias_field.correct_bias_field": correct_bias_field,
         "preprocessing.registration.register_template": register_template,

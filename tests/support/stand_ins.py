@@ -1,0 +1,71 @@
+"""Quick stand-ins for the slow functions of a scan, each of whose results depends on all it gets.
+
+Pure functions of their arguments, so that a test may call them for what it expects.
+"""
+
+import nibabel as nib
+import numpy as np
+
+from bagau_bids.preprocessing.brain_mask import BrainMask
+from bagau_bids.preprocessing.registration import Attempt, Registration
+from bagau_bids.preprocessing.t1w import T1w
+from bagau_bids.preprocessing.transforms import TemplateTransform
+
+
+def world(shape, affine):
+    """Place of each voxel, (3, X, Y, Z), mm."""
+    index = np.indices(shape)
+    return np.tensordot(affine[:3, :3], index, axes=1) + affine[:3, 3].reshape(3, 1, 1, 1)
+
+
+def brain_mask(flair, affine):
+    """Whatever is brighter than 50, but for what lies below 45 mm under the middle."""
+    z = world(flair.shape, affine)[2]
+    note = f"a note of the brain mask, {affine[2, 3]:.1f} mm"
+    return BrainMask((flair > 50) & (z > -45), stripped=False, notes=(note,))
+
+
+def correct_bias_field(flair, affine, mask):
+    """Slightly brighter towards the right, and 2 % outside the mask."""
+    ramp = 1 + 1e-4 * np.tanh(world(flair.shape, affine)[0] / 50)
+    return (flair * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
+
+
+def register_template(
+    flair, affine, brain_mask, template, *, method, seed, threads, excluded=None
+):
+    """A shift by more than a voxel and a little turn.
+
+    What it says of itself is the brightness of what is compared.
+    """
+    compared = brain_mask if excluded is None else brain_mask & ~excluded
+    information = float(flair[compared].mean()) / 250
+    parts = (template.t1w, template.wm_probseg, template.brain_mask)
+    t1w, white_matter, outline = (float(np.asarray(nib.load(p).dataobj).max()) for p in parts)
+    matrix = np.eye(4)
+    matrix[0, 1], matrix[1, 0] = affine[:2, 3] / 10_000
+    matrix[:3, 3] = 13 + seed / 10, -9 - len(method) / 10, 4 + threads / 10
+    attempt = Attempt("centre of gravity", "bspline", 0.95, information, 0.5, 2.0)
+    return Registration(
+        wm_probseg=np.where(brain_mask, white_matter - flair / 5000, 0).astype(np.float32),
+        t1w=np.where(brain_mask, t1w * outline - flair / 50, 0).astype(np.float32),
+        transform=TemplateTransform(matrix),
+        method=method,
+        used=attempt,
+        attempts=(attempt,),
+        notes=(),
+    )
+
+
+def t1w_on_flair(path, flair, affine, brain_mask, *, seed, threads):
+    """The FLAIR negated."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = affine[:3, 3] / 100 + seed
+    return T1w(
+        data=(-flair * np.where(brain_mask, 1, 1.01)).astype(np.float32),
+        transform=matrix,
+        start="header",
+        mutual_information=0.4,
+        coverage=1 - threads / 1000,
+        notes=(f"a note of {path.name}",),
+    )

@@ -1,19 +1,17 @@
-"""The methods text and its references as HTML: a small part of Markdown and of BibTeX.
+"""The methods text and its references as HTML.
 
-Only what ``logs/CITATION.md`` and ``logs/CITATION.bib`` use is understood: headings,
-paragraphs, emphasis, code, and citations in brackets (``[@key; @key]``).
+``logs/CITATION.md`` is Markdown with citations in brackets (``[@key; @key]``), and
+``logs/CITATION.bib`` BibTeX.
 """
 
 import html
 import re
-import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 
-_ACCENTS = {'"': "\u0308", "^": "\u0302", "'": "\u0301", "`": "\u0300", "~": "\u0303"}
-_ACCENTS |= {"c": "\u0327", "u": "\u0306", "v": "\u030c"}
-_ENTRY = re.compile(r"@\w+\{([^,\s]+),(.*?)\n\}", re.DOTALL)
-_FIELD = re.compile(r"^\s*(\w+)\s*=\s*[{\"](.*?)[}\"],?\s*$", re.MULTILINE)
+from bibtexparser.bparser import BibTexParser
+from bibtexparser.customization import convert_to_unicode
+from markdown_it import MarkdownIt
+
 _CITATION = re.compile(r"\[(@[\w:-]+(?:;\s*@[\w:-]+)*)\]")
 
 
@@ -50,8 +48,8 @@ def render_methods(markdown: str, bibtex: str) -> Methods:
     bibtex : str
         Content of ``CITATION.bib``. A citation without an entry keeps its key.
     """
-    found_entries = {match[1]: match for match in _ENTRY.finditer(bibtex)}
-    entries = {key: dict(_FIELD.findall(match[2])) for key, match in found_entries.items()}
+    tex = BibTexParser(ignore_nonstandard_types=False, customization=convert_to_unicode)
+    entries = tex.parse(bibtex).entries_dict
     numbers: dict[str, int] = {}
 
     def cite(match: re.Match[str]) -> str:
@@ -64,33 +62,23 @@ def render_methods(markdown: str, bibtex: str) -> Methods:
                 found.append(key)
         return f"[{', '.join(found)}]"
 
-    body = re.split(r"^---$", markdown, flags=re.MULTILINE)[0]
-    blocks = [_block(block, cite) for block in re.split(r"\n\s*\n", body.strip())]
-    text = "\n".join(block for block in blocks if block)
+    body = re.sub(r"^# .*", "", re.split(r"^---$", markdown, flags=re.M)[0], flags=re.M)
+    reader = MarkdownIt("commonmark", {"html": False})
+    reader.add_render_rule("softbreak", lambda *_: " ")
+    text = _CITATION.sub(cite, reader.render(body).strip())
     references = tuple(_reference(entries[key]) for key in numbers)
     listed = [f"{number}. {reference}" for number, reference in enumerate(references, start=1)]
+    sources = (re.search(rf"^@\w+{{{key},.*?^}}", bibtex, re.S | re.M) for key in numbers)
     return Methods(
         text,
         references,
         plain=_without_tags("\n\n".join([text.replace("\n", "\n\n"), *listed])),
-        bibtex="\n\n".join(found_entries[key][0] for key in numbers),
+        bibtex="\n\n".join(source[0] for source in sources if source),
     )
 
 
 def _without_tags(text: str) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", text))
-
-
-def _block(block: str, cite: Callable[[re.Match[str]], str]) -> str:
-    if block.startswith("# "):
-        return ""
-    safe = html.escape(" ".join(block.split()), quote=False)
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    safe = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", safe)
-    safe = _CITATION.sub(cite, safe)
-    if safe.startswith("## "):
-        return f"<h3>{safe[3:]}</h3>"
-    return f"<p>{safe}</p>"
 
 
 def _reference(entry: dict[str, str]) -> str:
@@ -121,11 +109,5 @@ def _authors(field: str) -> str:
 
 
 def _plain(value: str) -> str:
-    """Take TeX accents and braces away and make dashes of double hyphens."""
-
-    def accent(match: re.Match[str]) -> str:
-        return unicodedata.normalize("NFC", match[2] + _ACCENTS[match[1]])
-
-    value = value.replace("\\ss", "ß")
-    value = re.sub(r"\\([\"^'`~cuv])\s*\{?(\w)\}?", accent, value)
+    """Take TeX's braces away and make dashes of double hyphens."""
     return value.replace("{", "").replace("}", "").replace("--", "–").replace("\\&", "&")

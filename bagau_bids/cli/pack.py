@@ -1,21 +1,15 @@
 """``bagau pack``: preprocess what a streaming training reads, small enough to take elsewhere."""
 
-import argparse
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bagau_bids import values
-from bagau_bids.cli.labelled import (
-    add_mask_options,
-    add_registration_option,
-    add_template_options,
-    datasets,
-    labelled_scans,
-    template_of,
-)
+from bagau_bids.cli.labelled import LabelledData, Registration, labelled_scans
 from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
+from bagau_bids.options import REQUIRED, argument, option, part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,50 +20,41 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=Path, help="BIDS data set of FLAIRs")
-    parser.add_argument(
-        "output_dir", metavar="PACK", type=Path, help="new folder, for bagau train --stream"
-    )
-    add_mask_options(parser)
-    label = values.label("sub")
-    parser.add_argument(
-        "--validation",
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told."""
+
+    data: LabelledData = part(LabelledData)
+    output_dir: Path = argument("new folder, for bagau train --stream", metavar="PACK")
+    validation: tuple[str, ...] = option(
+        REQUIRED,
+        "subjects that are not trained on but judged by",
         metavar="LABEL",
-        nargs="+",
-        type=label,
-        required=True,
-        help="subjects that are not trained on but judged by",
+        type=values.label("sub"),
     )
-    parser.add_argument(
-        "--exclude", metavar="LABEL", nargs="+", type=label, default=[], help="subjects not read"
+    exclude: tuple[str, ...] = option(
+        (), "subjects not read", metavar="LABEL", type=values.label("sub")
     )
-    parser.add_argument(
-        "--heads",
+    heads: Path = option(
+        REQUIRED,
+        "prepared heads to draw synthetic scans from, as 'bagau synthetic-pool' leaves them",
         metavar="DIR",
-        type=Path,
-        required=True,
-        help="prepared heads to draw synthetic scans from, as 'bagau synthetic-pool' leaves them",
     )
-    parser.add_argument(
-        "--stroke-slices",
-        metavar="DIR",
-        type=Path,
-        help="folder with slices.npz: axial slices of stroke patients in the template's space, "
+    stroke_slices: Path | None = option(
+        None,
+        "folder with slices.npz: axial slices of stroke patients in the template's space, "
         "with the outline of their infarcts",
-    )
-    parser.add_argument(
-        "--cache",
         metavar="DIR",
-        type=Path,
-        help="folder of preprocessed scans, kept from one pack to the next (default: PACK-cache)",
     )
-    add_template_options(parser)
-    add_registration_option(parser)
+    cache: Path | None = option(
+        None,
+        "folder of preprocessed scans, kept from one pack to the next (default: PACK-cache)",
+        metavar="DIR",
+    )
+    template: Registration = part(Registration)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
@@ -77,16 +62,16 @@ def run(args: argparse.Namespace) -> int:
     from bagau_bids.training.card import describe_dataset
     from bagau_bids.training.pack import PACK_FILE, write_pack
 
-    if (args.output_dir / PACK_FILE).exists():
-        raise UsageError(f"{args.output_dir}: holds a pack already; name another folder")
+    if (options.output_dir / PACK_FILE).exists():
+        raise UsageError(f"{options.output_dir}: holds a pack already; name another folder")
     split = split_by_subject(
-        labelled_scans(datasets(args), args.exclude), validation=args.validation
+        labelled_scans(options.data.pairs, options.exclude), validation=options.validation
     )
-    cache_dir = args.cache or args.output_dir.with_name(f"{args.output_dir.name}-cache")
+    cache_dir = options.cache or options.output_dir.with_name(f"{options.output_dir.name}-cache")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    template = template_of(args, cache_dir)
+    template = options.template.find(cache_dir)
     prepared, left_out = prepare_scans(
-        (*split.training, *split.validation), template, args.registration, cache_dir
+        (*split.training, *split.validation), template, options.template.registration, cache_dir
     )
     training = [prepared[one] for one in split.training if one in prepared]
     validation = [prepared[one] for one in split.validation if one in prepared]
@@ -96,22 +81,24 @@ def run(args: argparse.Namespace) -> int:
             "expected at least one, see the reasons above"
         )
     origin = {
-        "datasets": [describe_dataset(bids_dir) for bids_dir, _ in datasets(args)],
-        "template": args.template,
-        "registration": args.registration,
+        "datasets": [describe_dataset(bids_dir) for bids_dir, _ in options.data.pairs],
+        "template": options.template.template,
+        "registration": options.template.registration,
         "left_out": {one.scan.stem: reason for one, reason in left_out.items()},
     }
-    write_pack(args.output_dir, training, validation, args.heads, _stroke(args, template), origin)
-    size = sum(path.stat().st_size for path in args.output_dir.rglob("*") if path.is_file())
+    write_pack(
+        options.output_dir, training, validation, options.heads, _stroke(options, template), origin
+    )
+    size = sum(path.stat().st_size for path in options.output_dir.rglob("*") if path.is_file())
     print(
-        f"{args.output_dir}: {len(training)} scans to train on, {len(validation)} to judge by, "
+        f"{options.output_dir}: {len(training)} scans to train on, {len(validation)} to judge by, "
         f"{size / 2**20:.1f} MiB"
     )
     return EXIT_OK
 
 
-def _stroke(args: argparse.Namespace, template: "Template") -> "dict[str, NDArray] | None":
-    if args.stroke_slices is None:
+def _stroke(options: Options, template: "Template") -> "dict[str, NDArray] | None":
+    if options.stroke_slices is None:
         return None
 
     from bagau_bids.preprocessing.conform import read_volume
@@ -119,4 +106,4 @@ def _stroke(args: argparse.Namespace, template: "Template") -> "dict[str, NDArra
 
     white = read_volume(template.wm_probseg)
     values: np.ndarray = white.values
-    return stroke_arrays(args.stroke_slices, values, white.affine)
+    return stroke_arrays(options.stroke_slices, values, white.affine)

@@ -1,103 +1,85 @@
 """``bagau synthetic-pool``: draw the synthetic slices that the segmentation network trains on."""
 
-import argparse
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bagau_bids import values
-from bagau_bids.cli.labelled import add_device_option, add_template_options, template_of
+from bagau_bids.cli.labelled import TemplateChoice, device_option
 from bagau_bids.errors import EXIT_OK, UsageError
+from bagau_bids.options import argument, option, part
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "label_maps",
-        metavar="LABEL_MAPS",
-        type=Path,
-        help="folder of whole-head label maps (*.nii.gz, FreeSurfer numbers, 5xx outside the "
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told."""
+
+    label_maps: Path = argument(
+        "folder of whole-head label maps (*.nii.gz, FreeSurfer numbers, 5xx outside the "
         "brain), such as the training_label_maps of SynthSeg",
+        metavar="LABEL_MAPS",
     )
-    parser.add_argument(
-        "output_dir",
+    output_dir: Path = argument(
+        "folder of the pool, for bagau train --synthetic-pool; a drawing that was stopped goes on",
         metavar="OUT",
-        type=Path,
-        help="folder of the pool, for bagau train --synthetic-pool; a drawing that was stopped "
-        "goes on",
     )
-    parser.add_argument(
-        "--lesion-masks",
-        metavar="DIR",
-        type=Path,
-        help="folder of binary lesion masks (*.nii.gz) in the template's space, whose shapes "
+    lesion_masks: Path | None = option(
+        None,
+        "folder of binary lesion masks (*.nii.gz) in the template's space, whose shapes "
         "some lesions get (default: drawn shapes alone)",
-    )
-    parser.add_argument(
-        "--exclude-lesion-masks",
-        metavar="NAME",
-        nargs="+",
-        default=[],
-        help="masks not used, above all those of subjects to validate on: patient26 for "
-        "patient26_mask.nii.gz",
-    )
-    parser.add_argument(
-        "--infarct-masks",
         metavar="DIR",
-        type=Path,
-        help="folder of binary masks of infarcts (*.nii.gz) in the template's space; infarcts of "
-        "these shapes are in some scans, not labelled as WMH (default: no infarcts)",
     )
-    parser.add_argument(
-        "--exclude-infarct-masks",
+    exclude_lesion_masks: tuple[str, ...] = option(
+        (),
+        "masks not used, above all those of subjects to validate on: patient26 for "
+        "patient26_mask.nii.gz",
         metavar="NAME",
-        nargs="+",
-        default=[],
-        help="infarcts not used, above all those of subjects to validate on: names as for "
+    )
+    infarct_masks: Path | None = option(
+        None,
+        "folder of binary masks of infarcts (*.nii.gz) in the template's space; infarcts of "
+        "these shapes are in some scans, not labelled as WMH (default: no infarcts)",
+        metavar="DIR",
+    )
+    exclude_infarct_masks: tuple[str, ...] = option(
+        (),
+        "infarcts not used, above all those of subjects to validate on: names as for "
         "--exclude-lesion-masks, or text files (*.txt) with one name a line",
+        metavar="NAME",
     )
-    parser.add_argument(
-        "--volumes",
-        metavar="N",
-        type=values.whole_number(0),
-        default=400,
-        help="scans to draw, a multiple of 10; of each, at most 32 slices are kept; 0 as "
+    volumes: int = option(
+        400,
+        "scans to draw, a multiple of 10; of each, at most 32 slices are kept; 0 as "
         "--heads-only (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--heads-only",
-        action="store_true",
-        help="prepare the heads in the folder heads of OUT, and draw nothing",
-    )
-    parser.add_argument(
-        "--seed",
-        metavar="SEED",
-        type=values.whole_number(0),
-        default=0,
-        help="of every scan (default: %(default)s)",
-    )
-    add_template_options(parser)
-    add_device_option(
-        parser, "scans are drawn, which decides with the seed what they are", default="cpu"
-    )
-    parser.add_argument(
-        "--threads",
         metavar="N",
-        type=values.whole_number(1),
-        default=1,
-        help="CPU threads (default: %(default)s)",
+        type=values.whole_number(0),
+    )
+    heads_only: bool = option(
+        False, "prepare the heads in the folder heads of OUT, and draw nothing"
+    )
+    random_seed: int = option(
+        0, "of every scan (default: %(default)s)", metavar="SEED", type=values.whole_number(0)
+    )
+    template: TemplateChoice = part(TemplateChoice)
+    device: str = device_option(
+        "scans are drawn, which decides with the seed what they are", default="cpu"
+    )
+    threads: int = option(
+        1, "CPU threads (default: %(default)s)", metavar="N", type=values.whole_number(1)
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    label_maps = _images(args.label_maps, "whole-head label maps")
+    label_maps = _images(options.label_maps, "whole-head label maps")
     masks = _masks(
-        "lesion", args.lesion_masks, "--exclude-lesion-masks", args.exclude_lesion_masks
+        "lesion", options.lesion_masks, "--exclude-lesion-masks", options.exclude_lesion_masks
     )
     infarcts = _masks(
-        "infarct", args.infarct_masks, "--exclude-infarct-masks", args.exclude_infarct_masks
+        "infarct", options.infarct_masks, "--exclude-infarct-masks", options.exclude_infarct_masks
     )
 
     import torch
@@ -107,32 +89,37 @@ def run(args: argparse.Namespace) -> int:
     from bagau_bids.synthesis.heads import SHARD_VOLUMES, draw_pool, prepare_heads
     from bagau_bids.synthesis.pool import claim_pool, open_pool
 
-    device = choose_device(args.device)
-    torch.set_num_threads(args.threads)
-    template = template_of(args, args.output_dir / "cache")
+    device = choose_device(options.device)
+    torch.set_num_threads(options.threads)
+    template = options.template.find(options.output_dir / "cache")
     origin = {
         "label_maps": [path.name for path in label_maps],
         "lesion_masks": [path.name for path in masks],
         "infarct_masks": [path.name for path in infarcts],
-        "template": args.template,
-        "seed": args.seed,
+        "template": options.template.template,
+        "seed": options.random_seed,
         "device": device.type,  # its noise is another
         "volumes_per_shard": SHARD_VOLUMES,
         "engine": code_digest(ENGINE_CODE),
     }
-    claim_pool(args.output_dir, origin)
+    claim_pool(options.output_dir, origin)
     heads = prepare_heads(
-        label_maps, template, masks, args.output_dir / "heads", infarcts, threads=args.threads
+        label_maps,
+        template,
+        masks,
+        options.output_dir / "heads",
+        infarcts,
+        threads=options.threads,
     )
-    if args.heads_only or args.volumes == 0:
-        print(f"{args.output_dir / 'heads'}: {len(heads)} heads")
+    if options.heads_only or options.volumes == 0:
+        print(f"{options.output_dir / 'heads'}: {len(heads)} heads")
         return EXIT_OK
-    draw_pool(heads, args.output_dir, args.volumes, args.seed, str(device))
-    print(f"{args.output_dir}: {len(open_pool(args.output_dir))} slices")
+    draw_pool(heads, options.output_dir, options.volumes, options.random_seed, str(device))
+    print(f"{options.output_dir}: {len(open_pool(options.output_dir))} slices")
     return EXIT_OK
 
 
-def _masks(kind: str, folder: Path | None, option: str, excluded: list[str]) -> list[Path]:
+def _masks(kind: str, folder: Path | None, option: str, excluded: Sequence[str]) -> list[Path]:
     """Masks of a folder but for those that an option excludes."""
     if folder is None:
         if excluded:

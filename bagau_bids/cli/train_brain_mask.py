@@ -1,75 +1,69 @@
 """``bagau train-brain-mask``: train the brain-mask network on synthetic heads."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from bagau_bids.cli.labelled import add_device_option
+from bagau_bids.cli.labelled import device_option
 from bagau_bids.errors import EXIT_OK, UsageError
+from bagau_bids.options import argument, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the subcommand's arguments to its parser."""
-    parser.add_argument(
-        "label_maps",
-        type=Path,
-        metavar="LABEL_MAPS",
-        help="folder of whole-head label maps (*.nii.gz, FreeSurfer numbers, 5xx outside the "
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told."""
+
+    label_maps: Path = argument(
+        "folder of whole-head label maps (*.nii.gz, FreeSurfer numbers, 5xx outside the "
         "brain), such as the training_label_maps of SynthSeg",
+        metavar="LABEL_MAPS",
     )
-    parser.add_argument(
-        "out", type=Path, metavar="OUT", help="folder for the checkpoint, curve and weights"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=4200, help="training steps, one head each (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of everything (%(default)s)")
-    parser.add_argument(
-        "--held-out",
-        nargs="*",
-        default=[],
+    out: Path = argument("folder for the checkpoint, curve and weights", metavar="OUT")
+    steps: int = option(4200, "training steps, one head each (%(default)s)")
+    random_seed: int = option(0, "of everything (%(default)s)", metavar="SEED")
+    held_out: tuple[str, ...] = option(
+        (),
+        "label maps to validate on and not to train on, names without .nii.gz",
         metavar="NAME",
-        help="label maps to validate on and not to train on, names without .nii.gz",
+        nargs="*",
     )
-    add_device_option(parser, "the network is trained")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=1, help="processes that draw heads (%(default)s)"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from OUT's checkpoint")
+    device: str = device_option("the network is trained")
+    threads: int = option(2, "CPU threads (%(default)s)")
+    workers: int = option(1, "processes that draw heads (%(default)s)")
+    resume: bool = option(False, "go on from OUT's checkpoint")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Train, and return the exit code."""
-    paths = sorted(args.label_maps.glob("*.nii.gz"))
+    paths = sorted(options.label_maps.glob("*.nii.gz"))
     names = {path.name.removesuffix(".nii.gz"): path for path in paths}
     if not paths:
         raise UsageError(
-            f"{args.label_maps}: found no *.nii.gz file, expected a folder of whole-head label "
+            f"{options.label_maps}: found no *.nii.gz file, expected a folder of whole-head label "
             "maps; give the folder they lie in"
         )
-    unknown = sorted(set(args.held_out) - set(names))
+    unknown = sorted(set(options.held_out) - set(names))
     if unknown:
         raise UsageError(
-            f"--held-out {' '.join(unknown)}: found no such label map in {args.label_maps}, "
+            f"--held-out {' '.join(unknown)}: found no such label map in {options.label_maps}, "
             f"expected some of {' '.join(names)}; correct the names"
         )
-    if set(args.held_out) == set(names):
+    if set(options.held_out) == set(names):
         raise UsageError("--held-out names every label map, expected at least one to train on")
 
     from bagau_bids.synthesis.labels import load_head
     from bagau_bids.training.brain_mask import BrainTraining, train_brain_mask
 
     train_brain_mask(
-        [load_head(path) for name, path in names.items() if name not in args.held_out],
-        [load_head(names[name]) for name in sorted(args.held_out)],
-        args.out,
+        [load_head(path) for name, path in names.items() if name not in options.held_out],
+        [load_head(names[name]) for name in sorted(options.held_out)],
+        options.out,
         BrainTraining(
-            steps=args.steps,
-            seed=args.seed,
-            threads=args.threads,
-            workers=args.workers,
-            device=args.device,
+            steps=options.steps,
+            seed=options.random_seed,
+            threads=options.threads,
+            workers=options.workers,
+            device=options.device,
         ),
-        resume=args.resume,
+        resume=options.resume,
     )
     return EXIT_OK

@@ -122,7 +122,7 @@ def test_device_reaches_the_engine_and_the_origin(pool, monkeypatch):
 
 
 def test_pool_is_what_the_engine_draws_on_the_cpu(pool):
-    assert pool("--seed", "3") == EXIT_OK
+    assert pool("--random-seed", "3") == EXIT_OK
     with threadpool_limits(1, user_api="blas"):  # more threads sum in another order
         (expected,) = heads.synthetic_shards(
             heads.load_training_heads(pool.folder / "heads"), range(1), 3

@@ -187,7 +187,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "step=1" in capsys.readouterr().out
     assert command(tmp_path, "--held-out", "head2") == EXIT_USAGE
     assert "go on with --resume" in capsys.readouterr().err
-    assert command(tmp_path, "--held-out", "head2", "--resume", "--seed", "3") == EXIT_USAGE
+    assert command(tmp_path, "--held-out", "head2", "--resume", "--random-seed", "3") == EXIT_USAGE
     assert "made with other settings (seed: 0 not 3)" in capsys.readouterr().err
 
 

@@ -153,11 +153,17 @@ def option_words(options: Any, leave_out: Collection[str] = ()) -> list[str]:
             if not said.names or one.name in leave_out or value == _default(one, said):
                 continue
             name = next(name for name in _words(one, said) if name.startswith("--"))
-            if isinstance(value, int) and "action" in _keywords(one, said):
-                words += [name] * value  # counted, or once
-            else:
-                words += [name, *map(str, value if isinstance(value, tuple) else [value])]
+            words += _said(name, value, _keywords(one, said))
     return words
+
+
+def _said(name: str, value: Any, keywords: Mapping[str, Any]) -> list[str]:
+    """Return the words of one option."""
+    several = value if isinstance(value, tuple) else (value,)
+    if keywords.get("action") == "append":
+        items = several if "nargs" in keywords else [(item,) for item in several]
+        return [str(word) for item in items for word in (name, *item)]
+    return [name] * int(value) if "action" in keywords else [name, *map(str, several)]
 
 
 def _with_dashes(word: str) -> str:

@@ -42,7 +42,7 @@ class Whole:
     steps: int | None = option(None, "so many", exclusive=ENDING, group="end")
     forever: bool = option(False, "no end", exclusive=ENDING, group="end")
     loud: int = option(0, "more", "-l", "--loud", action="count", group="shared")
-    made: list[str] = option(list, "made anew", action="append")
+    made: tuple[str, ...] = option(tuple, "made anew", action="append")
 
 
 def parser_of(section):
@@ -71,7 +71,7 @@ def test_underscores_stand_for_dashes_in_options_and_nowhere_else():
         "--steps=4", "--random_seed=7", "--names", "d_e", "--made", "f_g", "--size_cm", "2"
     )
     assert said.inner == Inner(7, 20.0, ("d_e",))
-    assert list(said.made) == ["f_g"]
+    assert said.made == ("f_g",)
 
 
 def test_underscores_in_the_words_of_the_process(monkeypatch):
@@ -120,10 +120,12 @@ def test_help_has_groups_defaults_and_nothing_hidden():
 
 
 def test_words_say_what_differs_from_the_defaults():
-    said = read("--steps", "4", "--names", "c", "d", "--random-seed", "0", "-ll", "--size-cm", "1")
-    words = option_words(said, leave_out={"made", "needed"})
+    given = "--steps 4 --names c d --random-seed 0 -ll --size-cm 1 --pair 1 2 --pair 3 4 --made m"
+    said = read(*given.split())
+    words = option_words(said, leave_out={"needed"})
     assert words == [
         *("--random-seed", "0", "--size-mm", "10.0", "--names", "c", "d"),
-        *("--steps", "4", "--loud", "--loud"),
+        *("--pair", "1", "2", "--pair", "3", "4", "--steps", "4", "--loud", "--loud"),
+        *("--made", "m"),
     ]
     assert parser_of(Whole).read(["/f", "--needed", "x", *words]) == said

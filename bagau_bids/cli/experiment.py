@@ -5,18 +5,15 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bagau_bids import values
-from bagau_bids.cli.labelled import (
-    add_device_option,
-    add_registration_option,
-    add_template_options,
-    template_of,
-)
+from bagau_bids.cli.labelled import Registration, device_option
 from bagau_bids.config import available_cpus
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
+from bagau_bids.options import Exclusive, argument, option, option_words, part
 from bagau_bids.processes import module_command
 
 if TYPE_CHECKING:
@@ -28,212 +25,221 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "file", metavar="FILE", type=values.existing_file, help="the experiment, a TOML file"
-    )
-    parser.add_argument(
-        "output_dir",
-        metavar="OUT",
-        type=values.any_path,
-        help="folder of the experiment: cache, a folder a job, the table; the same command "
-        "continues what is there",
-    )
-    _add_data_options(parser.add_argument_group("data"))
-    _add_running_options(parser.add_argument_group("running"))
-    only = parser.add_argument_group("parts").add_mutually_exclusive_group()
-    only.add_argument(
-        "--only",
-        metavar="SYSTEM/fold-N",
-        nargs="+",
-        help="run these jobs, one after the other in this process, and write no table",
-    )
-    only.add_argument("--list", action="store_true", help="print the jobs and stop")
-    only.add_argument(
-        "--slurm", action="store_true", help="print the script of a SLURM job array and stop"
-    )
-    only.add_argument("--prepare-only", action="store_true", help="fill the cache and stop")
-    only.add_argument(
-        "--table", action="store_true", help="write the table of what is done and stop"
-    )
+class NamedPath(NamedTuple):
+    """Where something lies that the experiment's file names."""
+
+    name: str
+    path: Path
+
+    def __str__(self) -> str:
+        """As it is written on the command line."""
+        return f"{self.name}={self.path}"
 
 
-def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    for option, metavar, text in (
-        ("--data", "NAME=BIDS_DIR", "where a data set of the file lies"),
-        ("--masks", "NAME=DERIVATIVE", "its masks, where they are not where the file says"),
-        ("--second-rater", "NAME=DERIVATIVE", "masks of a second rater: one more row"),
-    ):
-        group.add_argument(
-            option, metavar=metavar, type=_named_path, action="append", default=[], help=text
-        )
-    add_template_options(group, values.any_path)
-    add_registration_option(group)
-    group.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=values.any_path,
-        help="preprocessed scans, shared with other experiments (default: OUT/cache)",
-    )
-
-
-def _add_running_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--jobs",
-        metavar="N",
-        type=values.whole_number(1),
-        default=1,
-        help="jobs at once, each in a process of its own (default: %(default)s)",
-    )
-    group.add_argument(
-        "--threads",
-        metavar="N",
-        type=values.whole_number(1),
-        help="threads of each job on the CPU (default: the cores divided by --jobs)",
-    )
-    add_device_option(group, "networks are trained and run")
-    group.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change a value of the file, e.g. recipe.steps=3 or split.folds=2",
-    )
-
-
-def _named_path(text: str) -> tuple[str, Path]:
+def _named_path(text: str) -> NamedPath:
     name, separator, path = text.partition("=")
     if not (name and separator and path):
         raise argparse.ArgumentTypeError(f"{text!r} was given; expected NAME=PATH")
-    return name, values.any_path(path)
+    return NamedPath(name, values.any_path(path))
 
 
-def run(args: argparse.Namespace) -> int:
+def _named_paths(metavar: str, text: str) -> Any:
+    return option((), text, group=DATA, action="append", metavar=metavar, type=_named_path)
+
+
+DATA, RUNNING, PARTS = "data", "running", "parts"  # in the help
+PART = Exclusive()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told."""
+
+    file: Path = argument("the experiment, a TOML file", metavar="FILE", type=values.existing_file)
+    output_dir: Path = argument(
+        "folder of the experiment: cache, a folder a job, the table; the same command "
+        "continues what is there",
+        metavar="OUT",
+        type=values.any_path,
+    )
+    data: tuple[NamedPath, ...] = _named_paths(
+        "NAME=BIDS_DIR", "where a data set of the file lies"
+    )
+    masks: tuple[NamedPath, ...] = _named_paths(
+        "NAME=DERIVATIVE", "its masks, where they are not where the file says"
+    )
+    second_rater: tuple[NamedPath, ...] = _named_paths(
+        "NAME=DERIVATIVE", "masks of a second rater: one more row"
+    )
+    template: Registration = part(Registration, DATA)
+    cache: Path | None = option(
+        None,
+        "preprocessed scans, shared with other experiments (default: OUT/cache)",
+        group=DATA,
+        metavar="DIR",
+        type=values.any_path,
+    )
+    jobs: int = option(
+        1,
+        "jobs at once, each in a process of its own (default: %(default)s)",
+        group=RUNNING,
+        metavar="N",
+        type=values.whole_number(1),
+    )
+    threads: int | None = option(
+        None,
+        "threads of each job on the CPU (default: the cores divided by --jobs)",
+        group=RUNNING,
+        metavar="N",
+        type=values.whole_number(1),
+    )
+    device: str = device_option("networks are trained and run", group=RUNNING)
+    changes: tuple[str, ...] = option(
+        (),
+        "change a value of the file, e.g. recipe.steps=3 or split.folds=2",
+        "--set",
+        group=RUNNING,
+        action="append",
+        metavar="KEY=VALUE",
+    )
+    only: tuple[str, ...] = option(
+        (),
+        "run these jobs, one after the other in this process, and write no table",
+        group=PARTS,
+        exclusive=PART,
+        metavar="SYSTEM/fold-N",
+    )
+    list: bool = option(False, "print the jobs and stop", group=PARTS, exclusive=PART)
+    slurm: bool = option(
+        False, "print the script of a SLURM job array and stop", group=PARTS, exclusive=PART
+    )
+    prepare_only: bool = option(False, "fill the cache and stop", group=PARTS, exclusive=PART)
+    table: bool = option(
+        False, "write the table of what is done and stop", group=PARTS, exclusive=PART
+    )
+
+    def command(self) -> Sequence[str]:
+        """Return the words after ``bagau`` that make the same plan again."""
+        of_this_call = {"jobs", "threads", "only", "list", "slurm", "prepare_only", "table"}
+        said = option_words(self, of_this_call)
+        return ["experiment", str(self.file), str(self.output_dir), *said]
+
+
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if args.table:
-        return _write_table(args.output_dir)
+    if options.table:
+        return _write_table(options.output_dir)
     from bagau_bids.experiments.definition import read_experiment
     from bagau_bids.experiments.plan import Paths, make_plan, write_plan
 
-    experiment = read_experiment(args.file, args.set)
-    paths = Paths(dict(args.data), dict(args.masks), dict(args.second_rater))
+    experiment = read_experiment(options.file, options.changes)
+    paths = Paths(dict(options.data), dict(options.masks), dict(options.second_rater))
     plan = make_plan(experiment, paths)
-    if args.list or args.slurm:
-        text = _slurm_script(args) if args.slurm else "\n".join(j.name for j in plan.jobs)
+    if options.list or options.slurm:
+        text = _slurm_script(options) if options.slurm else "\n".join(j.name for j in plan.jobs)
         print(text.rstrip())
         return EXIT_OK
     for scan, reason in plan.left_out.items():
         log.info("%s is left out: %s", scan, reason)
-    write_plan(plan, experiment, args.output_dir)
-    around = _shared(args, experiment, plan)
-    jobs = _chosen(args, plan)
-    if args.prepare_only or args.only:
-        return _run_here(args, jobs, around, plan)
-    failed = _run_apart(args, jobs, around, plan)
-    code = _write_table(args.output_dir)
+    write_plan(plan, experiment, options.output_dir)
+    around = _shared(options, experiment, plan)
+    jobs = _chosen(options, plan)
+    if options.prepare_only or options.only:
+        return _run_here(options, jobs, around, plan)
+    failed = _run_apart(options, jobs, around, plan)
+    code = _write_table(options.output_dir)
     return EXIT_SUBJECT_FAILED if failed else code
 
 
-def _slurm_script(args: argparse.Namespace) -> str:
+def _slurm_script(options: Options) -> str:
     from bagau_bids.cli.array_script import ArrayJob, array_script, of_installation
 
-    command = ["bagau", *_command(args)]
+    command = ["bagau", *options.command()]
+    table = ["bagau", "experiment", str(options.file), str(options.output_dir), "--table"]
     return array_script(
         ArrayJob(
             sbatch=("--job-name=bagau-experiment",),
-            folder=args.output_dir / "slurm",
+            folder=options.output_dir / "slurm",
             tool=of_installation(Path(sys.prefix)),
             list_command=[*command, "--list"],
             work=(f'tool {shlex.join(command)} --only "$@"',),
-            last_command=["bagau", "experiment", str(args.file), str(args.output_dir), "--table"],
+            last_command=[
+                "bagau",
+                "experiment",
+                str(options.file),
+                str(options.output_dir),
+                "--table",
+            ],
             dependency="afterany",
         )
     )
 
 
-def _command(args: argparse.Namespace) -> list[str]:
-    """Arguments of ``bagau`` that make the same plan again."""
-    command = ["experiment", str(args.file), str(args.output_dir)]
-    for option in ("data", "masks", "second_rater"):
-        for name, path in getattr(args, option):
-            command += [f"--{option.replace('_', '-')}", f"{name}={path}"]
-    for option in ("template", "registration", "device", "templateflow_home", "cache"):
-        value = getattr(args, option)
-        if value is not None:
-            command += [f"--{option.replace('_', '-')}", str(value)]
-    for change in args.set:
-        command += ["--set", change]
-    return command + (["--offline"] if args.offline else [])
-
-
-def _shared(args: argparse.Namespace, experiment: "Experiment", plan: "Plan") -> "Shared":
+def _shared(options: Options, experiment: "Experiment", plan: "Plan") -> "Shared":
     from bagau_bids.experiments.jobs import Shared
 
     return Shared(
         experiment=experiment,
-        output_dir=args.output_dir,
+        output_dir=options.output_dir,
         bids_dirs=plan.bids_dirs,
-        template=args.template,
-        registration=args.registration,
-        device=args.device,
+        template=options.template.template,
+        registration=options.template.registration,
+        device=options.device,
         rater_masks=plan.rater_masks,
     )
 
 
-def _chosen(args: argparse.Namespace, plan: "Plan") -> "list[Job]":
-    if not args.only:
+def _chosen(options: Options, plan: "Plan") -> "list[Job]":
+    if not options.only:
         return list(plan.jobs)
     by_name = {job.name: job for job in plan.jobs}
-    unknown = [name for name in args.only if name not in by_name]
+    unknown = [name for name in options.only if name not in by_name]
     if unknown:
         raise UsageError(
             f"--only {' '.join(unknown)}: no such job; expected some of {', '.join(by_name)}"
         )
-    return [by_name[name] for name in args.only]
+    return [by_name[name] for name in options.only]
 
 
-def _cache(args: argparse.Namespace) -> Path:
-    return args.cache or args.output_dir / "cache"
+def _cache(options: Options) -> Path:
+    return options.cache or options.output_dir / "cache"
 
 
 def _prepare(
-    args: argparse.Namespace, experiment: "Experiment", scans: "Sequence[LabelledScan]"
+    options: Options, experiment: "Experiment", scans: "Sequence[LabelledScan]"
 ) -> "dict[LabelledScan, TrainingScan]":
     from bagau_bids.datasets.labelled import prepare_scans
 
     prepared, _ = prepare_scans(
         scans,
-        template_of(args, _cache(args)),
-        args.registration,
-        _cache(args),
+        options.template.find(_cache(options)),
+        options.template.registration,
+        _cache(options),
         with_t1=experiment.with_t1,
     )
     return prepared
 
 
-def _run_here(
-    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Shared", plan: "Plan"
-) -> int:
+def _run_here(options: Options, jobs: "Sequence[Job]", around: "Shared", plan: "Plan") -> int:
     """Run jobs in this process; one that fails leaves its reason and does not stop the others."""
     import torch
 
     from bagau_bids.experiments.jobs import FAILURE, is_complete, run_job
     from bagau_bids.files import write_json
 
-    torch.set_num_threads(_threads(args))
-    if args.prepare_only:
-        _prepare(args, around.experiment, plan.scans)
+    torch.set_num_threads(_threads(options))
+    if options.prepare_only:
+        _prepare(options, around.experiment, plan.scans)
         return EXIT_OK
     todo = [job for job in jobs if not is_complete(job, around)]
     needed = {
         one
         for job in todo
-        for part in ("training", "validation", "test")
-        for one in getattr(job.fold.split, part)
+        for name in ("training", "validation", "test")
+        for one in getattr(job.fold.split, name)
     }
-    scans = _prepare(args, around.experiment, [one for one in plan.scans if one in needed])
+    scans = _prepare(options, around.experiment, [one for one in plan.scans if one in needed])
     failed = False
     for job in todo:
         try:
@@ -251,12 +257,12 @@ def _run_here(
     return EXIT_SUBJECT_FAILED if failed else EXIT_OK
 
 
-def _threads(args: argparse.Namespace) -> int:
-    return args.threads or max(1, available_cpus() // args.jobs)
+def _threads(options: Options) -> int:
+    return options.threads or max(1, available_cpus() // options.jobs)
 
 
 def _run_apart(
-    args: argparse.Namespace, jobs: "Sequence[Job]", around: "Shared", plan: "Plan"
+    options: Options, jobs: "Sequence[Job]", around: "Shared", plan: "Plan"
 ) -> dict[str, str]:
     """Run the jobs that are not done in processes of their own; return why some failed."""
     from bagau_bids.experiments.jobs import FAILURE, is_complete
@@ -266,20 +272,20 @@ def _run_apart(
     todo = [job.name for job in jobs if not is_complete(job, around)]
     log.info("%d of %d jobs are done already", len(jobs) - len(todo), len(jobs))
     if todo:
-        _prepare(args, around.experiment, plan.scans)
-    command = module_command("bagau_bids.cli.toolbox", *_command(args))
-    command += ["--threads", str(_threads(args))]
+        _prepare(options, around.experiment, plan.scans)
+    command = module_command("bagau_bids.cli.toolbox", *options.command())
+    command += ["--threads", str(_threads(options))]
 
     def tell(name: str, reason: str) -> None:
         log.info("%s: %s", name, f"FAILED, {reason}" if reason else "done")
-        path = args.output_dir / name / FAILURE
+        path = options.output_dir / name / FAILURE
         if reason and not path.is_file():
             write_json(path, {"reason": reason})
 
     launch = Launcher(
-        lambda name: [*command, "--only", name], lambda name: args.output_dir / name / "log.txt"
+        lambda name: [*command, "--only", name], lambda name: options.output_dir / name / "log.txt"
     )
-    return run_all(todo, args.jobs, launch, tell)
+    return run_all(todo, options.jobs, launch, tell)
 
 
 def _write_table(output_dir: Path) -> int:

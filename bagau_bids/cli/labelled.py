@@ -81,7 +81,7 @@ class Registration(TemplateChoice):
     )
 
 
-def device_option(what: str, default: str = "auto") -> Any:
+def device_option(what: str, default: str = "auto", group: str | None = None) -> Any:
     """Return the field of ``--device``.
 
     Parameters
@@ -90,10 +90,13 @@ def device_option(what: str, default: str = "auto") -> Any:
         What runs there, with its verb, for the help.
     default
         Where it runs, if nothing is said.
+    group
+        Title in the help.
     """
     return option(
         default,
         f"where {what}; auto: CUDA if usable (default: %(default)s)",
+        group=group,
         metavar="{auto,cpu,cuda,cuda:N}",
         type=values.device,
     )

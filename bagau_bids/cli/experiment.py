@@ -164,13 +164,7 @@ def _slurm_script(options: Options) -> str:
             tool=of_installation(Path(sys.prefix)),
             list_command=[*command, "--list"],
             work=(f'tool {shlex.join(command)} --only "$@"',),
-            last_command=[
-                "bagau",
-                "experiment",
-                str(options.file),
-                str(options.output_dir),
-                "--table",
-            ],
+            last_command=table,
             dependency="afterany",
         )
     )

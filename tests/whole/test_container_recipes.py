@@ -104,15 +104,15 @@ def test_definitions_keep_the_template_store_they_are_given(repository):
     assert "TEMPLATEFLOW_HOME" not in from_docker  # Apptainer lets ENV of an image give way
 
 
-def test_readme_names_build_arguments_that_exist(repository, dockerfile):
-    readme = (repository / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+def test_page_names_build_arguments_that_exist(repository, dockerfile):
+    page = (repository / "docs" / "containers.md").read_text(encoding="utf-8")
     known = {
         "docker build": set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE)),
         "Singularity.def": set(arguments(repository, "Singularity.def")),
         "Singularity.docker.def": set(arguments(repository, "Singularity.docker.def")),
     }
     named = 0
-    for line in readme.splitlines():
+    for line in page.replace("\\\n", " ").splitlines():
         used = set(re.findall(r"--build-arg (\w+)=", line))
         for tool, names in known.items():
             if re.search(rf"(?<!\S){re.escape(tool)}(?!\S)", line):

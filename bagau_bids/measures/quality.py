@@ -82,7 +82,7 @@ class Registered:
         Dice of the brain mask and the template's.
     mutual_information : float
         Of the FLAIR and the template's T1w, nats.
-    coverage : float
+    coverage : float or None
         Share of the template's brain that lies in the field of view.
     csf : float or None
         Brightness of CSF in the template's ventricles.
@@ -90,7 +90,7 @@ class Registered:
 
     overlap: float
     mutual_information: float
-    coverage: float
+    coverage: float | None
     csf: float | None
 
 

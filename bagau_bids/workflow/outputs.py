@@ -232,7 +232,7 @@ class Prepare(Step):
         }
         if isdefined(inputs.t1w_record):
             records["t1w"] = inputs.t1w_record
-        return {name: read_record(path) for name, path in records.items()}
+        return {name: read_record(path, dict[str, Any]) for name, path in records.items()}
 
     def _write_images(self, tree: Path) -> None:
         from bagau_bids.preprocessing.conform import to_source

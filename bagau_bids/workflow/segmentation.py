@@ -1,14 +1,19 @@
 """The network and what is measured on its result, as nipype interfaces."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 from numpy.typing import NDArray
 
+from bagau_bids.bids.records import (
+    BrainMaskRecord,
+    ConformRecord,
+    RegionsRecord,
+    RegistrationRecord,
+)
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.files import write_table
 from bagau_bids.workflow.step import (
@@ -24,22 +29,7 @@ from bagau_bids.workflow.step import (
 )
 
 if TYPE_CHECKING:
-    from bagau_bids.measures.infarcts import Found
-    from bagau_bids.measures.quality import Figures, Registered
-
-NO_VENTRICLES = (
-    "The scan has no lateral ventricles: regions that follow from the distance to them, and the "
-    "Fazekas grades, are n/a."
-)
-KNOWN_OUTSIDE = (
-    "The mask of known lesions lies outside the brain mask: it takes nothing from the WMH; look "
-    "whether it belongs to this FLAIR."
-)
-NOTED_ML = 0.1
-UNASKED = (
-    "{:.2f} ml are an infarct to the network and not counted as WMH; --infarct puts them out as a "
-    "mask, a probability and a volume."
-)
+    from bagau_bids.measures.scan import Maps, Noticed
 
 
 class SegmentationInputSpec(TissueInputSpec):
@@ -178,146 +168,76 @@ class Measure(Step):
     memory_gb = 1.2
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.measures import fazekas, flags, lesions, quality, suspects
-        from bagau_bids.measures.regions import (
-            distance_mm,
-            infratentorial,
-            lookup_table,
-            ventricles_seen,
-        )
+        from bagau_bids.measures.scan import measure_scan
 
         probability, affine = load_image(self.inputs.probability)
         shape = probability.shape
-        flair = load_on_grid(self.inputs.corrected, shape, affine)
-        brain = load_on_grid(self.inputs.brain_mask, shape, affine) > 0
-        wm_probseg = load_on_grid(self.inputs.wm_probseg, shape, affine)
-        regions = load_on_grid(self.inputs.regions, shape, affine).astype(np.uint8)
-        ventricles = load_on_grid(self.inputs.ventricles, shape, affine) > 0
-        known = known_lesions_of(self.inputs, shape, affine)
-        found = self._found(probability, affine)
-        mask = found.wmh
-        # Neither infarcts nor known lesions are normal white matter, or WMH that one doubts.
-        healthy_wm = np.where(without(~found.infarct, known), wm_probseg, 0)
-        labels = lesions.label_lesions(mask)
-        self._save("wmh_mask", folder, mask, affine, np.uint8)
-        self._save("lesions", folder, labels, affine, np.int32)
-        distance = distance_mm(ventricles, affine)
-        seen = ventricles_seen(distance)
-        told = infratentorial(regions) | seen
-        self._save("wmh_regions", folder, np.where(mask & told, regions, 0), affine, np.uint8)
-        points, lattice = load_image(self.inputs.template_points)
-        anatomy = lesions.Anatomy(
-            regions=regions,
-            ventricle_distance_mm=distance,
-            template_points=np.moveaxis(points, -1, 0),
-            points_affine=lattice,
-            white_matter=quality.white_matter_level(
-                flair, quality.normal_white_matter(brain, healthy_wm, mask)
-            ),
+        infarct = None
+        if isdefined(self.inputs.infarct_probability):
+            infarct = load_on_grid(self.inputs.infarct_probability, shape, affine)
+        measured = measure_scan(
+            self._maps(shape, affine),
+            probability,
+            infarct,
+            self._noticed(),
+            threshold=self.inputs.threshold,
+            min_size_mm3=self.inputs.min_lesion_size_mm3,
+            rule=self.inputs.rule,
+            infarct_wanted=self.inputs.infarct,
         )
-        figures = quality.scan_quality(
-            flair,
-            affine,
-            brain,
-            healthy_wm,
-            mask,
-            np.where(found.infarct, 0, probability),
-            self._registered(),
-        )
-        recorded = read_record(self.inputs.regions_record)["suspects"]
-        areas = msgspec.convert(recorded, tuple[suspects.Suspect, ...])
-        figures = replace(
-            figures,
-            **suspects.suspect_figures(areas),
-            **self._plausibility(flair, affine, brain, wm_probseg, figures),
-        )
-        tables = {
-            "volumes_table": lesions.volume_table(
-                mask,
-                affine,
-                brain,
-                regions,
-                self.inputs.rule,
-                ventricles=seen,
-                others={"infarct": found.reported, "known_lesion": known},
-            ),
-            "lesions_table": lesions.lesion_table(
-                labels, affine, probability, flair, brain, anatomy
-            ),
-            "regions_table": lookup_table(self.inputs.rule),
-            "fazekas_table": fazekas.fazekas_table(mask, distance, regions, affine),
-            "quality_table": flags.quality_table(figures),
-        }
-        for name, table in tables.items():
+        self._save("wmh_mask", folder, measured.found.wmh, affine, np.uint8)
+        self._save("lesions", folder, measured.lesions, affine, np.int32)
+        self._save("wmh_regions", folder, measured.wmh_regions, affine, np.uint8)
+        if measured.found.reported is not None:
+            self._save("infarct_mask", folder, measured.found.reported, affine, np.uint8)
+        for name, table in measured.tables.items():
             path = folder / f"{name}.tsv"
             write_table(path, table)
             self._results[name] = str(path)
-        places = suspects.places_in_words(areas)
-        raised = [asdict(flag) for flag in flags.raised_flags(figures, places)]
-        if found.reported is not None:
-            self._save("infarct_mask", folder, found.reported, affine, np.uint8)
-        infarct_ml = found.infarct_ml(affine)
-        notes = [] if seen else [NO_VENTRICLES]
-        if known is not None and known.any() and not (known & brain).any():
-            notes.append(KNOWN_OUTSIDE)
-        if infarct_ml is not None and infarct_ml >= NOTED_ML and not self.inputs.infarct:
-            notes.append(UNASKED.format(infarct_ml))
         return {
-            "notes": notes,
-            "quality": asdict(figures),
-            "flags": raised,
-            "infarct_ml": infarct_ml,
+            "notes": measured.notes,
+            "quality": asdict(measured.figures),
+            "flags": [asdict(flag) for flag in measured.flags],
+            "infarct_ml": measured.infarct_ml,
         }
 
-    def _found(self, probability: NDArray, affine: NDArray) -> "Found":
-        """Tell WMH and infarcts apart; small pieces of either go."""
-        from bagau_bids.measures.infarcts import find
+    def _maps(self, shape: tuple[int, ...], affine: NDArray) -> "Maps":
+        from bagau_bids.measures.scan import Maps
 
-        infarct = None
-        if isdefined(self.inputs.infarct_probability):
-            infarct = load_on_grid(self.inputs.infarct_probability, probability.shape, affine)
-        return find(
-            probability,
-            infarct,
-            affine,
-            threshold=self.inputs.threshold,
-            min_size_mm3=self.inputs.min_lesion_size_mm3,
-            wanted=self.inputs.infarct,
+        points, lattice = load_image(self.inputs.template_points)
+        return Maps(
+            affine=affine,
+            flair=load_on_grid(self.inputs.corrected, shape, affine),
+            brain_mask=load_on_grid(self.inputs.brain_mask, shape, affine) > 0,
+            ventricles=load_on_grid(self.inputs.ventricles, shape, affine) > 0,
+            wm_probseg=load_on_grid(self.inputs.wm_probseg, shape, affine),
+            template_t1w=load_on_grid(self.inputs.warped_t1w, shape, affine),
+            regions=load_on_grid(self.inputs.regions, shape, affine).astype(np.uint8),
+            known_lesions=known_lesions_of(self.inputs, shape, affine),
+            template_points=np.moveaxis(points, -1, 0),
+            points_affine=lattice,
         )
 
-    def _plausibility(
-        self,
-        flair: NDArray,
-        affine: NDArray,
-        brain: NDArray,
-        wm_probseg: NDArray,
-        figures: "Figures",
-    ) -> dict[str, float | None]:
-        """Figures of whether the scan is what its name and header say."""
-        from bagau_bids.measures import plausibility
-
-        evidence = plausibility.Evidence(
-            csf_to_wm=figures.csf_to_wm,
-            entropy=figures.wmh_entropy,
-            sidecar_signs=read_record(self.inputs.conform_record).get("sidecar_signs", ()),
-        )
-        t1w = load_on_grid(self.inputs.warped_t1w, flair.shape, affine)
-        return {
-            **plausibility.contrast_figures(flair, brain, wm_probseg, t1w, evidence),
-            "clipped_share": read_record(self.inputs.brain_mask_record).get("clipped_share"),
-            "head_turn": read_record(self.inputs.registration_record).get("head_turn"),
-            "slice_tilt_degrees": plausibility.slice_tilt_degrees(affine),
-        }
-
-    def _registered(self) -> "Registered":
-        """Gather what earlier steps recorded of the registration."""
+    def _noticed(self) -> "Noticed":
+        """Gather what earlier steps recorded."""
         from bagau_bids.measures.quality import Registered
+        from bagau_bids.measures.scan import Noticed
 
-        registration = read_record(self.inputs.registration_record)
-        regions = read_record(self.inputs.regions_record)
-        return Registered(
-            overlap=registration["overlap"],
-            mutual_information=registration["mutual_information"],
-            coverage=regions["fov_coverage"],
-            csf=regions["csf"],
+        conform = read_record(self.inputs.conform_record, ConformRecord)
+        brain_mask = read_record(self.inputs.brain_mask_record, BrainMaskRecord)
+        registration = read_record(self.inputs.registration_record, RegistrationRecord)
+        regions = read_record(self.inputs.regions_record, RegionsRecord)
+        return Noticed(
+            registered=Registered(
+                overlap=registration.overlap,
+                mutual_information=registration.mutual_information,
+                coverage=regions.fov_coverage,
+                csf=regions.csf,
+            ),
+            suspects=regions.suspects,
+            sidecar_signs=conform.sidecar_signs,
+            clipped_share=read_record(
+                self.inputs.brain_mask_record, BrainMaskRecord
+            ).clipped_share,
+            head_turn=registration.head_turn,
         )

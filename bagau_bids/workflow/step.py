@@ -7,7 +7,6 @@ out of the hash by which nipype decides whether a step must run again; the versi
 program is part of it. Heavy libraries are imported when a step runs, not before.
 """
 
-import json
 import os
 import pdb
 import time
@@ -15,8 +14,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
@@ -42,6 +42,7 @@ RECORD_FILE = "record.json"
 STEPS_LOCK = ".steps.lock"  # in a scan's work folder; held by its steps while they are at work
 NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+Record = TypeVar("Record")
 
 
 class StepInputSpec(BaseInterfaceInputSpec):
@@ -251,7 +252,7 @@ def load_on_grid(path: str, shape: tuple[int, ...], affine: NDArray) -> NDArray[
     return data
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: str | Path, kind: type[Record]) -> Record:
     """Read the record of a step.
 
     Raises
@@ -260,7 +261,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         If the file is damaged.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return msgspec.json.decode(Path(path).read_bytes(), type=kind)
     except (OSError, ValueError) as error:
         raise ProcessingError(damaged(path, error)) from error
 

@@ -1,5 +1,7 @@
 """The steps before the network: where a brain mask comes from."""
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def test_the_record_says_how_the_brain_mask_was_made(
     monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: found)
     save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
     outputs = BrainMask(flair=tmp_path / "f.nii.gz").run(cwd=tmp_path).outputs
-    record = read_record(outputs.record)
+    record = read_record(outputs.record, dict[str, Any])
     assert record["method"] == method
     assert words in record["description"]
     assert ("network" in record["description"]) == (not stripped)

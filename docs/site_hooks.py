@@ -132,10 +132,10 @@ def columns_markdown(table: str) -> str:
     for name, about in column_descriptions(table).items():
         levels = "; ".join(
             f"`{level}`: {_text(meaning.removesuffix('.'))}"
-            for level, meaning in about.get("Levels", {}).items()
+            for level, meaning in about.levels.items()
         )
-        meaning = " ".join(part for part in (_text(about["Description"]), levels) if part)
-        rows.append((f"`{name}`", meaning, _text(about.get("Units", ""))))
+        meaning = " ".join(part for part in (_text(about.description), levels) if part)
+        rows.append((f"`{name}`", meaning, _text(about.units)))
     return _table(("column", "meaning", "unit"), rows)
 
 

@@ -1,17 +1,17 @@
 """Tables of BIDS derivatives: what their columns mean, the types of their values, row order."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
 from bagau_bids.errors import UsageError
+from bagau_bids.files import read_shipped
 
 MOST_NAMED = 5  # lines that are complained of
 # A field in quotes that ends where a field ends, else all up to the next tab.
@@ -19,14 +19,23 @@ _FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^\t]*))(?=\t|$)')
 COUNTED = ("voxels", "lesions", "cases", "flags")  # units of whole numbers
 
 
-def column_descriptions(table: str) -> dict[str, Any]:
+class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="pascal"):
+    """What a column means, as the sidecar of its table says."""
+
+    long_name: str = ""
+    description: str
+    units: str = ""
+    levels: dict[str, str] = {}
+    format: str = ""
+
+
+def column_descriptions(table: str) -> dict[str, Column]:
     """Read what the columns of a table mean (``data/tables``), in order, for its sidecar."""
-    source = files("bagau_bids.data").joinpath("tables", f"{table}.json")
-    return json.loads(source.read_text(encoding="utf-8"))
+    return read_shipped(f"tables/{table}.json", dict[str, Column])
 
 
 def described_table(
-    rows: Sequence[Mapping[str, Any]], descriptions: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]], descriptions: Mapping[str, Column]
 ) -> pd.DataFrame:
     """Make a table of the columns described, in their order.
 
@@ -44,9 +53,9 @@ def described_table(
     """
     table = pd.DataFrame(rows, columns=list(descriptions), dtype=object)
     for name, described in descriptions.items():
-        if described.get("Units") in COUNTED:
+        if described.units in COUNTED:
             table[name] = table[name].astype("Float64").astype("Int64")
-        elif "Units" in described:
+        elif described.units:
             table[name] = table[name].astype("Float64")
     return table
 

@@ -38,7 +38,8 @@ from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare, literal
 from bagau_bids.reports.figures import figure_image
 from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
-from bagau_bids.reports.results import ScanResults, load_image, load_image_on, read_table
+from bagau_bids.reports.results import ScanResults, load_image, load_image_on
+from bagau_bids.reports.scan_tables import Volumes, read_rows, whole_brain
 from bagau_bids.spaces import field_of_view, isotropic_grid, resample
 
 COMPARED, FAILED = "compared", "failed"
@@ -156,7 +157,7 @@ def session_orders(output_dir: Path, scans: Sequence[ScanResults]) -> dict[str, 
     """
     images: dict[str, dict[str, str]] = {}
     for (subject, session), scan in _first_of_sessions(scans).items():
-        source = str(scan.record.get("source", ""))
+        source = scan.record.source if scan.record else ""
         images.setdefault(subject, {})[session] = source.split(f"/ses-{session}/")[-1]
     folders = [output_dir, *raw_folder(output_dir)]
     return {
@@ -414,11 +415,10 @@ def _draw_volumes(axes: Axes, pairs: Sequence[tuple[ScanResults, ScanResults]]) 
 
 def _volume_ml(scan: ScanResults) -> float | None:
     try:
-        rows = read_table(scan.path("volumes_table"))
+        whole = whole_brain(read_rows(scan, "volumes_table", Volumes))
     except ProcessingError:
         return None
-    volume = next((row.get("volume_mm3") for row in rows if row.get("region") == "all"), None)
-    return volume / 1000 if isinstance(volume, float) else None
+    return whole.volume_mm3 / 1000 if whole and whole.volume_mm3 is not None else None
 
 
 def _draw_states(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

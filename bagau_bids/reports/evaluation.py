@@ -298,4 +298,4 @@ def _anchor(case: str) -> str:
 def _definitions() -> Iterator[tuple[str, str]]:
     described = column_descriptions("evaluation")
     for name in (*MEANS, *(f"{size}_lesion_f1" for size in SIZES)):
-        yield HEADS[name], described[name]["Description"]
+        yield HEADS[name], described[name].description

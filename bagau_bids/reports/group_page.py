@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bagau_bids.bids.participants import Participants
-from bagau_bids.bids.tables import listed, natural_key
+from bagau_bids.bids.tables import Column, listed, natural_key
 from bagau_bids.files import write_text
 from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
@@ -64,7 +64,7 @@ class Cohort:
     participants: Participants = field(default_factory=Participants)
 
     @cached_property
-    def descriptions(self) -> dict[str, Any]:
+    def descriptions(self) -> dict[str, Column]:
         """What the columns mean."""
         return group_columns()
 
@@ -96,11 +96,11 @@ class Cohort:
 
     def head(self, column: str) -> str:
         """Return the name of a column for a person."""
-        return str(self.descriptions[column].get("LongName", column))
+        return self.descriptions[column].long_name or column
 
     def unit(self, column: str) -> str:
         """Return the unit of a column for a person."""
-        unit = "ml" if column in IN_ML else str(self.descriptions[column].get("Units", ""))
+        unit = "ml" if column in IN_ML else self.descriptions[column].units
         return UNIT_TEXTS.get(unit, unit)
 
     def number(self, row: Mapping[str, Any], column: str) -> float:
@@ -273,7 +273,7 @@ def _figures(
 
 
 def _figure(cohort: Cohort, column: str, known: Sequence[Mapping[str, Any]]) -> Figure:
-    unit = str(cohort.descriptions[column]["Units"])
+    unit = cohort.descriptions[column].units
     values = [
         strips.Value(
             cohort.number(row, column), row["bids_name"].removesuffix("_FLAIR"), cohort.link(row)
@@ -286,7 +286,7 @@ def _figure(cohort: Cohort, column: str, known: Sequence[Mapping[str, Any]]) -> 
         column=column,
         name=cohort.head(column),
         unit=cohort.unit(column),
-        description=str(cohort.descriptions[column].get("Description", "")),
+        description=cohort.descriptions[column].description,
         n=len(values),
         median=strips.short(float(median)),
         quartiles=f"{strips.short(float(low))} to {strips.short(float(high))}",
@@ -329,7 +329,7 @@ def _kinds(cohort: Cohort) -> list[tuple[str, list[tuple[str, int]]]]:
     """Columns of words: how often each was found, the most frequent first."""
     kinds = []
     for column, entry in cohort.descriptions.items():
-        if "Units" in entry or column in NAMES or column.startswith("fazekas"):
+        if entry.units or column in NAMES or column.startswith("fazekas"):
             continue
         counts = Counter(str(row[column]) for row in cohort.complete if row[column] is not None)
         if counts:

@@ -1,15 +1,17 @@
 """Rows of the group table: everything that is known of a scan, whatever became of it."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bagau_bids.bids.tables import column_descriptions, listed
+import msgspec
+
+from bagau_bids.bids.tables import Column, column_descriptions, listed
 from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.outliers import outlying
 from bagau_bids.measures.regions import REGIONS, SIDES
 from bagau_bids.reports.results import COMPLETE, INCOMPLETE, ScanResults, read_table
+from bagau_bids.reports.scan_tables import Fazekas, Volumes
 
 # Columns that identify a scan or are about its state, and not figures of it.
 NAMES = (
@@ -56,19 +58,19 @@ class _Known:
     damaged: list[str] = field(default_factory=list)
 
 
-def group_columns() -> dict[str, Any]:
+def group_columns() -> dict[str, Column]:
     """Columns of the table in order, each with its meaning and unit."""
     sections = column_sections().values()
     described = {name: entry for section in sections for name, entry in section.items()}
     return {name: described[name] for name in FIRST} | described
 
 
-def column_sections() -> dict[str, dict[str, Any]]:
+def column_sections() -> dict[str, dict[str, Column]]:
     """Columns with their descriptions, by the heading under which the page shows them.
 
     A column that several tables describe belongs to the first of them.
     """
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, dict[str, Column]] = {}
     seen = {"region"}  # names the rows of the table of volumes, of which one is taken
     for heading, table in SECTIONS.items():
         entries = column_descriptions(table)
@@ -77,12 +79,12 @@ def column_sections() -> dict[str, dict[str, Any]]:
     return sections
 
 
-def figure_columns(descriptions: Mapping[str, Any]) -> list[str]:
+def figure_columns(descriptions: Mapping[str, Column]) -> list[str]:
     """Columns that hold figures of a scan: all that have a unit, but for its state."""
-    return [name for name, entry in descriptions.items() if "Units" in entry and name not in NAMES]
+    return [name for name, entry in descriptions.items() if entry.units and name not in NAMES]
 
 
-def scan_row(scan: ScanResults, descriptions: Mapping[str, Any]) -> ScanRow:
+def scan_row(scan: ScanResults, descriptions: Mapping[str, Column]) -> ScanRow:
     """Gather one scan; every column is there, None where nothing is known.
 
     Parameters
@@ -94,39 +96,33 @@ def scan_row(scan: ScanResults, descriptions: Mapping[str, Any]) -> ScanRow:
     Returns
     -------
     ScanRow
-        A complete scan whose tables or figures are damaged is incomplete, and says why.
+        A complete scan whose tables are damaged is incomplete, and says why.
     """
     found = _Known()
     _add_volumes(found, scan)
     _add_fazekas(found, scan)
-    found.values |= {**scan.quality, **_processing(scan)}
-    asks = _add_flags(found, scan)
+    found.values |= _processing(scan)
     found.values |= {
         "bids_name": f"{scan.stem}_FLAIR",
         "participant_id": f"sub-{scan.entities['sub']}",
         "session_id": f"ses-{scan.entities['ses']}" if "ses" in scan.entities else None,
     }
     row = {column: found.values.get(column) for column in descriptions}
-    for column in figure_columns(descriptions):
-        if row[column] is not None and not _is_number(row[column]):
-            found.damaged.append(f"{column} is not a number: {row[column]!r}")
-            row[column] = None
     status, problem = scan.status, scan.problem
     if status == COMPLETE and found.damaged:
         status, problem = INCOMPLETE, "; ".join(found.damaged)
+    asks = tuple(f"{flag.name}: {flag.words}" for flag in scan.flags)
     return ScanRow(row | {"status": status, "problem": problem or None}, asks)
 
 
-def mark_outliers(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, Any]) -> None:
+def mark_outliers(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, Column]) -> None:
     """Fill the column outliers of complete scans."""
     complete = [row for row in rows if row["status"] == COMPLETE]
     apart: dict[int, list[str]] = {}
     for column in figure_columns(descriptions):
         known = [row for row in complete if row[column] is not None]
         values = [float(row[column]) for row in known]
-        for row, marked in zip(
-            known, outlying(values, descriptions[column]["Units"]), strict=True
-        ):
+        for row, marked in zip(known, outlying(values, descriptions[column].units), strict=True):
             if marked:
                 apart.setdefault(id(row), []).append(column)
     for row in complete:
@@ -163,13 +159,13 @@ def _add_volumes(found: _Known, scan: ScanResults) -> None:
     if not path.is_file():
         return
     try:
-        rows = {row.get("region"): row for row in read_table(path)}
-        found.values |= rows["all"]
+        rows = {row.region: row for row in read_table(path, Volumes)}
+        found.values |= msgspec.structs.asdict(rows["all"])
     except (ProcessingError, KeyError):
         found.damaged.append(f"missing or damaged: {path.name}")
         return
     for name in (*REGIONS, *SIDES):
-        found.values[f"{name}_mm3"] = rows.get(name, {}).get("volume_mm3")
+        found.values[f"{name}_mm3"] = rows[name].volume_mm3 if name in rows else None
     if "deep" in rows:
         found.values["periventricular_rule"] = "3mm" if "juxtaventricular" in rows else "10mm"
 
@@ -179,52 +175,36 @@ def _add_fazekas(found: _Known, scan: ScanResults) -> None:
     if not path.is_file():
         return
     try:
-        rows = {row.get("scale"): row for row in read_table(path)}
+        rows = {row.scale: row for row in read_table(path, Fazekas)}
         for scale in SCALES:
-            grade = rows[scale]["fazekas_estimate"]
+            grade = rows[scale].fazekas_estimate
             found.values[f"fazekas_{scale}_estimate"] = None if grade is None else int(grade)
-            found.values[f"fazekas_{scale}_mm"] = rows[scale]["measured_mm"]
-    except (ProcessingError, KeyError, ValueError):
+            found.values[f"fazekas_{scale}_mm"] = rows[scale].measured_mm
+    except (ProcessingError, KeyError):
         found.damaged.append(f"missing or damaged: {path.name}")
 
 
-def _add_flags(found: _Known, scan: ScanResults) -> tuple[str, ...]:
-    """Add the flags that were recorded; return what each is about, in words."""
-    flags = scan.step("measure").get("flags")
-    if flags is None:
-        return ()
-    try:
-        names = list(dict.fromkeys(str(flag["name"]) for flag in flags))
-        asks = tuple(f"{flag['name']}: {flag['words']}" for flag in flags)
-    except (TypeError, KeyError):
-        found.damaged.append(f"damaged: flags in {scan.path('record').name}")
-        return ()
-    found.values |= {"n_flags": len(names), "flags": ",".join(names) or None}
-    return asks
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _yes_or_no(value: Any) -> str | None:
-    """Word for a truth value; None for anything else."""
-    return ("yes" if value else "no") if isinstance(value, bool) else None
-
-
 def _processing(scan: ScanResults) -> dict[str, Any]:
-    """How a scan was processed, from its record."""
-    segmentation, registration = scan.step("segmentation"), scan.step("registration")
-    models = segmentation.get("models") or ()
-    options = scan.record.get("options") or {}
-    return {
-        "registration_stage": registration.get("stage"),
-        "registration_overlap": registration.get("overlap"),
-        "model": "+".join(str(model.get("Name")) for model in models) or None,
-        "model_sha256": "+".join(str(model.get("SHA256")) for model in models) or None,
-        "tta": _yes_or_no(segmentation.get("tta")),
-        "threshold": options.get("threshold"),
-        "min_lesion_size_mm3": options.get("min_lesion_size_mm3"),
-        "device": segmentation.get("device"),
-        "version": (scan.record.get("versions") or {}).get("bagau-bids"),
+    """How a scan was processed and judged, from its record."""
+    if scan.record is None:
+        return {}
+    steps, options = scan.record.steps, scan.record.options
+    found: dict[str, Any] = {
+        **(asdict(steps.measure.quality) if steps.measure else {}),
+        "threshold": options.threshold,
+        "min_lesion_size_mm3": options.min_lesion_size_mm3,
+        "version": scan.record.versions.get("bagau-bids"),
     }
+    if steps.registration:
+        found["registration_stage"] = steps.registration.stage
+        found["registration_overlap"] = steps.registration.overlap
+    if steps.segmentation:
+        models = steps.segmentation.models
+        found["model"] = "+".join(model.name for model in models)
+        found["model_sha256"] = "+".join(model.sha256 for model in models)
+        found["tta"] = "yes" if steps.segmentation.tta else "no"
+        found["device"] = steps.segmentation.device
+    if scan.judged:
+        names = dict.fromkeys(flag.name for flag in scan.flags)
+        found |= {"n_flags": len(names), "flags": ",".join(names) or None}
+    return found

@@ -16,8 +16,15 @@ from bagau_bids.files import remove_stale, write_text
 from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render
-from bagau_bids.reports.results import FAILED, ScanResults, find_results
-from bagau_bids.reports.scan_tables import Grade, Reason, Row
+from bagau_bids.reports.results import ScanResults, find_results
+from bagau_bids.reports.scan_tables import (
+    Grade,
+    Lesion,
+    Reason,
+    RegionVolumes,
+    Shown,
+    Volumes,
+)
 
 LONGEST_LESION_LIST = 200
 LARGEST_PAGE_BYTES = 15_000_000  # more cannot be mailed
@@ -76,7 +83,7 @@ class ScanSection:
     reasons : tuple of Reason
         Why it deserves a look.
     pictures : Pictures
-    regions, quality, lesions : tuples of dict
+    regions, quality, lesions : tuples
         Rows of tables.
     region_rule : str
         How regions were told apart.
@@ -97,12 +104,12 @@ class ScanSection:
     summary: tuple[tuple[str, str], ...]
     reasons: tuple[Reason, ...]
     pictures: Pictures
-    regions: tuple[Row, ...]
+    regions: tuple[RegionVolumes, ...]
     region_rule: str
-    lesions: tuple[Row, ...]
+    lesions: tuple[Lesion, ...]
     lesions_left_out: int
     grades: tuple[Grade, ...]
-    quality: tuple[Row, ...]
+    quality: tuple[Shown, ...]
     trouble: tuple[str, ...]
     viewer: str = ""
 
@@ -284,12 +291,10 @@ def _section(scan: ScanResults) -> ScanSection:
             trouble.append(str(error))
             return otherwise
 
-    volumes = attempt(lambda: scan_tables.read_rows(scan, "volumes_table"), [])
-    lesions = attempt(lambda: scan_tables.read_rows(scan, "lesions_table"), [])
+    volumes = attempt(lambda: scan_tables.read_rows(scan, "volumes_table", Volumes), [])
+    lesions = attempt(lambda: scan_tables.read_rows(scan, "lesions_table", Lesion), [])
     grades = tuple(attempt(lambda: scan_tables.grades(scan), ()))
     whole = scan_tables.whole_brain(volumes)
-    if scan.flags_problem:
-        trouble.append(scan.flags_problem)
     return ScanSection(
         anchor=scan.stem,
         title=scan.title,
@@ -297,7 +302,7 @@ def _section(scan: ScanResults) -> ScanSection:
         key_figures=tuple(scan_tables.key_figures(whole, grades)),
         summary=tuple(scan_tables.summary(scan)),
         reasons=tuple(scan_tables.reasons(scan)),
-        pictures=_pictures(scan, attempt, [row["volume_mm3"] for row in lesions], whole),
+        pictures=_pictures(scan, attempt, [row.volume_mm3 for row in lesions], whole),
         regions=tuple(scan_tables.region_rows(volumes)),
         region_rule=scan_tables.region_rule(scan),
         lesions=tuple(lesions[:LONGEST_LESION_LIST]),
@@ -312,12 +317,12 @@ def _pictures(
     scan: ScanResults,
     attempt: Callable[[Callable[[], Any], Any], Any],
     sizes_mm3: Sequence[float],
-    whole: Row,
+    whole: Volumes | None,
 ) -> Pictures:
     """Draw what images are there; a picture that cannot be drawn leaves the others."""
     sizes: tuple[Picture, ...] = ()
-    if sizes_mm3 and whole:
-        sizes = (scan_pictures.size_picture(scan, sizes_mm3, whole["voxel_mm3"]),)
+    if sizes_mm3 and whole and whole.voxel_mm3:
+        sizes = (scan_pictures.size_picture(scan, sizes_mm3, whole.voxel_mm3),)
     shown = attempt(lambda: scan_pictures.load_shown(scan), None)
     if shown is None:
         return Pictures(sizes=sizes)
@@ -349,9 +354,9 @@ def _methods(output_dir: Path) -> Methods | None:
 def _crashes(output_dir: Path, participant: str, scans: Sequence[ScanResults]) -> Iterator[Crash]:
     """Crash files that the records of failed scans name; without any scan, all of them."""
     named = {
-        output_dir / str(failure["crash_file"]): scan.stem
+        output_dir / scan.failure.crash_file: scan.stem
         for scan in scans
-        if scan.status == FAILED and (failure := scan.failure).get("crash_file")
+        if scan.failure and scan.failure.crash_file
     }
     if not scans:
         found = (output_dir / participant / "log").glob("*/crash-*.txt")

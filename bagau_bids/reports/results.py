@@ -1,17 +1,19 @@
 """What the derivatives folder holds of each scan; the only thing that reports read."""
 
 import csv
-import json
+import math
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import msgspec
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
+from bagau_bids.bids.records import Failure, Record, Steps, read_record
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.flags import Flag
@@ -27,6 +29,7 @@ EXPECTED = (
     "volumes_table",
     "lesions_table",
 )
+Row = TypeVar("Row", bound=msgspec.Struct)
 COMPLETE, INCOMPLETE, FAILED = "complete", "incomplete", "failed"
 
 
@@ -40,13 +43,16 @@ class ScanResults:
         Root of the derivatives.
     entities : dict
         Entities of the source scan under their short names.
-    record : dict
-        Content of the processing record, empty where it is missing or cannot be read.
+    record : Record or None
+        How it was processed; None where that is missing or cannot be read.
+    record_problem : str
+        Why it cannot be read.
     """
 
     output_dir: Path
     entities: dict[str, str]
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record | None = None
+    record_problem: str = ""
 
     @property
     def stem(self) -> str:
@@ -72,9 +78,8 @@ class ScanResults:
     @property
     def template(self) -> str:
         """Template of the white-matter map: from the record, else from the file's name."""
-        recorded = self.record.get("options", {}).get("template")
-        if recorded:
-            return str(recorded)
+        if self.record:
+            return self.record.options.template
         folder = self.output_dir / source_folder(self.entities)
         for path in sorted(folder.glob(f"{self.stem}_space-orig_atlas-*_label-WM_probseg.nii.gz")):
             return path.name.split("_atlas-")[1].split("_")[0]
@@ -88,72 +93,46 @@ class ScanResults:
     @property
     def status(self) -> str:
         """``failed`` as recorded, ``incomplete`` where files are missing, else ``complete``."""
-        if self.record.get("status") == FAILED:
+        if self.record and self.record.status == FAILED:
             return FAILED
-        return INCOMPLETE if self.missing or not self.record else COMPLETE
+        return COMPLETE if self.record and not self.missing else INCOMPLETE
 
     @property
     def problem(self) -> str:
         """Why the status is not ``complete``, in one line; empty otherwise."""
         if self.status == FAILED:
-            return " ".join(str(self.failure.get("message") or "no reason was recorded").split())
+            message = self.failure.message if self.failure else ""
+            return " ".join(message.split()) or "no reason was recorded"
         absent = [self.path(name).name for name in self.missing]
-        if not self.record:
+        if not self.record and not self.record_problem:
             absent.append(self.path("record").name)
-        return f"missing or damaged: {', '.join(absent)}" if absent else ""
+        said = [f"missing or damaged: {', '.join(absent)}"] if absent else []
+        return "; ".join([*said, *([self.record_problem] if self.record_problem else ())])
 
     @property
-    def failure(self) -> dict[str, Any]:
-        """What was recorded of a failure: ``step``, ``message``, ``crash_file``."""
-        return self.record.get("failure") or {}
-
-    def step(self, name: str) -> dict[str, Any]:
-        """Record of one processing step, empty where there is none."""
-        return self.record.get("steps", {}).get(name) or {}
+    def failure(self) -> Failure | None:
+        """What was recorded of a failure."""
+        return (self.record.failure or None) if self.record else None
 
     @property
-    def quality(self) -> dict[str, Any]:
-        """Quality figures as recorded, see `bagau_bids.measures.quality`."""
-        return self.step("measure").get("quality") or {}
+    def steps(self) -> Steps:
+        """Records of the processing steps; of none where there is no record."""
+        return self.record.steps if self.record else Steps()
 
     @property
     def judged(self) -> bool:
         """Whether the quality figures were held against limits, and what came of it is known."""
-        return "flags" in self.step("measure") and not self.flags_problem
+        return self.steps.measure is not None and self.steps.measure.flags is not None
 
     @property
     def flags(self) -> tuple[Flag, ...]:
         """Figures that asked for a look when the scan was processed."""
-        return () if self.flags_problem else self._read_flags()
-
-    @property
-    def flags_problem(self) -> str:
-        """Why the recorded flags cannot be read; empty where they can."""
-        try:
-            self._read_flags()
-        except (TypeError, ValueError) as error:
-            return (
-                f"{self.path('record')}: flags cannot be read ({error}); expected name, figure, "
-                "value, limit and words of each: process the scan again"
-            )
-        return ""
-
-    def _read_flags(self) -> tuple[Flag, ...]:
-        """Read the flags as recorded; raises TypeError or ValueError at another shape."""
-        read = [Flag(**flag) for flag in self.step("measure").get("flags") or ()]
-        if not all(
-            isinstance(t, str) for flag in read for t in (flag.name, flag.figure, flag.words)
-        ):
-            raise TypeError("a name, figure or words is no text")
-        return tuple(
-            replace(flag, value=float(flag.value), limit=float(flag.limit)) for flag in read
-        )
+        return (self.steps.measure.flags or ()) if self.steps.measure else ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the steps noted, in plain words."""
-        steps = self.record.get("steps", {})
-        return tuple(str(note) for step in steps for note in self.step(step).get("notes") or ())
+        return tuple(note for step in self.steps for note in step.notes)
 
 
 def find_results(output_dir: Path, participant_label: str | None = None) -> list[ScanResults]:
@@ -182,19 +161,20 @@ def find_results(output_dir: Path, participant_label: str | None = None) -> list
     return [_read(output_dir, stems[stem]) for stem in ordered]
 
 
-def read_table(path: Path) -> list[dict[str, float | str | None]]:
-    """Read a BIDS table: numbers as float, ``n/a`` as None.
+def read_table(path: Path, kind: type[Row]) -> list[Row]:
+    """Read a BIDS table into a type a row: numbers as float, ``n/a`` as None.
 
     Raises
     ------
     ProcessingError
-        If it cannot be read, or a row is shorter or longer than the header.
+        If it cannot be read, a row is shorter or longer than the header, or a field is not of
+        its type.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             header, *rows = csv.reader(stream, delimiter="\t")
         return [
-            {name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows
+            msgspec.convert(dict(zip(header, map(_value, row), strict=True)), kind) for row in rows
         ]
     except (OSError, ValueError) as error:
         raise ProcessingError(
@@ -257,28 +237,17 @@ def _entities(stem: str) -> dict[str, str]:
 def _read(output_dir: Path, entities: dict[str, str]) -> ScanResults:
     path = derivative_path(output_dir, entities, "record")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    return ScanResults(output_dir, entities, record if _is_record(record) else {})
-
-
-def _is_record(content: Any) -> bool:
-    """Whether a record has the shape that the participant level gives it."""
-    if not isinstance(content, dict):
-        return False
-    parts = [content.get(key, {}) for key in ("options", "versions", "steps", "failure")]
-    if not all(isinstance(part, dict) for part in parts):
-        return False
-    steps = content.get("steps", {})
-    inner = (step.get("quality", {}) for step in steps.values() if isinstance(step, dict))
-    return all(isinstance(part, dict) for part in (*steps.values(), *inner))
+        record = read_record(path) if path.is_file() else None
+    except ProcessingError as error:
+        return ScanResults(output_dir, entities, record_problem=str(error))
+    return ScanResults(output_dir, entities, record)
 
 
 def _value(text: str) -> float | str | None:
     if text == "n/a":
         return None
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text

@@ -3,22 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bagau_bids.errors import ProcessingError
 from bagau_bids.files import write_bytes
 from bagau_bids.measures.regions import (
     COLOURS,
     REGIONS,
-    RULES,
     SIDES,
     region_number,
     regions_of_rule,
 )
-from bagau_bids.measures.suspects import FIGURES
+from bagau_bids.measures.suspects import FIGURES, Suspect
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed, embed_pair
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
@@ -77,8 +74,8 @@ class Shown:
     @property
     def regions(self) -> tuple[str, ...]:
         """Names of the regions that were told apart; all there can be where it is not known."""
-        rule = self.scan.step("regions").get("rule")
-        return regions_of_rule(rule) if rule in RULES else REGIONS
+        regions = self.scan.steps.regions
+        return regions_of_rule(regions.rule) if regions else REGIONS
 
     def load(self, name: str) -> np.ndarray:
         """Load an image that must lie on the FLAIR's grid."""
@@ -235,14 +232,12 @@ def suspect_pictures(shown: Shown) -> Iterator[Picture]:
         return
     framed = np.zeros(shown.flair.shape, bool)
     for area in areas:
-        framed[tuple(slice(*edges) for edges in area["box"])] = True
+        framed[tuple(slice(*edges) for edges in area.box)] = True
     axis = figures.planes_shown(shown.affine)[0]
     slices = figures.busiest_slices(framed, axis, SUSPECT_SLICES)
     layout = shown.layout([(axis, slices)], shown.brain, figures.balanced_columns(len(slices)))
     layers = [Layer("suspects", "frame", figures.draw_outline(layout, framed, SUSPECT_COLOUR))]
-    found = "; ".join(
-        f"{area['kind']}, {area['volume_ml']:.1f} ml, {area['place']}" for area in areas
-    )
+    found = "; ".join(f"{area.kind}, {area.volume_ml:.1f} ml, {area.place}" for area in areas)
     caption = (
         f"Found by brightness alone, compared with the other side: {found}. WMH in a frame may be "
         "part of something else."
@@ -251,32 +246,11 @@ def suspect_pictures(shown: Shown) -> Iterator[Picture]:
     yield _picture(shown.scan, "suspects", title, caption, shown.draw(layout), layers)
 
 
-def recorded_areas(scan: ScanResults) -> list[dict[str, Any]]:
-    """Areas of the record, see `bagau_bids.measures.suspects`, whose kind raised a flag.
-
-    Raises
-    ------
-    ProcessingError
-        If the record holds something else there.
-    """
+def recorded_areas(scan: ScanResults) -> list[Suspect]:
+    """Areas of the record whose kind raised a flag."""
     raised = {flag.figure for flag in scan.flags}
-    try:
-        areas = [
-            {
-                "kind": str(area["kind"]),
-                "figure": FIGURES[area["kind"]],
-                "volume_ml": float(area["volume_ml"]),
-                "place": str(area["place"]),
-                "box": tuple((int(low), int(high)) for low, high in area["box"]),
-            }
-            for area in scan.step("regions").get("suspects") or ()
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProcessingError(
-            f"{scan.path('record')}: areas at the cortex cannot be read ({error}); expected kind, "
-            "volume_ml, place and box of each: process the scan again"
-        ) from error
-    return [area for area in areas if area["figure"] in raised]
+    areas = scan.steps.regions.suspects if scan.steps.regions else ()
+    return [area for area in areas if FIGURES[area.kind] in raised]
 
 
 def before_after_pictures(shown: Shown) -> Iterator[Picture]:
@@ -339,10 +313,10 @@ def _atlas_picture(shown: Shown, layout: figures.Mosaic, base: Image.Image) -> P
     if shown.has("ventricle_mask"):
         outline = figures.draw_outline(layout, shown.load("ventricle_mask"), VENTRICLE_COLOUR)
         layers.append(Layer("ventricles", "ventricles", outline))
-        source = str(shown.scan.step("regions").get("ventricles"))
+        regions = shown.scan.steps.regions
+        words = VENTRICLE_WORDS[regions.ventricles] if regions else "the lateral ventricles"
         caption += (
-            f" Ventricles: {VENTRICLE_WORDS.get(source, 'the lateral ventricles')}; distances "
-            "that tell periventricular from deep start from them."
+            f" Ventricles: {words}; distances that tell periventricular from deep start from them."
         )
     return _picture(shown.scan, "atlas", "White matter map and ventricles", caption, base, layers)
 

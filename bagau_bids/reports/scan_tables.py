@@ -2,22 +2,93 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from msgspec import Struct
+
+from bagau_bids.bids.records import ConformRecord, Model, Options, RegistrationRecord
 from bagau_bids.bids.sidecars import RULE_TEXTS
-from bagau_bids.bids.tables import column_descriptions
+from bagau_bids.bids.tables import Column, column_descriptions
 from bagau_bids.measures import fazekas
 from bagau_bids.measures.regions import COLOURS, REGIONS, SIDES
-from bagau_bids.reports.results import ScanResults, read_table
+from bagau_bids.reports.results import Row, ScanResults, read_table
 from bagau_bids.reports.strips import short
 
-Row = dict[str, Any]
-# Volumes of what is no WMH: column, name and what to add.
-OTHER_VOLUMES = (
-    ("infarct_mm3", "Infarct volume", "not part of the WMH"),
-    ("known_lesion_mm3", "Known lesions", "given as a mask, not part of the WMH"),
-)
 UNITS = {"1": "", "cm^2": " cm²", "mm^3": " mm³"}
+
+
+class Volumes(Struct, frozen=True):
+    """Row of the table of volumes; what is not known, or came later, is None."""
+
+    region: str
+    volume_mm3: float | None
+    volume_voxels: float | None
+    n_lesions: float | None
+    mean_lesion_mm3: float | None = None
+    median_lesion_mm3: float | None = None
+    max_lesion_mm3: float | None = None
+    voxel_mm3: float | None = None
+    brain_mm3: float | None = None
+    fraction_of_brain: float | None = None
+    fraction_of_wmh: float | None = None
+    infarct_mm3: float | None = None
+    known_lesion_mm3: float | None = None
+
+
+class Lesion(Struct, frozen=True):
+    """Row of the table of lesions, of what the page shows."""
+
+    index: float
+    volume_mm3: float
+    centroid_x_mm: float | None
+    centroid_y_mm: float | None
+    centroid_z_mm: float | None
+    region: str | None = None
+    side: str | None = None
+    template_x_mm: float | None = None
+    template_y_mm: float | None = None
+    template_z_mm: float | None = None
+    ventricle_distance_mm: float | None = None
+    mean_probability: float | None = None
+    flair_to_wm: float | None = None
+
+
+class Fazekas(Struct, frozen=True):
+    """Row of the table of Fazekas grades; None where no grade can be told."""
+
+    scale: str
+    fazekas_estimate: float | None
+    measured_mm: float | None
+
+
+class Judged(Struct, frozen=True):
+    """Row of the table of quality: a figure, its limits, and whether it asks for a look."""
+
+    figure: str
+    value: float | None
+    lower_limit: float | None
+    upper_limit: float | None
+    look: str | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row of the quality table for the page: value and limits in words."""
+
+    name: str
+    value: str
+    limits: str
+    look: str | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class RegionVolumes:
+    """A region of the page, its colour, and its volumes in all and on each side."""
+
+    name: str
+    colour: str
+    whole: Volumes
+    sides: tuple[Volumes | None, ...]
 
 
 @dataclass(frozen=True)
@@ -59,35 +130,39 @@ class Grade:
     rule: tuple[str, ...]
 
 
-def read_rows(scan: ScanResults, name: str) -> list[Row]:
+def read_rows(scan: ScanResults, name: str, kind: type[Row]) -> list[Row]:
     """Read a table of the scan, no rows where it is not there; raises `ProcessingError`."""
     path = scan.path(name)
-    return read_table(path) if path.is_file() else []
+    return read_table(path, kind) if path.is_file() else []
 
 
-def whole_brain(volumes: Sequence[Row]) -> Row:
-    """Row of the whole brain of the volumes table, empty where there is none."""
-    return next((row for row in volumes if row.get("region") == "all"), {})
+def whole_brain(volumes: Sequence[Volumes]) -> Volumes | None:
+    """Row of the whole brain of the volumes table, None where there is none."""
+    return next((row for row in volumes if row.region == "all"), None)
 
 
-def key_figures(volumes: Row, grades: Sequence[Grade]) -> Iterator[tuple[str, str, str]]:
+def key_figures(
+    volumes: Volumes | None, grades: Sequence[Grade]
+) -> Iterator[tuple[str, str, str]]:
     """Name, number and what to add, of what one looks for first."""
-    if not volumes:
+    if not volumes or volumes.volume_mm3 is None:
         return
-    yield "WMH volume", f"{volumes['volume_mm3'] / 1000:.2f} ml", ""
-    if (share := volumes.get("fraction_of_brain")) is not None:
-        brain_ml = volumes["brain_mm3"] / 1000
-        yield "Share of the brain", f"{100 * share:.2f} %", f"of {brain_ml:.0f} ml"
-    if volumes["n_lesions"]:
+    yield "WMH volume", f"{volumes.volume_mm3 / 1000:.2f} ml", ""
+    if volumes.fraction_of_brain is not None and volumes.brain_mm3 is not None:
+        share, brain_ml = 100 * volumes.fraction_of_brain, volumes.brain_mm3 / 1000
+        yield "Share of the brain", f"{share:.2f} %", f"of {brain_ml:.0f} ml"
+    if volumes.n_lesions:
         sizes = (
-            f"median {volumes['median_lesion_mm3']:.0f} mm³, largest "
-            f"{volumes['max_lesion_mm3']:.0f} mm³"
+            f"median {volumes.median_lesion_mm3:.0f} mm³, largest {volumes.max_lesion_mm3:.0f} mm³"
         )
-        yield "Lesions", f"{volumes['n_lesions']:.0f}", sizes
+        yield "Lesions", f"{volumes.n_lesions:.0f}", sizes
     else:
         yield "Lesions", "0", "none found"
-    for column, name, more in OTHER_VOLUMES:
-        if (volume := volumes.get(column)) is not None:
+    for volume, name, more in (
+        (volumes.infarct_mm3, "Infarct volume", "not part of the WMH"),
+        (volumes.known_lesion_mm3, "Known lesions", "given as a mask, not part of the WMH"),
+    ):
+        if volume is not None:
             yield name, f"{volume / 1000:.2f} ml", more
     if grades:
         both = " and ".join(str(grade.grade) for grade in grades)
@@ -97,93 +172,83 @@ def key_figures(volumes: Row, grades: Sequence[Grade]) -> Iterator[tuple[str, st
 
 def summary(scan: ScanResults) -> Iterator[tuple[str, str]]:
     """Rows about how the scan was made and processed: name, and value in words."""
-    segmentation, registration = scan.step("segmentation"), scan.step("registration")
-    if conform := scan.step("conform"):
-        yield "FLAIR", _grid_in_words(conform)
-    if models := segmentation.get("models"):
-        mirrored = "; averaged with the mirrored FLAIR (--tta)" if segmentation.get("tta") else ""
-        yield "Model", ", ".join(_model_in_words(model) for model in models) + mirrored
-    if options := scan.record.get("options"):
-        yield "Threshold", _threshold_in_words(options)
-    if device := segmentation.get("device"):
-        precision = segmentation.get("precision")
-        yield "Device", f"{device}, {precision}" if precision else str(device)
-    if registration:
-        yield "Registration", _registration_in_words(scan.template, registration)
-    if versions := scan.record.get("versions"):
-        yield "Versions", ", ".join(f"{name} {number}" for name, number in versions.items())
-    if finished := scan.record.get("finished"):
-        yield "Processed", str(finished)
+    if scan.record is None:
+        return
+    steps = scan.record.steps
+    if steps.conform:
+        yield "FLAIR", _grid_in_words(steps.conform)
+    if steps.segmentation:
+        mirrored = "; averaged with the mirrored FLAIR (--tta)" if steps.segmentation.tta else ""
+        yield "Model", ", ".join(map(_model_in_words, steps.segmentation.models)) + mirrored
+    yield "Threshold", _threshold_in_words(scan.record.options)
+    if steps.segmentation:
+        yield "Device", f"{steps.segmentation.device}, {steps.segmentation.precision}"
+    if steps.registration:
+        yield "Registration", _registration_in_words(scan.template, steps.registration)
+    yield (
+        "Versions",
+        ", ".join(f"{name} {number}" for name, number in scan.record.versions.items()),
+    )
+    yield "Processed", scan.record.finished
 
 
-def _grid_in_words(conform: Mapping[str, Any]) -> str:
-    size = " × ".join(str(count) for count in conform.get("shape", ()))
-    parts = [f"{size} voxels of {' × '.join(f'{mm:.2f}' for mm in conform['spacing_mm'])} mm"]
-    if axes := conform.get("stored_axes"):
-        parts.append(f"stored in the order {axes}")
-    if (tilt := conform.get("tilt_degrees")) is not None:
-        parts.append(f"tilted by {tilt:.0f}°" if tilt >= 0.5 else "not tilted")
-    return ", ".join(parts)
+def _grid_in_words(conform: ConformRecord) -> str:
+    size = " × ".join(str(count) for count in conform.shape)
+    spacing, tilt = " × ".join(f"{mm:.2f}" for mm in conform.spacing_mm), conform.tilt_degrees
+    turned = f"tilted by {tilt:.0f}°" if tilt >= 0.5 else "not tilted"
+    return f"{size} voxels of {spacing} mm, stored in the order {conform.stored_axes}, {turned}"
 
 
-def _model_in_words(model: Mapping[str, Any]) -> str:
-    version = f" {model['Version']}" if model.get("Version") else ""
-    checksum = f", SHA-256 {model['SHA256'][:12]}…" if model.get("SHA256") else ""
-    return f"{model.get('Name', 'unnamed')}{version}{checksum}"
+def _model_in_words(model: Model) -> str:
+    version = f" {model.version}" if model.version else ""
+    return f"{model.name}{version}, SHA-256 {model.sha256[:12]}…"
 
 
-def _threshold_in_words(options: Mapping[str, Any]) -> str:
-    smallest = options.get("min_lesion_size_mm3") or 0
+def _threshold_in_words(options: Options) -> str:
+    smallest = options.min_lesion_size_mm3
     kept = f"lesions below {smallest:g} mm³ dropped" if smallest else "lesions of any size kept"
-    return f"probability {options.get('threshold', 'n/a')}, {kept}"
+    return f"probability {options.threshold}, {kept}"
 
 
-def _registration_in_words(template: str, registration: Mapping[str, Any]) -> str:
+def _registration_in_words(template: str, registration: RegistrationRecord) -> str:
     stages = {"bspline": "affine and B-spline", "affine": "affine only"}
-    parts = [template, stages.get(str(registration.get("stage")), registration.get("stage"))]
-    if (overlap := registration.get("overlap")) is not None:
-        parts.append(f"brain overlap (Dice) {overlap:.2f}")
-    attempts = len(registration.get("attempts") or ())
-    if attempts > 1:
-        parts.append(f"{attempts} attempts")
-    return ", ".join(str(part) for part in parts if part)
+    stage = stages.get(registration.stage, registration.stage)
+    attempts = len(registration.attempts)
+    tried = f", {attempts} attempts" if attempts > 1 else ""
+    return f"{template}, {stage}, brain overlap (Dice) {registration.overlap:.2f}{tried}"
 
 
 def reasons(scan: ScanResults) -> Iterator[Reason]:
     """Why the scan deserves a look, one a figure beyond its limit."""
     described = column_descriptions("quality")
     for flag in scan.flags:
-        entry = described.get(flag.figure, {})
-        unit = _unit(entry)
+        name, unit = _named(flag.figure, described)
         side = "below" if flag.value < flag.limit else "above"
-        name = entry.get("LongName", flag.figure)
         measured = f"{name} {short(flag.value)}{unit}, {side} the limit of {flag.limit:g}{unit}"
         yield Reason(flag.name, flag.words, measured)
 
 
-def quality_rows(scan: ScanResults) -> list[Row]:
+def quality_rows(scan: ScanResults) -> list[Shown]:
     """Rows of the quality table for the page: those that ask for a look first.
 
-    Each has ``name``, ``value`` and ``limits`` in words, ``look`` (``yes``, ``no`` or None where
-    nothing was judged) and ``meaning``. Raises `ProcessingError` if the table cannot be read.
+    Raises `ProcessingError` if the table cannot be read.
     """
     described = column_descriptions("quality")
     rows = []
-    for row in read_rows(scan, "quality_table"):
-        figure, value = str(row.get("figure")), row.get("value")
-        if figure == "flags":  # counts the flags, and is no figure itself
+    for row in read_rows(scan, "quality_table", Judged):
+        if row.figure == "flags":  # counts the flags, and is no figure itself
             continue
-        entry = described.get(figure, {})
+        name, unit = _named(row.figure, described)
         rows.append(
-            {
-                "name": entry.get("LongName", figure),
-                "value": "n/a" if value is None else f"{short(value)}{_unit(entry)}",
-                "limits": _limits_in_words(row.get("lower_limit"), row.get("upper_limit")),
-                "look": row.get("look"),
-                "meaning": entry.get("Description", ""),
-            }
+            Shown(
+                name=name,
+                value="n/a" if row.value is None else f"{short(row.value)}{unit}",
+                limits=_limits_in_words(row.lower_limit, row.upper_limit),
+                look=row.look,
+                meaning=described[row.figure].description if row.figure in described else "",
+            )
         )
-    return sorted(rows, key=lambda row: row["look"] != "yes")
+    return sorted(rows, key=lambda row: row.look != "yes")
 
 
 def _limits_in_words(lower: float | None, upper: float | None) -> str:
@@ -194,39 +259,36 @@ def _limits_in_words(lower: float | None, upper: float | None) -> str:
     return "–" if upper is None else f"at most {upper:g}"
 
 
-def _unit(entry: Mapping[str, Any]) -> str:
-    unit = str(entry.get("Units", ""))
-    return UNITS.get(unit, f" {unit}" if unit else "")
+def _named(figure: str, described: Mapping[str, Column]) -> tuple[str, str]:
+    """Name and unit of a figure in words; its own name where this version does not know it."""
+    if figure not in described:
+        return figure, ""
+    unit = described[figure].units
+    return described[figure].long_name, UNITS.get(unit, f" {unit}")
 
 
-def region_rows(volumes: Sequence[Row]) -> list[Row]:
-    """Rows by region: ``name``, ``colour`` and, in all and on each side, ``ml``, share and count.
-
-    Empty where the volumes were not told apart by region.
-    """
-    by_name = {str(row.get("region")): row for row in volumes}
+def region_rows(volumes: Sequence[Volumes]) -> list[RegionVolumes]:
+    """Rows by region; empty where the volumes were not told apart by region."""
+    by_name = {row.region: row for row in volumes}
     found = [name for name in REGIONS if name in by_name]
     if not found:
         return []
-    names = {**dict.fromkeys(found), "all": None}
     return [
-        {
-            "name": name,
-            "colour": COLOURS[name][0] if name in COLOURS else "",
-            "whole": by_name[name],
-            "sides": [by_name.get(_on_side(name, side), {}) for side in SIDES],
-        }
-        for name in names
+        RegionVolumes(
+            name=name,
+            colour=COLOURS[name][0] if name in COLOURS else "",
+            whole=by_name[name],
+            sides=tuple(
+                by_name.get(side if name == "all" else f"{side}-{name}") for side in SIDES
+            ),
+        )
+        for name in (*found, "all")
     ]
-
-
-def _on_side(region: str, side: str) -> str:
-    return side if region == "all" else f"{side}-{region}"
 
 
 def region_rule(scan: ScanResults) -> str:
     """By which rule regions were told apart, in words; empty where it was not recorded."""
-    return RULE_TEXTS.get(str(scan.step("regions").get("rule")), "")
+    return RULE_TEXTS[scan.steps.regions.rule] if scan.steps.regions else ""
 
 
 def grades(scan: ScanResults) -> list[Grade]:
@@ -243,14 +305,9 @@ def grades(scan: ScanResults) -> list[Grade]:
         ),
     }
     return [
-        Grade(
-            scale=row["scale"],
-            grade=int(row["fazekas_estimate"]),
-            measured_mm=row["measured_mm"],
-            rule=rules[row["scale"]],
-        )
-        for row in read_rows(scan, "fazekas_table")
-        if row.get("scale") in rules and row.get("fazekas_estimate") is not None
+        Grade(row.scale, int(row.fazekas_estimate), row.measured_mm, rules[row.scale])
+        for row in read_rows(scan, "fazekas_table", Fazekas)
+        if row.scale in rules and row.fazekas_estimate is not None and row.measured_mm is not None
     ]
 
 

@@ -109,14 +109,3 @@ def test_counts_are_whole_numbers(cohort):
 def test_nothing_to_gather_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds no results .* participant level first"):
         write_group(tmp_path)
-
-
-def test_a_figure_that_is_no_number_makes_a_scan_incomplete(tmp_path):
-    write_scan(tmp_path, {"sub": "1"})
-    path = derivative_path(tmp_path, {"sub": "1"}, "record")
-    record = json.loads(path.read_text())
-    record["steps"]["measure"]["quality"]["wm_snr"] = "high"
-    path.write_text(json.dumps(record))
-    group = write_group(tmp_path)
-    assert group.problems == ("sub-1_FLAIR: wm_snr is not a number: 'high'",)
-    assert pd.isna(read(group.path).wm_snr[0])

@@ -15,7 +15,8 @@ def change_record(output_dir, label, **steps):
     """Change steps of a scan's record."""
     path = derivative_path(output_dir, {"sub": label}, "record")
     record = json.loads(path.read_text())
-    record["steps"] |= steps
+    for name, step in steps.items():
+        record["steps"][name] |= step
     path.write_text(json.dumps(record))
 
 

@@ -96,8 +96,8 @@ def test_estimates_say_that_they_are_estimates(tmp_path, head):
     assert "no radiologist's rating" in words
     described = group_columns()
     for name in ("fazekas_deep_estimate", "fazekas_periventricular_estimate"):
-        assert "estimate" in described[name]["LongName"]
-        assert list(described[name]["Levels"]) == ["0", "1", "2", "3"]
+        assert "estimate" in described[name].long_name
+        assert list(described[name].levels) == ["0", "1", "2", "3"]
 
 
 def test_an_older_version_lacks_columns_and_is_named(tmp_path, head):
@@ -118,11 +118,13 @@ def test_an_older_version_lacks_columns_and_is_named(tmp_path, head):
 
 
 def test_averaging_with_the_mirrored_scan_is_in_the_table(tmp_path, head):
-    for label, tta in (("1", True), ("2", False), ("3", None)):
+    for label, tta in (("1", True), ("2", False)):
         scan(tmp_path, label, head)
         damage_record(
             tmp_path, label, lambda r, tta=tta: r["steps"]["segmentation"].update(tta=tta)
         )
+    scan(tmp_path, "3", head)
+    damage_record(tmp_path, "3", lambda record: record["steps"].pop("segmentation"))
     table = read(write_group(tmp_path))
     assert table.tta.tolist()[:2] == ["yes", "no"]
     assert pd.isna(table.tta.iloc[2])
@@ -149,31 +151,23 @@ def damage_record(folder, label, change):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "field"),
     [
-        lambda record: record.update(steps=[]),
-        lambda record: record.update(options=None),
-        lambda record: record["steps"].update(registration="good"),
-        lambda record: record["steps"]["measure"].update(quality=[1]),
+        (lambda record: record.update(options=None), "options"),
+        (lambda record: record["steps"]["measure"]["quality"].update(wm_snr="high"), "wm_snr"),
+        (lambda record: record["steps"]["measure"].update(flags=[3]), "flags[0]"),
     ],
 )
-def test_a_record_of_another_shape_makes_one_scan_incomplete(tmp_path, head, change):
+def test_a_record_of_another_shape_makes_one_scan_incomplete(tmp_path, head, change, field):
     scan(tmp_path, "1", head)
     scan(tmp_path, "2", head)
     damage_record(tmp_path, "1", change)
     group = write_group(tmp_path)
     assert read(group).status.tolist() == ["incomplete", "complete"]
-    assert group.problems == (
-        "sub-1_FLAIR: missing or damaged: sub-1_desc-processing_record.json",
-    )
-
-
-@pytest.mark.parametrize("flags", ["many", [{"flag": "noise"}], [3]])
-def test_flags_of_another_shape_make_a_scan_incomplete(tmp_path, head, flags):
-    scan(tmp_path, "1", head)
-    damage_record(tmp_path, "1", lambda record: record["steps"]["measure"].update(flags=flags))
-    group = write_group(tmp_path)
-    assert group.problems == ("sub-1_FLAIR: damaged: flags in sub-1_desc-processing_record.json",)
+    (problem,) = group.problems
+    path = derivative_path(tmp_path, {"sub": "1"}, "record")
+    assert problem.startswith(f"sub-1_FLAIR: {path}: Expected ")
+    assert f"{field}`; expected a record as version" in problem
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from fake_derivatives import write_failure, write_scan
 from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.errors import ProcessingError
 from bagau_bids.reports import results
+from bagau_bids.reports.scan_tables import Fazekas
 
 
 def test_scans_are_found_by_any_file_in_natural_order(tmp_path):
@@ -44,6 +45,24 @@ def test_state_of_a_scan(tmp_path):
     assert whole.template == "MNI152NLin2009cSym"
 
 
+def test_a_damaged_record_is_named_with_its_field_beside_what_is_missing(tmp_path):
+    write_scan(tmp_path, {"sub": "1"}, leave_out=["wmh_mask"], record={"finished": 3})
+    (scan,) = results.find_results(tmp_path)
+    assert scan.status == "incomplete"
+    assert not scan.judged
+    assert (scan.flags, scan.notes) == ((), ())
+    missing, said = scan.problem.split("; ", 1)
+    assert missing.endswith("sub-1_space-orig_label-WMH_mask.nii.gz")
+    path = derivative_path(tmp_path, {"sub": "1"}, "record")
+    assert said.startswith(f"{path}: Expected `str`, got `int` - at `$.finished`; ")
+
+
+def test_a_failure_without_a_reason_says_so(tmp_path):
+    write_failure(tmp_path, {"sub": "1"}, "")
+    (scan,) = results.find_results(tmp_path)
+    assert scan.problem == "no reason was recorded"
+
+
 def test_template_is_told_by_the_file_where_there_is_no_record(tmp_path):
     write_scan(tmp_path, {"sub": "1"}, leave_out=["record"])
     (scan,) = results.find_results(tmp_path)
@@ -77,13 +96,25 @@ def test_flags_are_those_that_were_recorded(tmp_path):
 
 def test_tables_are_read_with_their_missing_values(tmp_path):
     path = tmp_path / "table.tsv"
-    path.write_text("region\tvolume_mm3\tmean\nall\t12.5\tn/a\n")
-    assert results.read_table(path) == [{"region": "all", "volume_mm3": 12.5, "mean": None}]
+    path.write_text("scale\tmeasured_mm\tnewer\tfazekas_estimate\ndeep\t12.5\t7\tn/a\n")
+    assert results.read_table(path, Fazekas) == [Fazekas("deep", None, 12.5)]
 
 
-@pytest.mark.parametrize("content", [b"", b"a\tb\n1\n", b"\xff\xfe\x00"])
-def test_damaged_tables_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "not enough values to unpack"),
+        (b"a\tb\n1\n", "shorter"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"scale\tmeasured_mm\ndeep\t1\n", "missing required field `fazekas_estimate`"),
+        (b"scale\tfazekas_estimate\tmeasured_mm\ndeep\t1\tfar\n", "at `$.measured_mm`"),
+        (b"scale\tfazekas_estimate\tmeasured_mm\ndeep\t1\tinf\n", "at `$.measured_mm`"),
+    ],
+)
+def test_damaged_tables_are_refused(tmp_path, content, why):
     path = tmp_path / "table.tsv"
     path.write_bytes(content)
-    with pytest.raises(ProcessingError, match="cannot be read as a table"):
-        results.read_table(path)
+    with pytest.raises(ProcessingError, match="cannot be read as a table") as error:
+        results.read_table(path, Fazekas)
+    assert why in str(error.value)
+    assert "process the scan again" in str(error.value)

@@ -24,6 +24,7 @@ from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing import bias_field
 from bagau_bids.reports.results import read_table
+from bagau_bids.reports.scan_tables import Volumes
 from bagau_bids.spaces import reorient
 from bagau_bids.workflow.run import run_participants
 
@@ -80,8 +81,8 @@ def image(tmp_path, name):
 
 
 def volumes(tmp_path):
-    rows = read_table(out(tmp_path, "label-WMH_desc-volumes_morph.tsv"))
-    return {row["region"]: row for row in rows}
+    rows = read_table(out(tmp_path, "label-WMH_desc-volumes_morph.tsv"), Volumes)
+    return {row.region: row for row in rows}
 
 
 def sidecar(tmp_path, name):
@@ -124,7 +125,7 @@ def test_known_lesion_is_no_wmh_and_counts_for_nothing(go, bright, tmp_path, mon
     assert go(with_tumour()).ok
     inside = tumour() > 0
     assert image(tmp_path, "label-WMH_mask")[inside].mean() > 0.6  # a tumour is bright
-    assert volumes(tmp_path)["all"]["known_lesion_mm3"] is None
+    assert volumes(tmp_path)["all"].known_lesion_mm3 is None
     assert "known_lesions" not in record(tmp_path)["steps"]["conform"]
     lesion = slice(6, 8), slice(8, 11), 4
     # The tumour widens the spread, so that lesions stand out less.
@@ -143,11 +144,11 @@ def test_known_lesion_is_no_wmh_and_counts_for_nothing(go, bright, tmp_path, mon
     excluded = go.calls.data["known lesions out of the registration"]
     np.testing.assert_array_equal(excluded[::-1], inside)
     rows = volumes(tmp_path)
-    assert rows["all"]["known_lesion_mm3"] == pytest.approx(1000 * VOXEL_ML * inside.sum())
-    assert rows["left"]["known_lesion_mm3"] + rows["right"]["known_lesion_mm3"] == pytest.approx(
-        rows["all"]["known_lesion_mm3"]
+    assert rows["all"].known_lesion_mm3 == pytest.approx(1000 * VOXEL_ML * inside.sum())
+    assert rows["left"].known_lesion_mm3 + rows["right"].known_lesion_mm3 == pytest.approx(
+        rows["all"].known_lesion_mm3
     )
-    assert rows["all"]["infarct_mm3"] is None
+    assert rows["all"].infarct_mm3 is None
     about = sidecar(tmp_path, "space-orig_label-lesion_mask")
     assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_label-lesion_roi.nii.gz"]
     own = "bids::sub-01/anat/sub-01_space-orig_label-lesion_mask.nii.gz"
@@ -169,11 +170,11 @@ def test_derivative_is_preferred_and_a_mask_that_is_gone_leaves_nothing(go, brig
 
     assert go().ok  # the empty mask beside the FLAIR
     assert image(tmp_path, "label-WMH_mask")[tumour() > 0].mean() > 0.6
-    assert volumes(tmp_path)["all"]["known_lesion_mm3"] == 0
+    assert volumes(tmp_path)["all"].known_lesion_mm3 == 0
     assert any("is empty" in note for note in record(tmp_path)["steps"]["conform"]["notes"])
 
     assert go(ignore_lesion_roi=True).ok
-    assert volumes(tmp_path)["all"]["known_lesion_mm3"] is None
+    assert volumes(tmp_path)["all"].known_lesion_mm3 is None
     left = [path.name for path in out(tmp_path, "x").parent.glob("*label-lesion*")]
     assert left == []
 
@@ -232,8 +233,8 @@ def test_infarcts_are_an_output_when_asked_for(go, tmp_path):
     assert masks[1].any()
     assert not (masks[0] & masks[1]).any()
     rows = volumes(tmp_path)
-    assert rows["all"]["infarct_mm3"] == pytest.approx(1000 * VOXEL_ML * masks[1].sum())
-    assert rows["left"]["infarct_mm3"] > 0
+    assert rows["all"].infarct_mm3 == pytest.approx(1000 * VOXEL_ML * masks[1].sum())
+    assert rows["left"].infarct_mm3 > 0
     about = sidecar(tmp_path, "space-orig_label-infarct_mask")
     assert (about["Type"], about["Threshold"]) == ("Lesion", 0.5)
     (model,) = sidecar(tmp_path, "space-orig_label-infarct_probseg")["Models"]
@@ -242,7 +243,7 @@ def test_infarcts_are_an_output_when_asked_for(go, tmp_path):
 
     assert go(weights=(path,)).ok
     np.testing.assert_array_equal(image(tmp_path, "label-WMH_mask") > 0, masks[0])
-    assert volumes(tmp_path)["all"]["infarct_mm3"] is None
+    assert volumes(tmp_path)["all"].infarct_mm3 is None
     assert not list(out(tmp_path, "x").parent.glob("*label-infarct*"))
     step = record(tmp_path)["steps"]["measure"]
     assert step["infarct_ml"] == pytest.approx(VOXEL_ML * masks[1].sum(), abs=0.01)

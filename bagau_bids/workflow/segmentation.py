@@ -236,8 +236,6 @@ class Measure(Step):
             ),
             suspects=regions.suspects,
             sidecar_signs=conform.sidecar_signs,
-            clipped_share=read_record(
-                self.inputs.brain_mask_record, BrainMaskRecord
-            ).clipped_share,
+            clipped_share=brain_mask.clipped_share,
             head_turn=registration.head_turn,
         )

@@ -37,8 +37,10 @@ from bagau_bids.config import Processing, Selection
 from bagau_bids.errors import BagauError
 from bagau_bids.files import claim_origin, copy_file, write_json
 from bagau_bids.measures.infarcts import tell_apart
+from bagau_bids.network.cards import find_weights
 from bagau_bids.network.inference import segment
-from bagau_bids.network.weights import find_weights, inputs_of, load_weights
+from bagau_bids.network.slices import network_input, require_white_matter
+from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.conform import conform, to_source
 from bagau_bids.preprocessing.t1w import t1w_on_flair
@@ -111,8 +113,8 @@ def main() -> None:
     args = _parse()
     torch.set_num_threads(args.threads)
     paths = args.weights or [find_weights(args.model)]
-    models = [load_weights(path)[0] for path in paths]
-    if any("t1" in inputs_of(model) for model in models):
+    networks = [load_weights(path) for path in paths]
+    if any("t1" in network.inputs for network in networks):
         raise SystemExit("networks that look at a T1w are not judged here")
     name = "+".join(f"{path.stem}-{_digest(path)}" for path in paths) + (
         "-tta" if args.tta else ""
@@ -124,7 +126,7 @@ def main() -> None:
         stems = prepare(bids.resolve(), folder, args)
         results = folder / "results" / name
         for stem in stems:
-            judge_scan(folder, results, stem, models, args.tta)
+            judge_scan(folder, results, stem, networks, args.tta)
         scores = bidsgate_scores(folder, results, name)
         for stem in stems:
             found, measured = score_scan(folder, results, stem, scores[stem])
@@ -223,7 +225,7 @@ def run(bids: Path, folder: Path, state: str, stems: Sequence[str], args: Any) -
 
 
 def judge_scan(
-    folder: Path, results: Path, stem: str, models: Sequence[torch.nn.Module], tta: bool
+    folder: Path, results: Path, stem: str, networks: Sequence[LoadedNetwork], tta: bool
 ) -> None:
     """Run the network on a scan with and without its lesions, unless its masks are there."""
     for state in STATES:
@@ -231,7 +233,9 @@ def judge_scan(
         if path.is_file():
             continue
         flair, affine, brain, white = _inputs(folder / state, stem)
-        found = segment(models, flair, affine, brain > 0, white, tta=tta)
+        require_white_matter(white, brain > 0)
+        inputs = network_input(flair, affine, brain > 0, white)
+        found = segment(networks, inputs, brain > 0, tta=tta)
         source = nib.load(_file(folder / state, stem, "preproc_flair"))
         path.parent.mkdir(parents=True, exist_ok=True)
         mask, _ = tell_apart(found.probability, found.infarct_probability, Processing.threshold)

@@ -15,7 +15,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids.network.weights import find_weights, load_weights
+from bagau_bids.network.cards import find_weights
+from bagau_bids.network.weights import load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.labels import load_head
@@ -35,7 +36,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    model, _ = load_weights(args.weights or find_weights("brain"))
+    model = load_weights(args.weights or find_weights("brain")).model
 
     def predict(volume: NDArray) -> NDArray:
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bagau_bids.network.weights import load_weights, operating_point
+from bagau_bids.network.weights import load_weights
 from bagau_bids.synthesis.heads import load_training_heads
 from bagau_bids.training.judging import (
     HEALTHY,
@@ -68,16 +68,16 @@ def main() -> None:
     device = torch.device("cpu")
     print("\t".join(["weights and scan", "threshold", *(name for name, _ in COLUMNS)]))
     for path in args.weights:
-        model = load_weights(path)[0]
-        own = operating_point(model) if args.own else None
-        verdict = judge(path.stem, model, [*labelled, *synthetic], infarcts or None, device, own)
+        network = load_weights(path)
+        own = network.card.calibration.threshold if args.own else None
+        verdict = judge(path.stem, network, [*labelled, *synthetic], infarcts or None, device, own)
         for line in verdict.lines:
             figures = [f"{getattr(line, name):.{digits}f}" for name, digits in COLUMNS]
             print("\t".join([line.scan, f"{line.threshold:.2f}", *figures]), flush=True)
         print(f"{path.stem}\t{verdict.threshold:.2f}\tscore {verdict.score:.4f}", flush=True)
         for name in args.atlas:
             wrong = [replace(one, scan=_with_atlas(one.scan, name)) for one in labelled]
-            again = judge(path.stem, model, wrong, None, device, verdict.threshold)
+            again = judge(path.stem, network, wrong, None, device, verdict.threshold)
             told = "\t".join(f"{line.dice:.3f}" for line in again.lines)
             print(f"{path.stem}, atlas {name}\t{verdict.threshold:.2f}\t{told}", flush=True)
 

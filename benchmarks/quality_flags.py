@@ -21,7 +21,6 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,10 @@ from bagau_bids.files import write_json
 from bagau_bids.measures.flags import limits, raised_flags
 from bagau_bids.measures.quality import Figures, Registered, scan_quality
 from bagau_bids.measures.regions import find_ventricles
+from bagau_bids.network.cards import find_weights
 from bagau_bids.network.inference import segment
-from bagau_bids.network.weights import find_weights, load_weights
+from bagau_bids.network.slices import network_input, require_white_matter
+from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.preprocessing.bias_field import correct_bias_field
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.conform import conform
@@ -187,7 +188,7 @@ def main() -> None:
 def measure_all(args: argparse.Namespace) -> Iterator[Row]:
     """Figures of every scan with every damage, from the folder where they are there."""
     template = find_template("MNI152NLin2009cSym", args.templateflow_home, offline=True)
-    model, _ = load_weights(find_weights(args.model))
+    network = load_weights(find_weights(args.model))
     args.work.mkdir(parents=True, exist_ok=True)
     wanted = [("none", 1.0), *((n, s) for n in DAMAGES if n != "none" for s in args.strengths)]
     for path in (*args.chosen_with, *args.others):
@@ -198,7 +199,7 @@ def measure_all(args: argparse.Namespace) -> Iterator[Row]:
                 case = DAMAGES[name][0](
                     prepared(path, args.work / f"{scan}.pkl", template), strength
                 )
-                write_json(kept, asdict(figures(case, template, model)))
+                write_json(kept, asdict(figures(case, template, network)))
                 print(kept.name, flush=True)
             found = Figures(**json.loads(kept.read_text()))
             yield Row(scan, path in args.chosen_with, name, strength, found)
@@ -240,7 +241,7 @@ def paint(path: Path) -> tuple[NDArray, NDArray]:
     return scan.flair, scan.affine
 
 
-def figures(case: Case, template: Template, model: Any) -> Figures:
+def figures(case: Case, template: Template, network: LoadedNetwork) -> Figures:
     """Quality figures of a case, its lesions found by the network."""
     import nibabel as nib
 
@@ -251,7 +252,9 @@ def figures(case: Case, template: Template, model: Any) -> Figures:
     points, lattice = lattice_field(case.transform, shape, affine)
     groups, _ = carry_regions(regions, points, lattice, shape, affine)
     inside = groups > 0
-    found = segment([model], case.flair, affine, brain, wm, device="cpu", batch_size=8)
+    require_white_matter(wm, brain)
+    inputs = network_input(case.flair, affine, brain, wm)
+    found = segment([network], inputs, brain, device="cpu", batch_size=8)
     registered = Registered(
         overlap=float(2 * (inside & brain).sum() / (inside.sum() + brain.sum())),
         mutual_information=case.information,

@@ -22,8 +22,9 @@ from bagau_bids.config import Selection
 from bagau_bids.datasets.labelled import TrainingScan, pair_masks, prepare_scan
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import comparable_masks, dice
-from bagau_bids.network.inference import segment, segment_input
-from bagau_bids.network.weights import load_weights
+from bagau_bids.network.inference import segment
+from bagau_bids.network.slices import network_input, require_white_matter
+from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.template import find_template
 from bagau_bids.synthesis.engine import synthesise
@@ -54,15 +55,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    models = [load_weights(path)[0] for path in args.weights]
+    networks = [load_weights(path) for path in args.weights]
     if args.heads:
-        report_empty_heads(models, args.heads, tta=args.tta)
+        report_empty_heads(networks, args.heads, tta=args.tta)
     scans = labelled_scans(args)
     if scans:
-        report_faults(models, scans, tta=args.tta)
+        report_faults(networks, scans, tta=args.tta)
 
 
-def report_empty_heads(models: Sequence[torch.nn.Module], folder: Path, *, tta: bool) -> None:
+def report_empty_heads(networks: Sequence[LoadedNetwork], folder: Path, *, tta: bool) -> None:
     """Print the volume found in each head without lesions, and the median."""
     heads = load_training_heads(folder)
     base = pool_settings()
@@ -74,7 +75,9 @@ def report_empty_heads(models: Sequence[torch.nn.Module], folder: Path, *, tta: 
         assert not scan.wmh_mask.any()
         assert scan.wm_atlas is not None
         mask = brain_mask(scan.flair, scan.affine).mask
-        found = segment(models, scan.flair, scan.affine, mask, scan.wm_atlas, tta=tta)
+        require_white_matter(scan.wm_atlas, mask)
+        inputs = network_input(scan.flair, scan.affine, mask, scan.wm_atlas)
+        found = segment(networks, inputs, mask, tta=tta)
         voxel_ml = voxel_volume_mm3(scan.affine) / 1000
         volumes.append(float((found.probability >= 0.5).sum()) * voxel_ml)
         shape = " x ".join(f"{size}" for size in scan.flair.shape)
@@ -100,13 +103,13 @@ def labelled_scans(args: argparse.Namespace) -> list[TrainingScan]:
 
 
 def report_faults(
-    models: Sequence[torch.nn.Module], scans: Sequence[TrainingScan], *, tta: bool
+    networks: Sequence[LoadedNetwork], scans: Sequence[TrainingScan], *, tta: bool
 ) -> None:
     """Print the Dice of each scan under each fault of the atlas."""
     for scan in scans:
         for name, fault in FAULTS.items():
             inputs = replace(scan.inputs, atlas=fault(scan.inputs.atlas))
-            found = segment_input(models, inputs, scan.brain_mask, tta=tta).probability >= 0.5
+            found = segment(networks, inputs, scan.brain_mask, tta=tta).probability >= 0.5
             score = dice(*comparable_masks(scan.reference, found))
             print(f"{scan.name}, atlas {name}: Dice {score:.3f}")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bagau_bids.bids.scans import Scan
     from bagau_bids.cli.summary import Row
+    from bagau_bids.network.cards import Networks
     from bagau_bids.preprocessing.template import Template
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ def run(config: Config, stop: StopRequest) -> int:
     processes = "participant" in config.analysis_levels and not (
         config.execution.reports_only or config.execution.boilerplate_only
     )
-    if processes and config.processing.infarct:
-        _check_tells_infarcts(config.processing)
+    networks = _find_networks(config.processing) if processes else None
     scans = _find_scans(config) if processes else []
     _prepare_environment(config.execution.work_dir)
     console = Console(stderr=True)
@@ -63,7 +63,10 @@ def run(config: Config, stop: StopRequest) -> int:
             return _write_boilerplate(config)
         exit_code = EXIT_OK
         if "participant" in config.analysis_levels:
-            rows = _process(config, scans, console, stop) if processes else _remake_pages(config)
+            if networks is None:
+                rows = _remake_pages(config)
+            else:
+                rows = _process(config, scans, networks, console, stop)
             exit_code = _conclude(config, rows, log_path)
         if "group" in config.analysis_levels and not config.execution.dry_run:
             _write_group(config.output_dir)
@@ -90,7 +93,11 @@ def _find_unavailable(config: Config, scans: list["Scan"]) -> dict["Scan", str]:
 
 
 def _process(
-    config: Config, scans: list["Scan"], console: "Console", stop: StopRequest
+    config: Config,
+    scans: list["Scan"],
+    networks: "Networks",
+    console: "Console",
+    stop: StopRequest,
 ) -> list["Row"]:
     """Process the scans, write the pages, and return what became of each."""
     from bagau_bids.bids.scans import find_missing
@@ -101,10 +108,11 @@ def _process(
 
     unavailable = _find_unavailable(config, scans)
     missing = find_missing(config.bids_dir, config.selection, scans)
-    template = _check_resources(config)
+    template = _check_resources(config, networks)
     usable = [scan for scan in scans if scan not in unavailable]
-    with Progress(len(usable), scan_steps(config.processing), console, stop.check) as progress:
-        results = run_participants(config, usable, template, progress)
+    steps = scan_steps(config.processing, networks)
+    with Progress(len(usable), steps, console, stop.check) as progress:
+        results = run_participants(config, usable, template, networks, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
     if config.execution.dry_run:
@@ -113,37 +121,34 @@ def _process(
     return rows + _write_pages(config, sorted({scan.subject for scan in usable}))
 
 
-def _check_tells_infarcts(processing: Processing) -> None:
-    """Refuse to be asked for infarcts of weights none of which tells them."""
-    from bagau_bids.network.weights import INFARCT, find_weights, outputs_of_card, read_card
+def _find_networks(processing: Processing) -> "Networks":
+    """Find the weights; refuse to be asked for infarcts of ones none of which tells them."""
+    from bagau_bids.network.cards import INFARCT, find_networks
 
-    def tell(paths: Sequence[Path]) -> bool:
-        return any(INFARCT in outputs_of_card(read_card(path)) for path in paths)
-
-    paths = processing.weights or (find_weights(processing.model),)
-    if tell(paths):
-        return
-    able = [f"--model {name}" for name in MODELS if tell([find_weights(name)])]
+    networks = find_networks(processing.weights, processing.model)
+    if networks.tell(INFARCT) or not processing.infarct:
+        return networks
+    able = [f"--model {name}" for name in MODELS if find_networks((), name).tell(INFARCT)]
     raise UsageError(
-        f"--infarct: {', '.join(path.name for path in paths)} tell WMH alone; expected weights "
-        "whose card names infarct among its outputs: use "
+        f"--infarct: {', '.join(one.path.name for one in networks.lesions)} tell WMH alone; "
+        "expected weights whose card names infarct among its outputs: use "
         + (" or ".join(able) or "--weights with such ones, for none of the packaged ones does")
     )
 
 
-def _check_resources(config: Config) -> "Template":
+def _check_resources(config: Config, networks: "Networks") -> "Template":
     """Find everything the scans will need, so that what is missing stops the run at once."""
-    from bagau_bids.network.weights import find_weights, load_weights
+    from bagau_bids.network.weights import load_weights
     from bagau_bids.preprocessing.template import find_template
     from bagau_bids.workflow.plugins import settle_device
 
     processing = config.processing
     device = settle_device(config.resources)
-    for path in processing.weights or (find_weights(processing.model),):
-        _, card = load_weights(path)
-        log.info("weights %s, SHA-256 %s", path, card["sha256"])
+    for weights in networks.lesions:
+        load_weights(weights.path, weights.card)
+        log.info("weights %s, SHA-256 %s", weights.path, weights.card.sha256)
     if processing.skull_strip == "auto":
-        load_weights(find_weights("brain"))
+        load_weights(networks.brain.path, networks.brain.card)
     template = find_template(
         processing.template,
         processing.templateflow_home,

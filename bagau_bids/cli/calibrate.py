@@ -66,13 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from bagau_bids.network.cards import T1, Calibration
     from bagau_bids.network.inference import choose_device
-    from bagau_bids.network.weights import (
-        inputs_of_card,
-        load_weights,
-        save_weights,
-        set_operating_point,
-    )
+    from bagau_bids.network.weights import load_weights, save_weights
     from bagau_bids.training.calibration import (
         best_point,
         operating_points,
@@ -82,15 +78,15 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, card = load_weights(args.weights)
-    if card["architecture"] == "brain_unet":
+    network = load_weights(args.weights)
+    if network.card.architecture == "brain_unet":
         raise UsageError(
             f"{args.weights}: a network of the brain mask; expected one that finds lesions, "
             "BAGAU-Net or the U-Net"
         )
     device = choose_device(args.device)
-    scans = _scans(args, with_t1="t1" in inputs_of_card(card))
-    points = operating_points(model, scans, device)
+    scans = _scans(args, with_t1=T1 in network.inputs)
+    points = operating_points(network, scans, device)
     bare = without_lesions(scans)
     if bare:
         log.info(
@@ -106,9 +102,10 @@ def run(args: argparse.Namespace) -> int:
             100 * point.worst_volume_error,
         )
     threshold = best_point(points).threshold
-    set_operating_point(model, threshold)
-    scores = validate(model, scans, device)
-    save_weights(args.output, model, _card(card, threshold, points, scores))
+    scores = validate(network.calibrated(Calibration(threshold)), scans, device)
+    save_weights(
+        args.output, network.model, _card(network.card.content, threshold, points, scores)
+    )
     for score in scores:
         log.info(
             "%s: Dice %.3f, volume %.1f of %.1f ml",

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
 from bagau_bids.options import Exclusive, argument, option
@@ -35,7 +34,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
-    from bagau_bids.network.weights import find_weights, load_weights
+    from bagau_bids.network.cards import find_weights
+    from bagau_bids.network.weights import load_weights
 
     if options.model is None:
         if options.path or options.json:
@@ -47,27 +47,26 @@ def run(options: Options) -> int:
             print(f"{name:<8}{purpose:<42}{_state(name)}")
         return EXIT_OK
     path = find_weights(options.model) if options.model in PACKAGED else Path(options.model)
-    _, card = load_weights(path)
+    card = load_weights(path).card
     if options.path:
         print(path)
         return EXIT_OK
     text = path.with_suffix(".md")
     if options.json or not text.is_file():
-        print(json.dumps(card, indent=2))
+        print(json.dumps(card.content, indent=2))
         return EXIT_OK
     print(text.read_text(encoding="utf-8").rstrip())
-    print(f"\n{path} is complete, its SHA-256 {card['sha256']}")
+    print(f"\n{path} is complete, its SHA-256 {card.sha256}")
     return EXIT_OK
 
 
 def _state(name: str) -> str:
     """Size of packaged weights, or that this version has none."""
-    from bagau_bids.network.weights import find_weights, read_card
+    from bagau_bids.network.cards import find_weights, read_card
 
     try:
         path = find_weights(name)
     except MissingResourceError:
         return "not part of this version"
-    card: dict[str, Any] = read_card(path)
-    millions = card["parameters"] / 1e6
+    millions = read_card(path).parameters / 1e6
     return f"{millions:.2f} M parameters, {path.stat().st_size / 1e6:.1f} MB"

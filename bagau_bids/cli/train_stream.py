@@ -210,7 +210,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from bagau_bids.network.weights import find_weights, load_weights
+    from bagau_bids.network.cards import find_weights
+    from bagau_bids.network.weights import load_weights
     from bagau_bids.training.checkpoint import CHECKPOINT, refuse_overwriting
     from bagau_bids.training.pack import describe_pack
     from bagau_bids.training.stream import StreamTrainer, device_of, read_stream_data
@@ -240,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
         if args.init:
             trainer.start_from(args.init)
         paths = [find_weights(one) if one in TEACHERS else Path(one) for one in args.teachers]
-        trainer.label_stroke([load_weights(path)[0] for path in paths])
+        trainer.label_stroke([load_weights(path) for path in paths])
     log.info(
         "%s on %s, %s, from step %d; %d CPUs",
         " and ".join(settings.widths),

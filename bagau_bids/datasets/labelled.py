@@ -15,6 +15,7 @@ from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
 from bagau_bids.files import replacing
+from bagau_bids.network.cards import find_weights, read_card
 from bagau_bids.network.slices import (
     NetworkInput,
     SlicePlane,
@@ -22,7 +23,6 @@ from bagau_bids.network.slices import (
     network_input,
     require_white_matter,
 )
-from bagau_bids.network.weights import find_weights, read_card
 from bagau_bids.preprocessing.code import INPUT_CODE, code_digest
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def prepare_scan(
         T1w and one is wanted.
     """
     name = labelled.scan.path.name.split(".")[0]
-    outliner = read_card(find_weights("brain"))["sha256"]
+    outliner = read_card(find_weights("brain")).sha256
     ingredients = [code_digest(INPUT_CODE), template.name, registration, outliner]
     for path in (labelled.scan.path, labelled.mask_path):
         ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import derivative_path
@@ -34,8 +33,9 @@ from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshol
 from bagau_bids.files import write_bytes, write_json
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import challenge_scores
-from bagau_bids.network.inference import choose_device, segment_input
-from bagau_bids.network.weights import load_weights
+from bagau_bids.network.cards import Card
+from bagau_bids.network.inference import choose_device, segment
+from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.training.card import training_card
 from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.curves import TRAINING
@@ -224,11 +224,12 @@ def _present(
 
 def _models(
     job: Job, there: Split, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
-) -> tuple[list[nn.Module], dict[str, Any]]:
+) -> tuple[list[LoadedNetwork], dict[str, Any]]:
     """Networks of a job, and what to tell of how they came about."""
     if job.system.architecture == THRESHOLD:
         chosen = choose_threshold([scans[one] for one in (*there.training, *there.validation)])
-        return [IntensityThreshold(chosen)], {"z_score_threshold": chosen}
+        card = Card(architecture=THRESHOLD, config={}, sha256="")
+        return [LoadedNetwork(IntensityThreshold(chosen), card)], {"z_score_threshold": chosen}
     data = TrainingData.of_scans(
         [scans[one] for one in there.training], [scans[one] for one in there.validation]
     )
@@ -236,7 +237,7 @@ def _models(
     for seed in job.system.seeds:
         folder = around.folder(job) / f"seed-{seed}"
         costs.append(_train(job, seed, there, data, around))
-        models.append(load_weights(folder / f"{around.experiment.checkpoint}.safetensors")[0])
+        models.append(load_weights(folder / f"{around.experiment.checkpoint}.safetensors"))
     return models, {"cost": costs}
 
 
@@ -275,14 +276,14 @@ def _train(
 
 def _judge(
     job: Job,
-    models: Sequence[nn.Module],
+    models: Sequence[LoadedNetwork],
     there: Split,
     around: Shared,
     scans: Mapping[LabelledScan, TrainingScan],
 ) -> list[dict[str, Any]]:
     """Scores of each network on each test scan, and of all networks together."""
     device = choose_device(around.device)
-    members: list[tuple[str, list[nn.Module]]] = [
+    members: list[tuple[str, list[LoadedNetwork]]] = [
         (str(seed), [model]) for seed, model in zip(job.system.seeds, models, strict=True)
     ]
     if len(models) > 1:
@@ -291,7 +292,7 @@ def _judge(
     for one in there.test:
         scan = scans[one]
         for member, networks in members:
-            found = segment_input(networks, scan.inputs, scan.brain_mask, device=device)
+            found = segment(networks, scan.inputs, scan.brain_mask, device=device)
             mask = found.probability >= CUT
             rows.append(_row(job, member, one, scan, mask))
         _write_mask(around.folder(job) / "masks", one, mask)  # of all networks together

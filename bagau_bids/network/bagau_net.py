@@ -201,6 +201,7 @@ class BagauNet(nn.Module):
     def __init__(self, config: BagauNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.outputs = config.outputs
         self.image_encoder = Encoder(config.widths, kernel_size=3)
         self.atlas_encoder = Encoder(config.widths, kernel_size=5)
         self.image_decoder = SegmentationDecoder(config)

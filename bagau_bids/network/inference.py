@@ -6,19 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bagau_bids.errors import UsageError
+from bagau_bids.network.cards import INFARCT, WMH
 from bagau_bids.network.slices import (
     BoolArray,
     FloatArray,
     NetworkInput,
     from_slices,
-    network_input,
-    require_white_matter,
 )
-from bagau_bids.network.weights import INFARCT, WMH, inputs_of, operating_point, outputs_of
+from bagau_bids.network.weights import LoadedNetwork
 
 # What oneDNN can be limited to, by the variable ONEDNN_MAX_CPU_ISA, that computes no bfloat16.
 WITHOUT_BFLOAT16 = (
@@ -94,11 +92,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def segment(
-    models: Sequence[nn.Module],
-    flair: FloatArray,
-    affine: ArrayLike,
+    networks: Sequence[LoadedNetwork],
+    inputs: NetworkInput,
     brain_mask: BoolArray,
-    wm_probseg: FloatArray,
     *,
     device: str | torch.device = "cpu",
     batch_size: int = 8,
@@ -108,11 +104,13 @@ def segment(
 
     Parameters
     ----------
-    models : sequence of torch.nn.Module
-        Networks taking FLAIR and atlas by name and returning logits, in evaluation mode; the
-        mean of their probabilities is taken, that of infarct over those that tell infarcts.
-    flair, affine, brain_mask, wm_probseg
-        As for :func:`bagau_bids.network.slices.network_input`.
+    networks : sequence of LoadedNetwork
+        In evaluation mode; the mean of their probabilities is taken, that of infarct over those
+        that tell infarcts.
+    inputs : NetworkInput
+    brain_mask : (X, Y, Z) bool array
+        The mask that `inputs` was made with, or what of it is to be judged: elsewhere the
+        probabilities are 0.
     device : str or torch.device
         As :func:`choose_device` understands it.
     batch_size : int
@@ -128,50 +126,23 @@ def segment(
     Raises
     ------
     ProcessingError
-        If the white-matter map hardly covers the brain, or the scan cannot be prepared.
+        If the scan was prepared without what a network asks for.
     """
-    inputs = network_input(flair, affine, brain_mask, wm_probseg)
-    require_white_matter(wm_probseg, brain_mask)
-    return segment_input(models, inputs, brain_mask, device=device, batch_size=batch_size, tta=tta)
-
-
-def segment_input(
-    models: Sequence[nn.Module],
-    inputs: NetworkInput,
-    brain_mask: BoolArray,
-    *,
-    device: str | torch.device = "cpu",
-    batch_size: int = 8,
-    tta: bool = False,
-) -> Segmentation:
-    """:func:`segment` for a scan whose network input was made before, with a T1w or without.
-
-    Parameters
-    ----------
-    models, device, batch_size, tta
-        As for :func:`segment`.
-    inputs : NetworkInput
-    brain_mask : (X, Y, Z) bool array
-        The mask that `inputs` was made with, or what of it is to be judged: elsewhere the
-        probabilities are 0.
-
-    Returns
-    -------
-    Segmentation
-    """
-    if not models:
+    if not networks:
         raise ValueError("no network given")
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
     views = [inputs, mirror(inputs)] if tta else [inputs]
     found: dict[str, list[FloatArray]] = {WMH: [], INFARCT: []}
-    for model in models:
-        outputs = runner.probability(model, views[0])
+    for network in networks:
+        outputs = runner.probability(network, views[0])
         for mirrored in views[1:]:
-            outputs = (outputs + runner.probability(model, mirrored)[:, :, ::-1]) * np.float32(0.5)
-        for name, slices in zip(outputs_of(model), outputs, strict=True):
+            outputs = (outputs + runner.probability(network, mirrored)[:, :, ::-1]) * np.float32(
+                0.5
+            )
+        for name, slices in zip(network.outputs, outputs, strict=True):
             probability = from_slices(slices, inputs.plane)
-            found[name].append(calibrated(probability, operating_point(model, name)))
+            found[name].append(calibrated(probability, network.operating_points[name]))
     judged = np.asarray(brain_mask, dtype=bool)
     infarct = _mean_within(found[INFARCT], judged) if found[INFARCT] else None
     return Segmentation(
@@ -263,12 +234,12 @@ class _Runner:
         self.batch_size = batch_size
         self.notes: list[str] = []
 
-    def probability(self, model: nn.Module, inputs: NetworkInput) -> FloatArray:
+    def probability(self, network: LoadedNetwork, inputs: NetworkInput) -> FloatArray:
         """Probability slices of each output, (O, Z, size, size), 0 in those without brain."""
-        result = np.zeros((len(outputs_of(model)), *inputs.flair.shape), np.float32)
+        result = np.zeros((len(network.outputs), *inputs.flair.shape), np.float32)
         remaining = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
-        given = {name: inputs.named(name) for name in inputs_of(model)}
-        model = model.to(self.device)
+        given = {name: inputs.named(name) for name in network.inputs}
+        model = network.model.to(self.device)
         while remaining.size:
             batch = remaining[: self.batch_size]
             try:

@@ -31,9 +31,12 @@ class UNet(nn.Module):
     config : UNetConfig
     """
 
+    outputs = ("wmh",)  # what its channels are about
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.inputs = config.inputs  # names of the tensors it is given
         widths = config.widths
         self.encoder = nn.ModuleList(
             DoubleConv(w_in, w_out, 3 if depth else 5)
@@ -46,11 +49,6 @@ class UNet(nn.Module):
             for deep, width in zip(widths[1:], widths[:-1], strict=True)
         )
         self.head = nn.Conv2d(widths[0], 1, 1)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the tensors it is given."""
-        return self.config.inputs
 
     def forward(
         self, flair: Tensor, atlas: Tensor | None = None, t1: Tensor | None = None

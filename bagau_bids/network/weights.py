@@ -7,19 +7,20 @@ file. Pickled files are never opened: unpickling runs whatever code they hold.
 
 import hashlib
 import importlib
-import json
-from dataclasses import asdict
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import nn
 
 from bagau_bids.errors import MissingResourceError
 from bagau_bids.files import write_bytes, write_json
+from bagau_bids.network.cards import INFARCT, WMH, Calibration, Card, read_card, require_weights
 
 # name in a card -> module, network class, dataclass of its hyper-parameters
 ARCHITECTURES = {
@@ -27,14 +28,55 @@ ARCHITECTURES = {
     "unet": ("bagau_bids.network.unet", "UNet", "UNetConfig"),
     "brain_unet": ("bagau_bids.network.brain_unet", "BrainUNet", "BrainUNetConfig"),
 }
-DEFAULT_INPUTS = ("flair", "atlas")  # of a network whose card names none: BAGAU-Net
-WMH, INFARCT = "wmh", "infarct"  # what a channel of a network may be about
-DEFAULT_OUTPUTS = (WMH,)  # of a network whose configuration names none
-# Where a card keeps the operating point of each output, below ``calibration``.
-CALIBRATED_POINTS = {WMH: "threshold", INFARCT: "infarct_threshold"}
-UNCALIBRATED = 0.5
-PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".tar")
-WEIGHTS_FOLDER = "weights"
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network, and what its card says of it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        One of the lesions takes the card's inputs by name, each (N, 1, H, W), and returns logits,
+        (N, outputs, H, W).
+    card : Card
+    """
+
+    model: nn.Module
+    card: Card
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors it is given: some of ``flair``, ``atlas``, ``t1``."""
+        return self.card.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What its channels are about, in order: ``wmh``, and ``infarct`` where it tells those."""
+        return self.card.outputs
+
+    @property
+    def operating_points(self) -> dict[str, float]:
+        """Probability of each output that inference moves to 0.5."""
+        calibration = self.card.calibration
+        points = {WMH: calibration.threshold, INFARCT: calibration.infarct_threshold}
+        return {output: points[output] for output in self.outputs}
+
+    def calibrated(self, calibration: Calibration) -> "LoadedNetwork":
+        """Return the same network with other operating points."""
+        return replace(self, card=structs.replace(self.card, calibration=calibration))
+
+
+def in_training(model: nn.Module) -> LoadedNetwork:
+    """Take a BAGAU-Net or U-Net that has no card yet to inference; it is not calibrated."""
+    network: Any = model
+    card = Card(
+        architecture=architecture_of(model),
+        config={**asdict(network.config), "outputs": network.outputs},
+        sha256="",
+        inputs=network.inputs,
+    )
+    return LoadedNetwork(model, card)
 
 
 def build_network(architecture: str, config: dict[str, Any]) -> nn.Module:
@@ -73,39 +115,7 @@ def architecture_of(model: nn.Module) -> str:
     raise ValueError(f"{type(model).__name__} is none of {', '.join(ARCHITECTURES)}")
 
 
-def inputs_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of the tensors that a network is given: some of ``flair``, ``atlas``, ``t1``."""
-    return tuple(getattr(model, "inputs", DEFAULT_INPUTS))
-
-
-def inputs_of_card(card: dict[str, Any]) -> tuple[str, ...]:
-    """Return what :func:`inputs_of` says of the network that a card describes."""
-    return tuple(card.get("inputs", DEFAULT_INPUTS))
-
-
-def outputs_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of a network's channels, in order: ``wmh``, and ``infarct`` where it tells those."""
-    return tuple(getattr(getattr(model, "config", None), "outputs", DEFAULT_OUTPUTS))
-
-
-def outputs_of_card(card: dict[str, Any]) -> tuple[str, ...]:
-    """Return what :func:`outputs_of` says of the network that a card describes."""
-    return tuple(card["config"].get("outputs", DEFAULT_OUTPUTS))
-
-
-def operating_point(model: nn.Module, output: str = WMH) -> float:
-    """Return the probability of an output that its calibration makes 0.5; 0.5 without one."""
-    return float(getattr(model, "operating_points", {}).get(output, UNCALIBRATED))
-
-
-def set_operating_point(model: nn.Module, threshold: float, output: str = WMH) -> nn.Module:
-    """Have inference shift the probabilities of an output so that `threshold` becomes 0.5."""
-    changed: Any = model
-    changed.operating_points = {**getattr(model, "operating_points", {}), output: threshold}
-    return model
-
-
-def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
+def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any]) -> None:
     """Write a network's weights and their card, each by an atomic rename.
 
     Kernels are stored in half precision, biases and batch-norm statistics in single.
@@ -116,7 +126,7 @@ def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
         ``<name>.safetensors``; the card goes to ``<name>.json`` beside it.
     model : torch.nn.Module
         A network of :data:`ARCHITECTURES`, with its configuration as ``model.config``.
-    card : dict
+    card : mapping
         What else the card says (preprocessing, training data, licence, figures ...);
         architecture, configuration, parameter count and SHA-256 are filled in here.
 
@@ -136,11 +146,11 @@ def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
             raise ValueError(f"{name} is not finite in half precision: training diverged")
         tensors[name] = stored.contiguous()
     content = safetensors_torch.save(tensors)
-    config: Any = model.config
+    network: Any = model
     facts = {
         "architecture": architecture_of(model),
-        "config": asdict(config),
-        **({"inputs": list(inputs_of(model))} if hasattr(model, "inputs") else {}),
+        "config": asdict(network.config),
+        **({"inputs": list(network.inputs)} if hasattr(model, "inputs") else {}),
         "parameters": sum(p.numel() for p in model.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -148,39 +158,28 @@ def save_weights(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     write_json(path.with_suffix(".json"), {**card, **facts})
 
 
-def load_weights(
-    path: Path, expected_sha256: str | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_weights(path: Path, card: Card | None = None) -> LoadedNetwork:
     """Read a network with its weights, ready for inference.
 
     Parameters
     ----------
     path : Path
         ``<name>.safetensors``, with its card ``<name>.json`` beside it.
-    expected_sha256 : str, optional
-        Digest the file must have; by default the one in its card.
+    card : Card, optional
+        That card, where it was read before.
 
     Returns
     -------
-    model : torch.nn.Module
+    LoadedNetwork
         Single precision, on the CPU, in evaluation mode.
-    card : dict
 
     Raises
     ------
     MissingResourceError
         If the file or its card is missing, pickled, damaged, or does not fit.
     """
-    if not path.is_file():
-        raise MissingResourceError(f"{path}: no such weights file; check --weights or --model")
-    if path.suffix != ".safetensors":
-        kind = "a pickled" if path.suffix in PICKLE_SUFFIXES else f"a '{path.suffix}'"
-        raise MissingResourceError(
-            f"{path}: {kind} weights file is not opened, because reading one may run code it "
-            "holds; expected <name>.safetensors with its card <name>.json beside it, as "
-            "'bagau train' writes them"
-        )
-    card = read_card(path)
+    require_weights(path)
+    card = card or read_card(path)
     content = path.read_bytes()
     try:
         tensors = safetensors_torch.load(content)
@@ -190,83 +189,22 @@ def load_weights(
             "fetch or copy it again"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    wanted = expected_sha256 or card.get("sha256")
-    if digest != wanted:
+    if digest != card.sha256:
         raise MissingResourceError(
-            f"{path}: its SHA-256 is {digest}, expected {wanted}; the file was changed or "
+            f"{path}: its SHA-256 is {digest}, expected {card.sha256}; the file was changed or "
             "belongs to another card, fetch or copy both again"
         )
-    return _network_from(path, card, tensors), card
+    return LoadedNetwork(_network_from(path, card, tensors), card)
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """Read the card of a weights file.
-
-    Parameters
-    ----------
-    path : Path
-        ``<name>.safetensors``; the card is ``<name>.json`` beside it.
-
-    Raises
-    ------
-    MissingResourceError
-        If there is no card, or it is not a JSON object naming an architecture.
-    """
-    card_path = path.with_suffix(".json")
-    if not card_path.is_file():
-        raise MissingResourceError(
-            f"{card_path}: the card of {path.name} is missing; it names the architecture and "
-            "the checksum, copy it beside the weights"
-        )
+def _network_from(path: Path, card: Card, tensors: dict[str, torch.Tensor]) -> nn.Module:
     try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MissingResourceError(
-            f"{card_path}: not a JSON file ({error}); copy the card again"
-        ) from error
-    if not isinstance(card, dict) or not {"architecture", "config", "sha256"} <= card.keys():
-        raise MissingResourceError(
-            f"{card_path}: not a card of weights; expected 'architecture', 'config' and "
-            "'sha256' in a JSON object, as 'bagau train' writes them"
-        )
-    return card
-
-
-def find_weights(name: str) -> Path:
-    """Path of weights that ship with the package.
-
-    Parameters
-    ----------
-    name : {'small', 'full', 'brain'}
-
-    Raises
-    ------
-    MissingResourceError
-        If they are not there.
-    """
-    path = Path(str(resources.files("bagau_bids.data"))) / WEIGHTS_FOLDER / f"{name}.safetensors"
-    if path.is_file():
-        return path
-    raise MissingResourceError(
-        f"{path}: the weights '{name}' should ship with the package and are missing; "
-        "install bagau-bids again, or give '--weights PATH'"
-    )
-
-
-def _network_from(path: Path, card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
-    try:
-        model = build_network(card["architecture"], card["config"])
+        model = build_network(card.architecture, card.config)
     except ValueError as error:
         raise MissingResourceError(
             f"{path.with_suffix('.json')}: {error}; these weights need another version of "
             "bagau-bids"
         ) from error
-    outputs = outputs_of(model)
-    if WMH not in outputs or not CALIBRATED_POINTS.keys() >= set(outputs):
-        raise MissingResourceError(
-            f"{path.with_suffix('.json')}: outputs {', '.join(outputs) or 'none'}; expected "
-            f"{WMH}, or {WMH} and {INFARCT}; these weights need another version of bagau-bids"
-        )
     wanted = model.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += sorted(
@@ -276,21 +214,8 @@ def _network_from(path: Path, card: dict[str, Any], tensors: dict[str, torch.Ten
     )
     if wrong:
         raise MissingResourceError(
-            f"{path}: {len(wrong)} tensors do not fit {card['architecture']} as its card "
+            f"{path}: {len(wrong)} tensors do not fit {card.architecture} as its card "
             f"describes it (first: {'; '.join(wrong[:3])}); the card belongs to other weights"
         )
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
-    for output in outputs_of(model):
-        set_operating_point(model, _calibrated_point(path, card, output), output)
     return model.eval()
-
-
-def _calibrated_point(path: Path, card: dict[str, Any], output: str) -> float:
-    point = float(card.get("calibration", {}).get(CALIBRATED_POINTS[output], UNCALIBRATED))
-    what = "" if output == WMH else f" for {output}"
-    if not 0 < point < 1:
-        raise MissingResourceError(
-            f"{path.with_suffix('.json')}: calibrated{what} to a threshold of {point:g}, expected "
-            "one between 0 and 1; copy the card again, or calibrate with 'bagau calibrate'"
-        )
-    return point

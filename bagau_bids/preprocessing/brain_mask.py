@@ -170,9 +170,10 @@ def packaged_network() -> Callable[[NDArray], NDArray]:
     """Return the prediction of the network in ``data/weights/brain.safetensors``."""
     import torch
 
-    from bagau_bids.network.weights import find_weights, load_weights
+    from bagau_bids.network.cards import find_weights
+    from bagau_bids.network.weights import load_weights
 
-    model, _ = load_weights(find_weights("brain"))
+    model = load_weights(find_weights("brain")).model
 
     def predict(volume: NDArray) -> NDArray:
         with torch.inference_mode():

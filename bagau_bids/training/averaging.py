@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bagau_bids.errors import UsageError
-from bagau_bids.network.weights import UNCALIBRATED, load_weights, set_operating_point
+from bagau_bids.network.weights import load_weights
 from bagau_bids.training.calibration import note_lost_calibration
 
 
@@ -41,24 +41,23 @@ def average_weights(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
     UsageError
         If the networks differ in architecture, width, inputs or outputs.
     """
-    (model, card), *others = [load_weights(path) for path in paths]
-    for path, (member, other) in zip(paths[1:], others, strict=True):
+    networks = [load_weights(path) for path in paths]
+    first, model = networks[0].card, networks[0].model
+    for path, network in zip(paths, networks, strict=True):
         # Cards of older versions say less; what is built from them tells the kind.
-        if (other["architecture"], member.config) != (card["architecture"], model.config):
+        if (network.card.architecture, network.model.config) != (first.architecture, model.config):
             raise UsageError(
-                f"{path}: {other['architecture']} with {other['config']}; expected the same as "
-                f"{paths[0]}, {card['architecture']} with {card['config']}: average checkpoints "
-                "of one training"
+                f"{path}: {network.card.architecture} with {network.card.config}; expected the "
+                f"same as {paths[0]}, {first.architecture} with {first.config}: average "
+                "checkpoints of one training"
             )
-    states = [model.state_dict(), *(other.state_dict() for other, _ in others)]
+        note_lost_calibration(path, network)
+    states = [network.model.state_dict() for network in networks]
     mean = {
         name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
         for name, value in states[0].items()
     }
     model.load_state_dict(mean)
-    for path, (member, _) in zip(paths, ((model, card), *others), strict=True):
-        note_lost_calibration(path, member)
-    set_operating_point(model, UNCALIBRATED)
-    card.pop("calibration", None)
-    averaged_of = [card["sha256"], *(other["sha256"] for _, other in others)]
-    return model, {**card, "averaged_of": averaged_of, "validation": []}
+    kept = {name: value for name, value in first.content.items() if name != "calibration"}
+    averaged_of = [network.card.sha256 for network in networks]
+    return model, {**kept, "averaged_of": averaged_of, "validation": []}

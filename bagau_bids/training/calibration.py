@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import UsageError
 from bagau_bids.measures.metrics import comparable_masks, dice
-from bagau_bids.network.inference import segment_input
-from bagau_bids.network.weights import UNCALIBRATED, operating_point, set_operating_point
+from bagau_bids.network.cards import UNCALIBRATED, Calibration
+from bagau_bids.network.inference import segment
+from bagau_bids.network.weights import LoadedNetwork
 from bagau_bids.synthesis.pool import WMH
 
 THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(1, 20))
@@ -54,14 +54,14 @@ def without_lesions(scans: Sequence[TrainingScan]) -> list[str]:
 
 
 def operating_points(
-    model: nn.Module, scans: Sequence[TrainingScan], device: torch.device
+    network: LoadedNetwork, scans: Sequence[TrainingScan], device: torch.device
 ) -> list[OperatingPoint]:
     """Compare whole scans with their references at each of :data:`THRESHOLDS`.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode; an earlier calibration is taken off it.
+    network : LoadedNetwork
+        In evaluation mode; its own calibration does not count.
     scans : sequence of TrainingScan
     device : torch.device
 
@@ -80,10 +80,10 @@ def operating_points(
             f"{len(scans)} scans to calibrate on, none with a lesion (1) in its mask; expected "
             "at least one: choose other subjects, or check --masks"
         )
-    set_operating_point(model, UNCALIBRATED)
+    bare = network.calibrated(Calibration())
     scores, errors = [], []
     for scan in scans:
-        found = segment_input([model], scan.inputs, scan.brain_mask, device=device).probability
+        found = segment([bare], scan.inputs, scan.brain_mask, device=device).probability
         pairs = [comparable_masks(scan.reference, found >= level) for level in THRESHOLDS]
         scores.append([dice(true, result) for true, result in pairs])
         if has_lesions(scan):
@@ -97,17 +97,17 @@ def operating_points(
     ]
 
 
-def note_lost_calibration(weights: Path, model: nn.Module) -> None:
+def note_lost_calibration(weights: Path, network: LoadedNetwork) -> None:
     """Say in the log that a network made from calibrated weights has no calibration of its own.
 
     Parameters
     ----------
     weights : Path
         Where the network is from.
-    model : torch.nn.Module
+    network : LoadedNetwork
         With its calibration as it was loaded.
     """
-    point = operating_point(model)
+    point = network.card.calibration.threshold
     if point != UNCALIBRATED:
         log.warning(
             "%s: their operating point of %.2f is not taken over; what is made from them calls a "

@@ -14,20 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.measures.infarcts import tell_apart
 from bagau_bids.measures.metrics import comparable_masks, lesion_detection
-from bagau_bids.network.inference import segment_input
+from bagau_bids.network.cards import INFARCT, UNCALIBRATED, Calibration
+from bagau_bids.network.inference import segment
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import (
-    INFARCT,
-    UNCALIBRATED,
-    operating_point,
-    outputs_of,
-    set_operating_point,
-)
+from bagau_bids.network.weights import LoadedNetwork
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.engine import synthesise
 from bagau_bids.synthesis.heads import TrainingHead, pool_settings
@@ -181,7 +175,7 @@ def held_out_infarcts(arrays: dict[str, NDArray], pixels: int) -> InfarctSlices:
 
 def judge(
     name: str,
-    model: nn.Module,
+    network: LoadedNetwork,
     scans: Sequence[JudgedScan],
     infarcts: InfarctSlices | None,
     device: torch.device,
@@ -193,22 +187,20 @@ def judge(
     ----------
     name : str
         Of the network, for the lines.
-    model : torch.nn.Module
-        Put into evaluation mode; its operating point is left as it was.
+    network : LoadedNetwork
+        Put into evaluation mode; its own calibration does not count.
     scans : sequence of JudgedScan
     infarcts : InfarctSlices or None
     device : torch.device
     threshold : float, optional
         Of the network's own probability; the fitting one without it.
     """
-    model.eval()
-    before = operating_point(model)
-    set_operating_point(model, UNCALIBRATED)
+    network.model.eval()
+    bare = network.calibrated(Calibration())
     found = [
-        segment_input([model], one.scan.inputs, one.scan.brain_mask, device=device, batch_size=32)
+        segment([bare], one.scan.inputs, one.scan.brain_mask, device=device, batch_size=32)
         for one in scans
     ]
-    set_operating_point(model, before)
     if threshold is None:
         threshold = fitting_threshold(scans, [one.probability for one in found])
     lines = [
@@ -221,7 +213,7 @@ def judge(
         for one, result in zip(scans, found, strict=True)
     ]
     if infarcts is not None:
-        lines.append(_infarct_line(name, model, infarcts, threshold, device))
+        lines.append(_infarct_line(name, network, infarcts, threshold, device))
     return Verdict(_score(lines), threshold, tuple(lines))
 
 
@@ -284,14 +276,18 @@ def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
 
 @torch.no_grad()
 def _infarct_line(
-    name: str, model: nn.Module, slices: InfarctSlices, threshold: float, device: torch.device
+    name: str,
+    network: LoadedNetwork,
+    slices: InfarctSlices,
+    threshold: float,
+    device: torch.device,
 ) -> Judgement:
-    tells = INFARCT in outputs_of(model)
+    tells = INFARCT in network.outputs
     called, area, outside, both, said = 0, 0, 0, 0, 0
     for first in range(0, len(slices.flair), 32):
         flair = decode(torch.from_numpy(slices.flair[first : first + 32]).to(device))[:, None]
         atlas = (torch.from_numpy(slices.atlas).to(device).float() / 255).expand_as(flair)
-        probability = model(flair=flair, atlas=atlas).float().sigmoid().cpu().numpy()
+        probability = network.model(flair=flair, atlas=atlas).float().sigmoid().cpu().numpy()
         wmh, infarct = tell_apart(
             probability[:, 0], probability[:, 1] if tells else None, threshold
         )

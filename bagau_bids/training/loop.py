@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.measures.metrics import case_scores
-from bagau_bids.network.inference import choose_device, segment_input
+from bagau_bids.network.inference import choose_device, segment
 from bagau_bids.network.weights import (
-    architecture_of,
+    LoadedNetwork,
     build_network,
-    inputs_of,
+    in_training,
     load_weights,
     save_weights,
 )
@@ -225,23 +225,26 @@ def _in_random_order(length: int, first: int, last: int, seed: int) -> list[int]
 
 
 def validate(
-    model: nn.Module, scans: Sequence[TrainingScan], device: torch.device, batch_size: int = 8
+    network: LoadedNetwork,
+    scans: Sequence[TrainingScan],
+    device: torch.device,
+    batch_size: int = 8,
 ) -> list[ScanScore]:
     """Segment whole scans and compare with their references on the FLAIR's own grid.
 
     Parameters
     ----------
-    model : torch.nn.Module
+    network : LoadedNetwork
         Put into evaluation mode.
     scans : sequence of TrainingScan
     device : torch.device
     batch_size : int
     """
-    model.eval()
+    network.model.eval()
     scores = []
     for scan in scans:
-        result = segment_input(
-            [model], scan.inputs, scan.brain_mask, device=device, batch_size=batch_size
+        result = segment(
+            [network], scan.inputs, scan.brain_mask, device=device, batch_size=batch_size
         )
         found = (result.probability >= THRESHOLD).astype(np.uint8)
         measured = case_scores(scan.reference, found, scan.affine)
@@ -295,23 +298,24 @@ class Trainer:
         UsageError
             If they are of another architecture, or their widths do not divide these.
         """
-        other, card = load_weights(weights)
+        network = load_weights(weights)
+        other, card = network.model, network.card
         configs: list[Any] = [other.config, self.model.config]
         theirs, ours = (asdict(config) | {"widths": ()} for config in configs)
         try:
-            if architecture_of(other) != self.settings.architecture or theirs != ours:
+            if card.architecture != self.settings.architecture or theirs != ours:
                 raise ValueError("the networks differ in more than their widths")
             widen(other, self.model, self.settings.seed)
         except ValueError as error:
             raise UsageError(
-                f"--init {weights}: {card['architecture']} with {card['config']} ({error}); "
+                f"--init {weights}: {card.architecture} with {card.config} ({error}); "
                 f"expected {self.settings.architecture} with {self.model.config}, or with widths "
                 "that divide these: change --width, --architecture or --ablation"
             ) from error
-        note_lost_calibration(weights, other)
+        note_lost_calibration(weights, network)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
-        self.initial_weights = {"file": weights.name, "sha256": card["sha256"]}
+        self.initial_weights = {"file": weights.name, "sha256": card.sha256}
 
     def run(self) -> list[ScanScore]:
         """Train to the last step, or until SIGTERM or SIGINT.
@@ -403,7 +407,7 @@ class Trainer:
         """
         given = None
         if weights is not None:
-            given = {"file": weights.name, "sha256": load_weights(weights)[1]["sha256"]}
+            given = {"file": weights.name, "sha256": load_weights(weights).card.sha256}
         if "data" not in state:
             log.warning(
                 "%s: from a version that did not keep which data and initial weights it was made "
@@ -480,7 +484,7 @@ class Trainer:
         given = {"flair": flair, "atlas": guide[:, :1]}
         if slices.t1 is not None:
             given["t1"] = vary_intensity(guide[:, 1:], generator, self.augmentation)
-        return {name: given[name] for name in inputs_of(self.model)}, target
+        return {name: given[name] for name in in_training(self.model).inputs}, target
 
     def _loss(self, given: Mapping[str, Tensor], target: Tensor, weights: Tensor) -> Tensor:
         levels = len(WIDTHS[self.settings.width])
@@ -503,7 +507,7 @@ class Trainer:
         return self.average if self.average is not None else self.model
 
     def _validate(self) -> None:
-        scores = validate(self._judged(), self.data.validation, self.device)
+        scores = validate(in_training(self._judged()), self.data.validation, self.device)
         append_rows(
             self.output_dir / VALIDATION,
             [{"step": self.step, **_rounded(asdict(score))} for score in scores],
@@ -533,8 +537,8 @@ class Trainer:
         save_weights(self.output_dir / f"{name}.safetensors", self._judged(), card)
 
     def _best_scores(self) -> list[ScanScore]:
-        _, card = load_weights(self.output_dir / "best.safetensors")
-        return [ScanScore(**score) for score in card["validation"]]
+        best = load_weights(self.output_dir / "best.safetensors")
+        return [ScanScore(**score) for score in best.card.validation]
 
     def _log_training(self, losses: Sequence[float], seconds_per_step: float) -> None:
         row = {

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.network.cards import UNCALIBRATED
 from bagau_bids.network.inference import choose_device
 from bagau_bids.network.weights import (
-    UNCALIBRATED,
+    LoadedNetwork,
     build_network,
+    in_training,
     load_weights,
-    outputs_of,
     save_weights,
 )
 from bagau_bids.synthesis.heads import load_training_heads
@@ -177,18 +178,21 @@ class Learner:
         UsageError
             If they are of another architecture, or their widths do not divide these.
         """
-        other, card = load_weights(weights)
+        network = load_weights(weights)
+        card = network.card
         try:
-            widen(with_outputs(other, self.settings.outputs), self.model, self.settings.seed)
+            widen(
+                with_outputs(network.model, self.settings.outputs), self.model, self.settings.seed
+            )
         except ValueError as error:
             raise UsageError(
-                f"--init {weights}: {card['architecture']} with {card['config']} ({error}); "
+                f"--init {weights}: {card.architecture} with {card.config} ({error}); "
                 f"expected bagau_net with widths that divide {WIDTHS[self.width]}: give other "
                 "weights, or another --width"
             ) from error
-        note_lost_calibration(weights, other)
+        note_lost_calibration(weights, network)
         self.average.load_state_dict(self.model.state_dict())
-        self.initial = {"file": weights.name, "sha256": card["sha256"]}
+        self.initial = {"file": weights.name, "sha256": card.sha256}
 
     def learn(self, batch: Batch, weights: Tensor, rate: float, step: int) -> None:
         """Take one step of the optimiser and of the average; nothing waits for the device."""
@@ -274,7 +278,7 @@ def with_outputs(model: nn.Module, outputs: Sequence[str]) -> nn.Module:
         raise ValueError("the networks differ in more than their widths")
     fields = {**asdict(config), "outputs": tuple(outputs)}
     result = build_network("bagau_net", fields)
-    known = outputs_of(model)
+    known = config.outputs
     state = dict(model.state_dict())
     weight, bias = state["head.weight"], state["head.bias"]
     new_weight = torch.zeros((len(outputs), *weight.shape[1:]))
@@ -369,18 +373,18 @@ class StreamTrainer:
         for number, learner in enumerate(self.learners):
             learner.start_from(weights[number % len(weights)])
 
-    def label_stroke(self, teachers: Sequence[nn.Module]) -> None:
+    def label_stroke(self, teachers: Sequence[LoadedNetwork]) -> None:
         """Label the slices of stroke patients by the mean probability of networks, as a start.
 
         Parameters
         ----------
-        teachers : sequence of torch.nn.Module
+        teachers : sequence of LoadedNetwork
             In evaluation mode.
         """
         if self.data.stroke is None:
             return
         channels_last: Any = {"memory_format": torch.channels_last}
-        placed = [one.to(self.device, **channels_last) for one in teachers]
+        placed = [one.model.to(self.device, **channels_last) for one in teachers]
 
         def probability(flair: Tensor, atlas: Tensor) -> Tensor:
             with reduced(self.device, self.learners[0].precision):
@@ -547,9 +551,8 @@ class StreamTrainer:
 
     def _judged(self, learner: Learner) -> Verdict:
         with any_sizes():
-            return judge(
-                learner.width, learner.average, self.data.scans, self.data.infarcts, self.device
-            )
+            average = in_training(learner.average)
+            return judge(learner.width, average, self.data.scans, self.data.infarcts, self.device)
 
     def _validate(self) -> None:
         for learner in self.learners:

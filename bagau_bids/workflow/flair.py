@@ -12,6 +12,7 @@ from nipype.pipeline import engine as pe
 from bagau_bids.bids.acquisition import sidecars_of
 from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Processing, Resources
+from bagau_bids.network.cards import T1, Networks
 from bagau_bids.workflow.outputs import Prepare, PutOut, TemplateCopies
 from bagau_bids.workflow.preprocessing import (
     BiasField,
@@ -67,10 +68,8 @@ class Materials:
         The template.
     template_uris
         BIDS URIs of its ``t1w``, ``wm_probseg`` and ``brain_mask``.
-    weights
-        Weights of the network; several are averaged.
-    brain_network
-        SHA-256 of the weights of the network that outlines the brain.
+    networks
+        Weights of the networks.
     brain_mask
         Brain mask of this FLAIR from elsewhere, if there is one.
     brain_mask_uri
@@ -89,8 +88,7 @@ class Materials:
 
     template: "Template"
     template_uris: Mapping[str, str]
-    weights: tuple[Path, ...]
-    brain_network: str = ""
+    networks: Networks
     brain_mask: Path | None = None
     brain_mask_uri: str = ""
     t1w: Path | None = None
@@ -105,10 +103,10 @@ def workflow_name(stem: str) -> str:
     return re.sub(r"[^0-9a-zA-Z]", "_", stem) + "_wf"
 
 
-def scan_steps(processing: Processing) -> tuple[str, ...]:
+def scan_steps(processing: Processing, networks: Networks) -> tuple[str, ...]:
     """Names of the steps of one scan, in order."""
-    optional = {TemplateCopies: wants_template_space, T1w: wants_t1w}
-    return tuple(step.name for step in STEPS if step not in optional or optional[step](processing))
+    optional = {TemplateCopies: wants_template_space(processing), T1w: networks.take(T1)}
+    return tuple(step.name for step in STEPS if optional.get(step, True))
 
 
 def result_options(processing: Processing) -> dict[str, Any]:
@@ -117,13 +115,6 @@ def result_options(processing: Processing) -> dict[str, Any]:
     if processing.weights:
         options["model"] = ", ".join(path.stem for path in processing.weights)
     return options
-
-
-def wants_t1w(processing: Processing) -> bool:
-    """Tell whether a network of the user's asks for a T1w; those that ship ask for none."""
-    from bagau_bids.network.weights import inputs_of_card, read_card
-
-    return any("t1" in inputs_of_card(read_card(path)) for path in processing.weights)
 
 
 def wants_template_space(processing: Processing) -> bool:
@@ -219,7 +210,7 @@ def _preprocessing(scan: Scan, materials: Materials, processing: Processing) -> 
     )
     yield BrainMask(
         skull_strip=processing.skull_strip,
-        network=materials.brain_network,
+        network=materials.networks.brain.card.sha256,
         mask_file=materials.brain_mask or Undefined,
     )
     yield BiasField()
@@ -241,8 +232,8 @@ def _segmentation(
 ) -> Iterator[Step]:
     """Make the network and what is measured on its result."""
     yield Segmentation(
-        weights=list(materials.weights),
-        cards=[path.with_suffix(".json") for path in materials.weights],
+        weights=[one.path for one in materials.networks.lesions],
+        cards=[one.path.with_suffix(".json") for one in materials.networks.lesions],
         tta=processing.tta,
         device=resources.device,
         batch_size=resources.batch_size,

@@ -29,8 +29,9 @@ from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.files import write_json
+from bagau_bids.network.cards import T1, Networks
 from bagau_bids.processes import may_open
-from bagau_bids.workflow.flair import Materials, init_flair_wf, result_options, wants_t1w
+from bagau_bids.workflow.flair import Materials, init_flair_wf, result_options
 from bagau_bids.workflow.plugins import (
     choose_plugin,
     close_plugin,
@@ -55,7 +56,11 @@ log = logging.getLogger(__name__)
 
 
 def run_participants(
-    config: Config, scans: Sequence[Scan], template: "Template", progress: Progress
+    config: Config,
+    scans: Sequence[Scan],
+    template: "Template",
+    networks: Networks,
+    progress: Progress,
 ) -> list[ScanOutcome]:
     """Process scans, each to its end or to its own failure.
 
@@ -70,6 +75,8 @@ def run_participants(
         What to process.
     template : Template
         The template of ``config.processing``.
+    networks : Networks
+        Its weights.
     progress : Progress
         Told what happens.
 
@@ -82,8 +89,6 @@ def run_participants(
     ------
     UsageError
         If the output folder, the plugin file or the device cannot be used.
-    MissingResourceError
-        If the weights are not there.
     """
     for note in write_dataset_files(
         config.output_dir, bids_dir=config.bids_dir, processing=config.processing
@@ -93,7 +98,7 @@ def run_participants(
     tracker = Tracker(progress)
     with ExitStack() as stack:
         stack.enter_context(_configured_nipype(config))
-        workflows = _build_all(config, scans, template, tracker)
+        workflows = _build_all(config, scans, template, networks, tracker)
         if config.execution.write_graph and workflows:
             _write_graph(config, workflows)
         if config.execution.dry_run:
@@ -119,13 +124,17 @@ def _with_device(config: Config) -> Config:
 
 
 def _build_all(
-    config: Config, scans: Sequence[Scan], template: "Template", tracker: Tracker
+    config: Config,
+    scans: Sequence[Scan],
+    template: "Template",
+    networks: Networks,
+    tracker: Tracker,
 ) -> dict[Scan, pe.Workflow]:
     """Build the workflow of each scan for which that is possible."""
     workflows = {}
     for scan in scans:
         try:
-            workflows[scan] = _build(config, scan, template)
+            workflows[scan] = _build(config, scan, template, networks)
         except InputImageError as error:
             tracker.fail(scan, str(error))
     tracker.watch(workflows)
@@ -156,13 +165,13 @@ def _enter_work_folders(
     return free
 
 
-def _build(config: Config, scan: Scan, template: "Template") -> pe.Workflow:
+def _build(config: Config, scan: Scan, template: "Template", networks: Networks) -> pe.Workflow:
     """Build the workflow of one scan, its crash files going to the participant's folder."""
     workflow = init_flair_wf(
         scan=scan,
         bids_dir=config.bids_dir,
         output_dir=config.output_dir,
-        materials=_materials(config, scan, template),
+        materials=_materials(config, scan, template, networks),
         processing=config.processing,
         resources=config.resources,
     )
@@ -172,12 +181,11 @@ def _build(config: Config, scan: Scan, template: "Template") -> pe.Workflow:
     return workflow
 
 
-def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
-
-    from bagau_bids.network.weights import find_weights, read_card
-
+def _materials(
+    config: Config, scan: Scan, template: "Template", networks: Networks
+) -> "Materials":
     processing = config.processing
-    t1w, t1w_note = find_t1w(scan) if wants_t1w(processing) else (None, "")
+    t1w, t1w_note = find_t1w(scan) if networks.take(T1) else (None, "")
     dataset = TEMPLATE_DATASETS[template.name]
     others = derivative_links(linked_folders(processing))
     own = {name: path for name, path in others.items() if path in processing.derivatives}
@@ -198,8 +206,7 @@ def _materials(config: Config, scan: Scan, template: "Template") -> "Materials":
                 ("brain_mask", template.brain_mask),
             )
         },
-        weights=processing.weights or (find_weights(processing.model),),
-        brain_network=read_card(find_weights("brain"))["sha256"],
+        networks=networks,
         brain_mask=mask,
         brain_mask_uri=_uri_in(others, mask) if mask else "",
         t1w=t1w,

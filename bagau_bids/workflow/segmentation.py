@@ -30,6 +30,7 @@ from bagau_bids.workflow.step import (
 
 if TYPE_CHECKING:
     from bagau_bids.measures.scan import Maps, Noticed
+    from bagau_bids.network.weights import LoadedNetwork
 
 
 class SegmentationInputSpec(TissueInputSpec):
@@ -68,32 +69,30 @@ class Segmentation(Step):
     threaded = True
 
     def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.network.inference import segment, segment_input
+        from bagau_bids.network.inference import segment
         from bagau_bids.network.slices import add_t1, network_input, require_white_matter
-        from bagau_bids.network.weights import INFARCT, load_weights, operating_point, outputs_of
+        from bagau_bids.network.weights import load_weights
 
         set_torch_threads(self.inputs.num_threads)
         flair, affine = load_image(self.inputs.corrected)
         mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
         wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
-        paths = [Path(path) for path in self.inputs.weights]
-        models, cards = zip(*(load_weights(path) for path in paths), strict=True)
-        running = {
-            "device": self.inputs.device,
-            "batch_size": self.inputs.batch_size,
-            "tta": self.inputs.tta,
-        }
+        networks = [load_weights(Path(path)) for path in self.inputs.weights]
         known = known_lesions_of(self.inputs, flair.shape, affine)
-        if isdefined(self.inputs.t1w) or known is not None:
-            inputs = network_input(flair, affine, mask, wm_probseg, known)
-            require_white_matter(wm_probseg, mask)
-            judged = without(mask, known)
-            if isdefined(self.inputs.t1w):
-                t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
-                inputs = add_t1(inputs, t1, affine, judged)
-            result = segment_input(models, inputs, judged, **running)
-        else:
-            result = segment(models, flair, affine, mask, wm_probseg, **running)
+        inputs = network_input(flair, affine, mask, wm_probseg, known)
+        require_white_matter(wm_probseg, mask)
+        judged = without(mask, known)
+        if isdefined(self.inputs.t1w):
+            t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
+            inputs = add_t1(inputs, t1, affine, judged)
+        result = segment(
+            networks,
+            inputs,
+            judged,
+            device=self.inputs.device,
+            batch_size=self.inputs.batch_size,
+            tta=self.inputs.tta,
+        )
         self._save("probability", folder, result.probability, affine, np.float32)
         if result.infarct_probability is not None:
             infarct = result.infarct_probability
@@ -105,22 +104,23 @@ class Segmentation(Step):
             "batch_size": result.batch_size,
             "tta": self.inputs.tta,
             "models": [
-                {
-                    "Name": path.stem,
-                    "Architecture": card["architecture"],
-                    "Version": card.get("version"),
-                    "SHA256": card["sha256"],
-                    "Outputs": outputs_of(model),
-                    "ThresholdBeforeCalibration": operating_point(model),
-                    **(
-                        {"InfarctThresholdBeforeCalibration": operating_point(model, INFARCT)}
-                        if INFARCT in outputs_of(model)
-                        else {}
-                    ),
-                }
-                for path, card, model in zip(paths, cards, models, strict=True)
+                _told(Path(path), network)
+                for path, network in zip(self.inputs.weights, networks, strict=True)
             ],
         }
+
+
+def _told(path: Path, network: "LoadedNetwork") -> dict[str, Any]:
+    """Say which network it was."""
+    names = {"wmh": "ThresholdBeforeCalibration", "infarct": "InfarctThresholdBeforeCalibration"}
+    return {
+        "Name": path.stem,
+        "Architecture": network.card.architecture,
+        "Version": network.card.version,
+        "SHA256": network.card.sha256,
+        "Outputs": network.outputs,
+        **{names[output]: point for output, point in network.operating_points.items()},
+    }
 
 
 class MeasureInputSpec(TissueInputSpec):

@@ -12,7 +12,7 @@ from bagau_bids.bids.scans import Scan
 from bagau_bids.cli import app
 from bagau_bids.cli.app import main
 from bagau_bids.errors import MissingResourceError, UsageError
-from bagau_bids.network import weights
+from bagau_bids.network import cards
 from bagau_bids.reports import group, participant
 from bagau_bids.workflow import run as workflow_run
 from bagau_bids.workflow.run import ScanOutcome
@@ -29,7 +29,7 @@ class Calls:
         self.bad_pages: dict[str, Exception] = {}
         self.error: BaseException | None = None
 
-    def run_participants(self, config, scans, template, progress):
+    def run_participants(self, config, scans, template, networks, progress):
         if self.error:
             raise self.error
         self.scans = [scan.stem for scan in scans]
@@ -58,7 +58,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(workflow_run, "run_participants", calls.run_participants)
     monkeypatch.setattr(participant, "write_participant_report", calls.write_participant_report)
     monkeypatch.setattr(group, "write_group", calls.write_group)
-    monkeypatch.setattr(app, "_check_resources", lambda config: "template")
+    monkeypatch.setattr(app, "_check_resources", lambda config, networks: "template")
     return calls
 
 
@@ -306,9 +306,13 @@ def test_debugger_opens_on_a_fault(app_run, calls, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [
-        (("--weights", "nowhere.safetensors"), 127, "nowhere.safetensors: no such weights file"),
+        (("--weights", "nowhere.safetensors"), 127, "nowhere.safetensors: no such"),
         (("--device", "cuda:99"), 2, "--device cuda:99: PyTorch"),
-        (("--infarct", "--weights", "nowhere.safetensors"), 127, "nowhere.json: the card of"),
+        (
+            ("--infarct", "--weights", "nowhere.safetensors"),
+            127,
+            "nowhere.safetensors: no such weights",
+        ),
     ],
 )
 def test_what_is_missing_stops_before_the_first_scan(
@@ -326,8 +330,7 @@ def test_what_is_missing_stops_before_the_first_scan(
 def test_missing_template_stops_before_the_first_scan(dataset, tmp_path, monkeypatch, capsys):
     from bagau_bids.network import weights
 
-    monkeypatch.setattr(weights, "find_weights", lambda name: Path(name))
-    monkeypatch.setattr(weights, "load_weights", lambda path: (None, {"sha256": "0"}))
+    monkeypatch.setattr(weights, "load_weights", lambda path, card: None)
     monkeypatch.chdir(tmp_path)
     options = ["--offline", "--templateflow-home", str(tmp_path / "tf")]
     assert main([str(dataset), str(tmp_path / "out"), "participant", *options]) == 127
@@ -347,6 +350,7 @@ def write_card(folder: Path, name: str, *outputs: str) -> Path:
     config = {"outputs": list(outputs)} if outputs else {}
     card = {"architecture": "bagau_net", "config": config, "sha256": "0"}
     path.with_suffix(".json").write_text(json.dumps(card))
+    path.touch()
     return path
 
 
@@ -363,8 +367,9 @@ def test_infarcts_of_weights_that_tell_none_are_refused_before_anything(
     packaged = {
         "full": write_card(tmp_path, "full", *full),
         "small": write_card(tmp_path, "small"),
+        "brain": write_card(tmp_path, "brain"),
     }
-    monkeypatch.setattr(weights, "find_weights", packaged.__getitem__)
+    monkeypatch.setattr(cards, "find_weights", packaged.__getitem__)
     assert app_run("--infarct", "--model", "small") == 2
     told = capsys.readouterr().err
     assert "--infarct: small.safetensors tell WMH alone; expected weights whose card names" in told

@@ -10,13 +10,9 @@ from bagau_bids.datasets import labelled as dataset
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import InputImageError
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
+from bagau_bids.network.cards import find_weights
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import (
-    find_weights,
-    load_weights,
-    operating_point,
-    save_weights,
-)
+from bagau_bids.network.weights import load_weights, save_weights
 
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
 
@@ -60,12 +56,13 @@ def calibrate(folder, *options, weights=None, output="moved.safetensors"):
 def test_weights_stay_and_the_card_says_which_threshold_becomes_one_half(labelled_data, caplog):
     caplog.set_level("INFO")
     assert calibrate(labelled_data) == 0
-    before, _ = load_weights(labelled_data / "raw.safetensors")
-    after, card = load_weights(labelled_data / "moved.safetensors")
-    for name, value in before.state_dict().items():
-        assert torch.equal(after.state_dict()[name], value), name
+    before = load_weights(labelled_data / "raw.safetensors")
+    after = load_weights(labelled_data / "moved.safetensors")
+    card = after.card.content
+    for name, value in before.model.state_dict().items():
+        assert torch.equal(after.model.state_dict()[name], value), name
     threshold = card["calibration"]["threshold"]
-    assert (operating_point(before), operating_point(after)) == (0.5, threshold)
+    assert [one.operating_points["wmh"] for one in (before, after)] == [0.5, threshold]
     points = {point["threshold"]: point for point in card["calibration"]["points"]}
     highest = max(point["mean_dice"] for point in points.values())
     assert points[threshold]["mean_dice"] >= highest - 0.0051
@@ -79,7 +76,7 @@ def test_weights_stay_and_the_card_says_which_threshold_becomes_one_half(labelle
 
 def test_subjects_may_be_chosen(labelled_data):
     assert calibrate(labelled_data, "--participant-label", "sub-02") == 0
-    _, card = load_weights(labelled_data / "moved.safetensors")
+    card = load_weights(labelled_data / "moved.safetensors").card.content
     assert card["calibration"]["scans"] == ["sub-02"]
 
 

@@ -164,7 +164,7 @@ def test_from_masks_to_a_pack_to_weights(tree, capsys):
     arguments = ["train", "--stream", f"{tree / 'pack'}", f"{tree / 'out'}", *quick]
     arguments += ["--teachers", "small", "--licence", "CC0"]
     assert toolbox.main(arguments) == 0
-    _, card = load_weights(tree / "out" / "small-best.safetensors")
+    card = load_weights(tree / "out" / "small-best.safetensors").card.content
     assert (card["licence"], card["teachers"]) == ("CC0", ["small"])
     assert card["training_scans"] == ["sub-01"]
     assert card["validation_scans"] == ["sub-02"]

@@ -16,8 +16,9 @@ from bagau_bids.config import TEMPLATES
 from bagau_bids.datasets import labelled as dataset
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
+from bagau_bids.network.cards import find_weights
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import find_weights, load_weights, save_weights
+from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.preprocessing.code import ENGINE_CODE, code_digest
 from bagau_bids.synthesis.pool import training_shard, write_shard
 from bagau_bids.training import loop
@@ -111,7 +112,7 @@ def test_from_masks_to_weights_with_a_card(tiny, caplog):
     caplog.set_level("INFO")
     pool = ("--synthetic-pool", f"{tiny / 'pool'}")
     assert train(tiny, "--validation", "02", "--licence", "CC-BY-4.0", *pool) == 0
-    _, card = load_weights(tiny / "out" / "best.safetensors")
+    card = load_weights(tiny / "out" / "best.safetensors").card.content
     (source,) = card["training_data"]
     assert (source["Name"], source["License"]) == ("Tiny", "CC0")
     assert (source["training"], source["validation"]) == (["sub-01"], ["sub-02"])
@@ -147,7 +148,7 @@ def test_resumed_fine_tuning_keeps_its_initial_weights(tiny, capsys):
         save_weights(tiny / f"{name}.safetensors", network, {})
     assert train(tiny, "--init", f"{tiny / 'first.safetensors'}") == 0
     assert train(tiny, "--steps", "3", "--resume") == 0
-    _, card = load_weights(tiny / "out" / "last.safetensors")
+    card = load_weights(tiny / "out" / "last.safetensors").card.content
     assert card["initial_weights"] == "first.safetensors"
     assert train(tiny, "--resume", "--init", f"{tiny / 'second.safetensors'}") == 2
     assert "made with other initial weights (SHA-256: " in capsys.readouterr().err
@@ -168,7 +169,7 @@ def claim(folder, **changes):
 
 def test_card_names_what_the_pool_was_drawn_from(tiny, caplog):
     assert train(tiny, *claim(tiny)) == 0
-    _, card = load_weights(tiny / "out" / "best.safetensors")
+    card = load_weights(tiny / "out" / "best.safetensors").card.content
     pool = card["synthetic_pool"]
     assert pool["label_maps"] == ["head1.nii.gz"]
     assert pool["lesion_masks"] == ["patient01_mask.nii.gz"]

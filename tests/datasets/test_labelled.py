@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from network_spy import Spy
+from network_spy import Spy, loaded
 from threadpoolctl import threadpool_limits
 
 from bagau_bids.bids.scans import Scan
@@ -18,7 +18,8 @@ from bagau_bids.datasets.labelled import (
     split_by_subject,
 )
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
-from bagau_bids.network.inference import segment_input
+from bagau_bids.network.cards import Card
+from bagau_bids.network.inference import segment
 from bagau_bids.network.slices import add_t1, network_input
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.synthesis.pool import training_shard
@@ -182,7 +183,9 @@ def quick_steps(monkeypatch):
     monkeypatch.setattr(f"{base}.bias_field.correct_bias_field", correct_bias_field)
     monkeypatch.setattr(f"{base}.registration.register_template", register_template)
     monkeypatch.setattr(dataset, "find_weights", lambda name: Path(name))
-    monkeypatch.setattr(dataset, "read_card", lambda path: {"sha256": "0"})
+    monkeypatch.setattr(
+        dataset, "read_card", lambda path: Card(architecture="x", config={}, sha256="0")
+    )
     return calls, brain_mask, correct_bias_field, register_template
 
 
@@ -203,8 +206,6 @@ TEMPLATE = Template("T", Path("t1w"), Path("wm"), Path("mask"))
 
 
 class SpyWithT1(Spy):
-    inputs = ("flair", "t1")
-
     def forward(self, flair, t1):
         return super().forward(flair, t1)
 
@@ -233,7 +234,7 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
     with threadpool_limits(1, user_api="blas"):  # as in every step
         inputs = network_input(corrected, flair.affine, mask, mask * 0.5)
         inputs = add_t1(inputs, t1.data, flair.affine, mask)
-    segment_input([spy], inputs, mask, batch_size=4)
+    segment([loaded(spy, inputs=("flair", "t1"))], inputs, mask, batch_size=4)
     for _ in range(2):  # as computed, and as read from the cache
         prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
         shard = training_shard(prepared.inputs, prepared.reference)
@@ -271,7 +272,9 @@ def test_scan_without_t1w_is_refused_where_one_is_wanted(tmp_path, labelled, qui
 def test_network_that_asks_for_a_t1w_gets_no_other_scan(tmp_path, labelled, quick_steps):
     prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache")
     with pytest.raises(ProcessingError, match="asks for t1 and the scan was prepared without"):
-        segment_input([SpyWithT1()], prepared.inputs, prepared.brain_mask)
+        segment(
+            [loaded(SpyWithT1(), inputs=("flair", "t1"))], prepared.inputs, prepared.brain_mask
+        )
 
 
 def test_cache_is_used_until_the_input_changes(tmp_path, labelled, quick_steps):

@@ -257,7 +257,7 @@ def test_job_trains_judges_and_marks_itself(bench):
     assert [cost["steps"] for cost in result["cost"]] == [2, 2]
     assert all(cost["seconds_per_step"] > 0 for cost in result["cost"])
     folder = around.output_dir / "u" / "fold-1"
-    _, card = load_weights(folder / "seed-5" / "best.safetensors")
+    card = load_weights(folder / "seed-5" / "best.safetensors").card.content
     assert (card["inputs"], card["recipe"]["seed"]) == (["flair"], 5)
     assert card["training_data"][0]["test"] == ["sub-c"]
     mask = nib.load(folder / "masks/sub-c/anat/sub-c_space-orig_label-WMH_mask.nii.gz")

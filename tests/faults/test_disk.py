@@ -16,6 +16,7 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
 )
 
@@ -23,7 +24,6 @@ from bagau_bids import disk
 from bagau_bids.cli.failure import exit_code_of
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow.run import run_participants
 from bagau_bids.workflow.step import describe_failure
 
 WAY_OUT = "free some, or name another work folder with --work-dir"
@@ -96,7 +96,7 @@ def go(tmp_path, monkeypatch):
     def run():
         config = make_config(tmp_path / "data", tmp_path / "out", tmp_path / "work")
         template = Template("MNI152NLin2009cSym", *sorted_paths(tmp_path / "store"))
-        return run_participants(config, scans_of(tmp_path / "data"), template, Listener())
+        return process_scans(config, scans_of(tmp_path / "data"), template, Listener())
 
     return run, calls
 

@@ -15,13 +15,13 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
 )
 
 from bagau_bids.errors import UsageError
 from bagau_bids.files import one_at_a_time, together
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow.run import run_participants
 from bagau_bids.workflow.workdir import work_folder
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -161,7 +161,7 @@ def test_a_step_of_an_earlier_run_that_is_still_at_work_is_waited_for_and_named(
     path.mkdir(parents=True)
     (path / ".steps.lock").touch()
     with together(path / ".steps.lock"):
-        first, second = run_participants(config, scans, template, Listener())
+        first, second = process_scans(config, scans, template, Listener())
     assert (first.ok, second.ok) == (False, True)
     assert f"{path}: a step of an earlier run is still at work there" in first.reason
     assert "choose another --work-dir" in first.reason
@@ -174,7 +174,7 @@ def test_a_step_of_an_earlier_run_that_is_still_at_work_is_waited_for_and_named(
         return False
 
     calls.fail_on["registration"] = (while_at_work, KeyError())
-    assert run_participants(config, scans[:1], template, Listener())[0].ok
+    assert process_scans(config, scans[:1], template, Listener())[0].ok
     assert free == [False]
     with one_at_a_time(path / ".steps.lock", 0.0) as alone:
         assert alone
@@ -186,7 +186,7 @@ def test_more_scans_than_files_may_be_open_are_refused_with_a_way_out(folder, mo
     config = make_config(folder / "data", folder / "out", folder / "work")
     template = Template("MNI152NLin2009cSym", *sorted_paths(folder / "store"))
     with pytest.raises(UsageError, match="2 scans at once .* with --participant-label"):
-        run_participants(config, scans_of(folder / "data"), template, Listener())
+        process_scans(config, scans_of(folder / "data"), template, Listener())
 
 
 def test_a_run_leaves_no_files_open_and_no_processes(folder, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_run_leaves_no_files_open_and_no_processes(folder, monkeypatch):
     seen = []
     for number in range(4):
         config = make_config(folder / "data", folder / f"out{number}", folder / f"work{number}")
-        assert all(result.ok for result in run_participants(config, scans, template, Listener()))
+        assert all(result.ok for result in process_scans(config, scans, template, Listener()))
         seen.append(left())
     assert seen[-1] == seen[0]
     assert not list(folder.rglob("*.tmp"))

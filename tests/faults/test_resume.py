@@ -15,11 +15,11 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
 )
 
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.workflow.run import run_participants
 
 WRITES = os.O_WRONLY | os.O_RDWR
 MOMENTS = 12
@@ -35,7 +35,7 @@ def run(tmp_path, monkeypatch):
     def process(name):
         config = make_config(tmp_path / "data", tmp_path / name / "out", tmp_path / name / "work")
         template = Template("MNI152NLin2009cSym", *sorted_paths(tmp_path / "store"))
-        return run_participants(config, scans_of(tmp_path / "data"), template, Listener())
+        return process_scans(config, scans_of(tmp_path / "data"), template, Listener())
 
     return process
 

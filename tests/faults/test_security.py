@@ -17,13 +17,13 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
 )
 
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
-from bagau_bids.workflow.run import run_participants
 
 SECRETS = {
     "PatientName": "Mustermann^Erika",
@@ -61,7 +61,7 @@ def processed(tmp_path, monkeypatch):
     install(monkeypatch, tmp_path / "store")
     config = make_config(bids, tmp_path / "out", tmp_path / "work")
     template = Template("MNI152NLin2009cSym", *sorted_paths(tmp_path / "store"))
-    (result,) = run_participants(config, scans_of(bids), template, Listener())
+    (result,) = process_scans(config, scans_of(bids), template, Listener())
     assert result.ok, result.reason
     write_participant_report(tmp_path / "out", "01")
     write_group(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_no_connection_is_made(tmp_path, monkeypatch):
     install(monkeypatch, tmp_path / "store")
     config = make_config(tmp_path / "data", tmp_path / "out", tmp_path / "work")
     template = Template("MNI152NLin2009cSym", *sorted_paths(tmp_path / "store"))
-    assert run_participants(config, scans_of(tmp_path / "data"), template, Listener())[0].ok
+    assert process_scans(config, scans_of(tmp_path / "data"), template, Listener())[0].ok
     write_participant_report(tmp_path / "out", "01")
     write_group(tmp_path / "out")
     assert tried == []

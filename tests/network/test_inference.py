@@ -3,21 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from network_spy import loaded
 from scipy import ndimage
 from torch import nn
 
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
-from bagau_bids.network.inference import calibrated, choose_device, segment
+from bagau_bids.network.inference import calibrated, choose_device
 from bagau_bids.network.slices import (
     add_t1,
     network_input,
     normalise_flair,
     place_plane,
+    require_white_matter,
     to_slices,
 )
-from bagau_bids.network.weights import set_operating_point
+from bagau_bids.network.weights import LoadedNetwork
 
 
 def make_scan():
@@ -30,8 +32,20 @@ def make_scan():
     return flair, np.diag([2.5, 2.5, 5, 1]), brain, atlas.astype(np.float32)
 
 
+def segment(models, flair, affine, brain, atlas, **options):
+    """Segment a scan by networks, or by stand-ins with their own names of outputs."""
+    networks = [
+        model if isinstance(model, LoadedNetwork) else loaded(model, outputs=model.outputs)
+        for model in models
+    ]
+    inputs = network_input(flair, affine, brain, atlas)
+    return inference.segment(networks, inputs, brain, **options)
+
+
 class Threshold(nn.Module):
     """Says lesion where the FLAIR is bright, and remembers what it was given."""
+
+    outputs = ("wmh",)
 
     def __init__(self, logit=8.0):
         super().__init__()
@@ -73,13 +87,16 @@ def test_only_slices_with_brain_are_run():
 
 
 def test_no_white_matter_is_an_error_and_no_empty_mask():
-    flair, affine, brain, atlas = make_scan()
+    _, _, brain, atlas = make_scan()
+    require_white_matter(atlas, brain)
     with pytest.raises(ProcessingError, match="the network would find no lesion"):
-        segment([Threshold()], flair, affine, brain, atlas * 0)
+        require_white_matter(atlas * 0, brain)
 
 
 class LeftOfTheFlair(nn.Module):
     """Sure of lesions in the first half of the rows, whatever lies there."""
+
+    outputs = ("wmh",)
 
     def forward(self, flair, atlas):
         logits = torch.full_like(flair, -20.0)
@@ -220,17 +237,19 @@ def test_calibrated_networks_are_calibrated_before_their_mean():
     flair, affine, brain, atlas = make_scan()
     models = [BagauNet(BagauNetConfig((4, 4, 6, 6, 8))).eval() for _ in range(2)]
     alone = [segment([model], flair, affine, brain, atlas).probability for model in models]
-    set_operating_point(models[1], 0.8)
-    both = segment(models, flair, affine, brain, atlas).probability
+    both = segment(
+        [models[0], loaded(models[1], threshold=0.8)], flair, affine, brain, atlas
+    ).probability
     np.testing.assert_allclose(both, (alone[0] + calibrated(alone[1], 0.8)) / 2, atol=1e-6)
 
 
 class TellsInfarcts(nn.Module):
     """Two channels: WMH where the FLAIR is bright, infarct on the low rows of the plane."""
 
+    outputs = ("wmh", "infarct")
+
     def __init__(self, logit=8.0):
         super().__init__()
-        self.config = BagauNetConfig(outputs=("wmh", "infarct"))
         self.logit = logit
 
     def forward(self, flair, atlas):
@@ -275,8 +294,7 @@ def test_each_channel_is_calibrated_by_its_own_point():
     scan = make_scan()
     model = TellsInfarcts(1.0)
     before = segment([model], *scan)
-    set_operating_point(model, 0.8, "infarct")
-    after = segment([model], *scan)
+    after = segment([loaded(model, outputs=model.outputs, infarct=0.8)], *scan)
     np.testing.assert_array_equal(after.probability, before.probability)
     expected = calibrated(before.infarct_probability, 0.8)
     np.testing.assert_allclose(after.infarct_probability, expected, atol=1e-6)

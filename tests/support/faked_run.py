@@ -15,7 +15,6 @@ import workflow_fakes as fakes
 from bagau_bids.cli.failure import StopRequest, exit_code_of
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.workflow import preprocessing
-from bagau_bids.workflow.run import run_participants
 
 
 class SlowRegistration(fakes.FakedRegistration):
@@ -46,7 +45,7 @@ def main(data, out, work, store, nprocs, slow=""):
     def action(stop: StopRequest) -> int:
         config = fakes.make_config(Path(data), Path(out), Path(work), nprocs=int(nprocs))
         template = Template("MNI152NLin2009cSym", *sorted_paths(Path(store)))
-        results = run_participants(config, fakes.scans_of(Path(data)), template, Printer(stop))
+        results = fakes.process_scans(config, fakes.scans_of(Path(data)), template, Printer(stop))
         for result in results:
             print(result.scan.stem, result.ok, result.reason, flush=True)
         return int(not all(result.ok for result in results))

@@ -13,8 +13,10 @@ import stand_ins
 
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
+from bagau_bids.network.cards import Card, find_networks
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.workflow import preprocessing, segmentation
+from bagau_bids.workflow.run import run_participants
 from bagau_bids.workflow.step import load_image
 
 SHAPE = (20, 24, 10)
@@ -142,25 +144,31 @@ def _fake_steps(calls):
         calls.note("t1w", flair)
         return stand_ins.t1w_on_flair(path, flair, *others, **options)
 
-    def segment_input(models, inputs, brain_mask, *, device, batch_size, tta):
+    def segment(networks, inputs, brain_mask, *, device, batch_size, tta):
+        """Bright is a lesion; with a T1w, which is the FLAIR negated here, there is none."""
         from bagau_bids.network.inference import Segmentation
 
-        # The stand-in's T1w is the FLAIR negated. Z-scores end at -6 and 10, so that beside air
-        # and lesions the interpolated sizes differ, but not the sign.
-        clear = (np.abs(inputs.flair) > 0.1) & (np.abs(inputs.t1) > 0.1)
-        assert (np.sign(inputs.t1) == -np.sign(inputs.flair))[clear].mean() > 0.99
-        calls.note("segmentation with t1")
-        return Segmentation(brain_mask * np.float32(0), device, batch_size, "float32", ())
-
-    def segment(models, flair, affine, brain_mask, wm_probseg, *, device, batch_size, tta):
-        from bagau_bids.network.inference import Segmentation
-
-        calls.note("segmentation", flair)
-        probability = np.clip((flair - 100) / 120, 0, 1).astype(np.float32) * brain_mask
-        return Segmentation(probability, device, batch_size, "float32", ())
+        calls.note("segmentation", inputs)
+        notes = ("averaged with the mirrored FLAIR",) if tta else ()
+        if inputs.t1 is not None:
+            # Z-scores end at -6 and 10, so that beside air and lesions the interpolated sizes
+            # differ, but not the sign.
+            clear = (np.abs(inputs.flair) > 0.1) & (np.abs(inputs.t1) > 0.1)
+            assert (np.sign(inputs.t1) == -np.sign(inputs.flair))[clear].mean() > 0.99
+            calls.note("segmentation with t1")
+            return Segmentation(brain_mask * np.float32(0), device, batch_size, "float32", notes)
+        x, y = (np.rint(inputs.plane.pixels_of_voxels(axis)).astype(int) for axis in (0, 1))
+        bright = 24 * np.mean([network.operating_points["wmh"] for network in networks])
+        guided = np.where(inputs.atlas > 0.1, inputs.flair / bright, 0)
+        slices = np.clip(guided, 0, 1)[:, x.clip(0, 199)][:, :, y.clip(0, 199)]
+        probability = np.moveaxis(slices, 0, 2).astype(np.float32) * brain_mask
+        return Segmentation(probability, device, batch_size, "float32", notes)
 
     def load_weights(path):
-        return object(), {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64}
+        from bagau_bids.network.weights import LoadedNetwork
+
+        card = Card(architecture="bagau_net", version="1", sha256="0" * 64, config={})
+        return LoadedNetwork(object(), card)
 
     return {
         "preprocessing.brain_mask.brain_mask": brain_mask,
@@ -168,7 +176,6 @@ def _fake_steps(calls):
         "preprocessing.registration.register_template": register_template,
         "preprocessing.t1w.t1w_on_flair": t1w_on_flair,
         "network.inference.segment": segment,
-        "network.inference.segment_input": segment_input,
         "network.weights.load_weights": load_weights,
     }
 
@@ -181,13 +188,19 @@ def install(monkeypatch, tmp_path):
     weights = tmp_path / "small.safetensors"
     weights.write_bytes(b"weights")
     weights.with_suffix(".json").write_text('{"architecture": "x", "config": {}, "sha256": "0"}')
-    monkeypatch.setattr("bagau_bids.network.weights.find_weights", lambda name: weights)
+    monkeypatch.setattr("bagau_bids.network.cards.find_weights", lambda name: weights)
     return calls
 
 
 def scans_of(bids_dir) -> list[Scan]:
     """All FLAIRs of a data set."""
     return find_scans(bids_dir, Selection())
+
+
+def process_scans(config, scans, template, listener):
+    """Process scans with the weights that the configuration asks for."""
+    networks = find_networks(config.processing.weights, config.processing.model)
+    return run_participants(config, scans, template, networks, listener)
 
 
 class _Faked:

@@ -8,7 +8,7 @@ import torch
 from bagau_bids.cli import toolbox
 from bagau_bids.errors import UsageError
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
-from bagau_bids.network.weights import load_weights, operating_point, save_weights
+from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.training.averaging import average_weights
 
 WIDTHS = (4, 4, 6, 6, 8)
@@ -26,13 +26,14 @@ def test_every_tensor_is_the_mean_of_its_like(tmp_path):
     paths = [write(tmp_path, f"step-{seed}", seed) for seed in range(3)]
     output = tmp_path / "mean.safetensors"
     assert toolbox.main(["average", *map(str, paths), str(output)]) == 0
-    states = [load_weights(path)[0].state_dict() for path in paths]
-    mean, card = load_weights(output)
+    states = [load_weights(path).model.state_dict() for path in paths]
+    loaded = load_weights(output)
+    mean, card = loaded.model, loaded.card.content
     for name, value in mean.state_dict().items():
         expected = sum(state[name].double() for state in states) / 3
         torch.testing.assert_close(value.double(), expected, atol=1e-3, rtol=1e-3)  # half stored
     assert card["name"] == "step-0"
-    assert card["averaged_of"] == [load_weights(path)[1]["sha256"] for path in paths]
+    assert card["averaged_of"] == [load_weights(path).card.sha256 for path in paths]
     assert card["validation"] == []
 
 
@@ -50,13 +51,12 @@ def test_card_that_names_no_outputs_is_of_the_kind_that_tells_wmh(tmp_path):
 def test_calibrations_are_not_averaged_and_this_is_told(tmp_path, caplog):
     paths = [write(tmp_path, f"step-{n}", n, threshold=t) for n, t in enumerate((0.8, 0.5, 0.6))]
     output = tmp_path / "mean.safetensors"
-    model, _ = average_weights(paths)
-    assert operating_point(model) == 0.5
+    assert "calibration" not in average_weights(paths)[1]
     caplog.clear()
     assert toolbox.main(["average", *map(str, paths), str(output)]) == 0
-    model, card = load_weights(output)
-    assert "calibration" not in card
-    assert operating_point(model) == 0.5
+    card = load_weights(output).card
+    assert "calibration" not in card.content
+    assert card.calibration.threshold == 0.5
     assert [record.getMessage().split(" is not")[0] for record in caplog.records] == [
         f"{paths[0]}: their operating point of 0.80",
         f"{paths[2]}: their operating point of 0.60",

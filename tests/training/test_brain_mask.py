@@ -75,7 +75,7 @@ def test_resumed_training_is_the_uninterrupted_one(head, tmp_path):
         torch.testing.assert_close(resumed.state_dict()[name], value)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert [row["step"] for row in curve(tmp_path / "whole")] == ["2", "4"]
-    _, card = load_weights(tmp_path / "parts" / "brain.safetensors")
+    card = load_weights(tmp_path / "parts" / "brain.safetensors").card.content
     assert (card["name"], card["training"]["steps"]) == ("brain", 4)
 
 

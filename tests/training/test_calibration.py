@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from network_spy import loaded
 
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import set_operating_point
 from bagau_bids.training.calibration import (
     THRESHOLDS,
     OperatingPoint,
@@ -23,8 +23,6 @@ AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
 
 class Ramp(torch.nn.Module):
     """Stand-in whose probability is the atlas."""
-
-    inputs = ("flair", "atlas")
 
     def forward(self, flair, atlas):
         return torch.logit(atlas.clamp(1e-4, 1 - 1e-4))
@@ -43,7 +41,9 @@ def scan_with_best_threshold(level):
 
 @pytest.mark.parametrize("level", [0.2, 0.7])
 def test_best_threshold_is_where_the_reference_ends(level):
-    points = operating_points(Ramp(), [scan_with_best_threshold(level)], torch.device("cpu"))
+    points = operating_points(
+        loaded(Ramp()), [scan_with_best_threshold(level)], torch.device("cpu")
+    )
     assert tuple(point.threshold for point in points) == THRESHOLDS
     best = best_point(points)
     assert best.threshold == pytest.approx(level, abs=0.051)
@@ -52,16 +52,18 @@ def test_best_threshold_is_where_the_reference_ends(level):
 
 
 def test_an_earlier_calibration_is_taken_off():
-    model, scans = Ramp(), [scan_with_best_threshold(0.7)]
-    fresh = operating_points(model, scans, torch.device("cpu"))
-    set_operating_point(model, 0.7)
-    assert operating_points(model, scans, torch.device("cpu")) == fresh
+    scans = [scan_with_best_threshold(0.7)]
+    fresh = operating_points(loaded(Ramp()), scans, torch.device("cpu"))
+    moved = loaded(Ramp(), threshold=0.7)
+    assert operating_points(moved, scans, torch.device("cpu")) == fresh
 
 
 def test_scans_count_alike_and_the_worst_volume_tells():
     pair = [scan_with_best_threshold(0.2), scan_with_best_threshold(0.7)]
     device = torch.device("cpu")
-    both, first, second = (operating_points(Ramp(), some, device) for some in (pair, *zip(pair)))
+    both, first, second = (
+        operating_points(loaded(Ramp()), some, device) for some in (pair, *zip(pair))
+    )
     for together, one, other in zip(both, first, second, strict=True):
         assert together.mean_dice == pytest.approx((one.mean_dice + other.mean_dice) / 2)
         assert together.worst_volume_error == max(one.worst_volume_error, other.worst_volume_error)
@@ -72,8 +74,8 @@ def test_scan_without_lesions_counts_in_dice_and_not_in_volumes():
     healthy = replace(diseased, name="h", reference=np.zeros_like(diseased.reference))
     other = replace(healthy, reference=np.where(diseased.reference, 2, 0).astype(np.uint8))
     device = torch.device("cpu")
-    alone = operating_points(Ramp(), [diseased], device)
-    together = operating_points(Ramp(), [diseased, healthy, other], device)
+    alone = operating_points(loaded(Ramp()), [diseased], device)
+    together = operating_points(loaded(Ramp()), [diseased, healthy, other], device)
     assert without_lesions([diseased, healthy, other]) == ["h", "h"]
     for one, all_three in zip(alone, together, strict=True):
         assert all_three.worst_volume_error == one.worst_volume_error
@@ -86,7 +88,7 @@ def test_scans_without_any_lesion_are_refused():
     scan = scan_with_best_threshold(0.7)
     healthy = replace(scan, reference=np.zeros_like(scan.reference))
     with pytest.raises(UsageError, match=r"2 scans to calibrate on, none with a lesion \(1\)"):
-        operating_points(Ramp(), [healthy, healthy], torch.device("cpu"))
+        operating_points(loaded(Ramp()), [healthy, healthy], torch.device("cpu"))
 
 
 def test_where_dice_is_flat_volumes_decide_and_then_nearness_to_one_half():

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from network_spy import loaded
 
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import load_weights, operating_point, save_weights
+from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.synthesis.pool import Shard, SlicePool, training_shard
 from bagau_bids.training import loop, optimisation
 from bagau_bids.training.checkpoint import CHECKPOINT
@@ -90,7 +91,7 @@ def test_output_folder(data, tmp_path):
         "training.csv",
         "validation.csv",
     ]
-    _, card = load_weights(tmp_path / "o" / "best.safetensors")
+    card = load_weights(tmp_path / "o" / "best.safetensors").card.content
     assert card["licence"] == "L"
     assert card["recipe"]["learning_rate"] == 2e-4
     assert card["recipe"]["augmentation"]["rotation_deg"] == 15
@@ -188,8 +189,8 @@ def judge_with(monkeypatch, dices):
     """Let validations give these Dice one after another; return the networks judged."""
     judged, left = [], iter(dices)
 
-    def validate(model, scans, device):
-        judged.append(model)
+    def validate(network, scans, device):
+        judged.append(network.model)
         return [ScanScore("sub-1_FLAIR", next(left), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
 
     monkeypatch.setattr(loop, "validate", validate)
@@ -201,11 +202,11 @@ def test_best_weights_are_those_of_the_best_validation(data, tmp_path, monkeypat
     made = trainer(replace(QUICK, steps=6), data, tmp_path / "o", keep_validated=True)
     (score,) = made.run()
     assert score.dice == 0.6
-    best, card = load_weights(tmp_path / "o" / "best.safetensors")
-    assert card["recipe"]["step"] == 4
-    kept, _ = load_weights(tmp_path / "o" / "step-000004.safetensors")
+    best = load_weights(tmp_path / "o" / "best.safetensors")
+    assert best.card.content["recipe"]["step"] == 4
+    kept = load_weights(tmp_path / "o" / "step-000004.safetensors").model
     for name, value in kept.state_dict().items():
-        assert torch.equal(best.state_dict()[name], value), name
+        assert torch.equal(best.model.state_dict()[name], value), name
 
 
 def test_moving_average_is_what_is_judged_and_exported(data, tmp_path, monkeypatch):
@@ -225,7 +226,7 @@ def test_moving_average_is_what_is_judged_and_exported(data, tmp_path, monkeypat
     assert judged == [made.average, made.average]
     assert (expected - made.model.head.weight).abs().max() > 5e-3
     for name in ("best", "last"):
-        stored, _ = load_weights(tmp_path / "o" / f"{name}.safetensors")
+        stored = load_weights(tmp_path / "o" / f"{name}.safetensors").model
         torch.testing.assert_close(
             stored.head.weight.detach(), expected, atol=1e-3, rtol=1e-3
         )  # stored in half precision
@@ -271,7 +272,7 @@ def test_card_of_a_resumed_training_names_the_weights_it_started_from(data, tmp_
     resumed = trainer(QUICK, data, tmp_path / "o")
     resumed.resume()
     resumed.run()
-    _, card = load_weights(tmp_path / "o" / "last.safetensors")
+    card = load_weights(tmp_path / "o" / "last.safetensors").card.content
     assert card["initial_weights"] == "first.safetensors"
     assert card["initial_weights_sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
 
@@ -310,7 +311,6 @@ def test_lost_calibration_of_initial_weights_is_told(data, tmp_path, caplog, thr
     save_weights(path, network_of(QUICK), {"calibration": {"threshold": threshold}})
     made = trainer(QUICK, data, tmp_path / "o")
     made.start_from(path)
-    assert operating_point(made.model) == 0.5
     told = f"{path}: their operating point of 0.80 is not taken over"
     assert (told in caplog.text) == (threshold == 0.8)
     assert ("'bagau calibrate' sets another" in caplog.text) == (threshold == 0.8)
@@ -372,11 +372,11 @@ def test_weights_of_every_validation_are_kept_where_wanted(data, tmp_path):
     trainer(replace(QUICK, steps=5), data, tmp_path / "o", keep_validated=True).run()
     kept = sorted(path.stem for path in (tmp_path / "o").glob("step-*.safetensors"))
     assert kept == ["step-000002", "step-000004", "step-000005"]
-    last, card = load_weights(tmp_path / "o" / "step-000005.safetensors")
-    exported, _ = load_weights(tmp_path / "o" / "last.safetensors")
+    last = load_weights(tmp_path / "o" / "step-000005.safetensors")
+    exported = load_weights(tmp_path / "o" / "last.safetensors").model
     for name, value in exported.state_dict().items():
-        assert torch.equal(last.state_dict()[name], value), name
-    assert card["validation"]
+        assert torch.equal(last.model.state_dict()[name], value), name
+    assert last.card.validation
 
 
 def test_fine_tuning_starts_from_given_weights(data, tmp_path):
@@ -385,7 +385,7 @@ def test_fine_tuning_starts_from_given_weights(data, tmp_path):
     save_weights(tmp_path / "init.safetensors", other, {})
     made = trainer(QUICK, data, tmp_path / "o")
     made.start_from(tmp_path / "init.safetensors")
-    loaded, _ = load_weights(tmp_path / "init.safetensors")
+    loaded = load_weights(tmp_path / "init.safetensors").model
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(made.model.state_dict()[name], value)
 
@@ -454,7 +454,7 @@ def test_network_with_t1_learns_from_it_alone(tmp_path):
     )
     scores = trainer(settings, data, tmp_path / "o", validate_every=10).run()
     assert scores[0].dice > 0.5
-    _, card = load_weights(tmp_path / "o" / "best.safetensors")
+    card = load_weights(tmp_path / "o" / "best.safetensors").card.content
     assert card["inputs"] == ["flair", "t1"]
 
 
@@ -526,11 +526,11 @@ def test_validation_is_at_native_resolution():
             return torch.where(flair > 6, 9.0, -9.0)
 
     scan = training_scan()
-    (score,) = validate(Bright(), [scan], torch.device("cpu"))
+    (score,) = validate(loaded(Bright()), [scan], torch.device("cpu"))
     assert score.dice == 1
     assert score.lesion_f1 == 1
     assert score.volume_difference_percent == 0
     assert score.hausdorff95_mm == 0
     ignored = replace(scan, reference=np.where(scan.reference == 1, 2, 0).astype(np.uint8))
-    (score,) = validate(Bright(), [ignored], torch.device("cpu"))
+    (score,) = validate(loaded(Bright()), [ignored], torch.device("cpu"))
     assert score.dice == 1  # nothing left to find, nothing found

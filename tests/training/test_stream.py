@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from network_spy import loaded
 from synthetic_heads import draw_coarsely, register_nothing, write_inputs
 
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
-from bagau_bids.network.weights import load_weights, operating_point, save_weights
+from bagau_bids.network.weights import in_training, load_weights, save_weights
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.synthesis import heads
 from bagau_bids.synthesis.pool import HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH, Shard
@@ -348,8 +349,6 @@ def test_verdict_counts_infarcts_and_healthy_heads():
     class Says(torch.nn.Module):
         """WMH wherever the FLAIR is bright; infarct where it is brighter still."""
 
-        config = BagauNetConfig(outputs=("wmh", "infarct"))
-
         def forward(self, flair, atlas):
             return torch.cat((8 * (flair - 2), 8 * (flair - 4)), dim=1)
 
@@ -363,7 +362,8 @@ def test_verdict_counts_infarcts_and_healthy_heads():
     slices.flair[:, :10, :5] = pack.encode_flair(np.array(7.0))  # told
     slices.flair[:, :10, 5:7] = pack.encode_flair(np.array(2.6))  # called WMH
     slices.flair[:, 50:60, 50:60] = pack.encode_flair(np.array(2.6))  # WMH outside
-    verdict = judging.judge("net", Says(), [JudgedScan(scan, "a")], slices, CPU)
+    says = loaded(Says(), outputs=("wmh", "infarct"))
+    verdict = judging.judge("net", says, [JudgedScan(scan, "a")], slices, CPU)
     by_scan = {line.scan: line for line in verdict.lines}
     infarcts = by_scan["net: infarcts"]
     assert infarcts.infarct_called_wmh == pytest.approx(0.2)
@@ -373,7 +373,7 @@ def test_verdict_counts_infarcts_and_healthy_heads():
     assert verdict.score == pytest.approx(line.dice - 0.2)
     healthy = replace(scan, reference=np.zeros_like(scan.reference))
     both = judging.judge(
-        "net", Says(), [JudgedScan(scan, "a"), JudgedScan(healthy, HEALTHY)], slices, CPU
+        "net", says, [JudgedScan(scan, "a"), JudgedScan(healthy, HEALTHY)], slices, CPU
     )
     found_ml = next(one.result_ml for one in both.lines if one.style == HEALTHY)
     assert found_ml > 0
@@ -411,7 +411,7 @@ def test_training_of_two_widths_is_judged_exported_and_resumed(packed, tmp_path)
     trainer = made(settings, packed, tmp_path / "out")
     trainer.start_from([tmp_path / "start.safetensors"])
     assert (trainer.data.stroke.target == NOT_JUDGED).all()
-    trainer.label_stroke([tiny_net()])
+    trainer.label_stroke([in_training(tiny_net())])
     assert (trainer.data.stroke.target == INFARCT).any()
     scores = trainer.run()
     assert set(scores) == {"small", "full"}
@@ -422,9 +422,9 @@ def test_training_of_two_widths_is_judged_exported_and_resumed(packed, tmp_path)
         for width in scores
         for scan in ("sub-3_FLAIR", "synthetic-00", "healthy-00", "infarcts")
     }
-    net, card = load_weights(tmp_path / "out" / "full-best.safetensors")
+    card = load_weights(tmp_path / "out" / "full-best.safetensors").card.content
     assert card["config"]["outputs"] == ["wmh", "infarct"]
-    assert operating_point(net) == card["calibration"]["threshold"]
+    assert card["calibration"]["threshold"] == trainer.learners[1].threshold
     assert card["recipe"]["slices_seen"] in (8, 16)
     assert card["initial_weights"] == "start.safetensors"
     assert (tmp_path / "out" / "curves.png").is_file()

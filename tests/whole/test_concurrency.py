@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from workflow_fakes import Listener, install, make_config, make_dataset, make_template
+from workflow_fakes import (
+    Listener,
+    install,
+    make_config,
+    make_dataset,
+    make_template,
+    process_scans,
+)
 
 from bagau_bids.bids.description import write_dataset_files
 from bagau_bids.bids.scans import find_scans
@@ -16,7 +23,6 @@ from bagau_bids.cli.runlog import run_log
 from bagau_bids.cli.summary import DONE, Row, write_summary
 from bagau_bids.config import Processing, Selection
 from bagau_bids.files import one_at_a_time
-from bagau_bids.workflow.run import run_participants
 
 JOBS = 20
 LABELS = [f"{number:02}" for number in range(1, JOBS + 1)]
@@ -116,7 +122,7 @@ def processed(folder, template, label):
     )
     with run_log(config, Console(quiet=True)):
         scans = find_scans(config.bids_dir, selection)
-        (result,) = run_participants(config, scans, template, Listener())
+        (result,) = process_scans(config, scans, template, Listener())
         write_summary([Row(result.scan.stem, DONE)], config.log_dir / "summary.tsv")
     assert result.ok, result.reason
 

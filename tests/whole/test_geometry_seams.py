@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from network_spy import loaded
 from nibabel.affines import apply_affine
 
 from bagau_bids.network.inference import segment
@@ -83,7 +84,8 @@ def _segment(path):
     """Lesion probability on the conformed grid, and that grid's affine."""
     scan = conform(path)
     _, brain, _ = _paint(scan.data.shape, scan.affine)
-    result = segment([ThresholdNetwork()], scan.data, scan.affine, brain, brain.astype("f4"))
+    inputs = network_input(scan.data, scan.affine, brain, brain.astype("f4"))
+    result = segment([loaded(ThresholdNetwork())], inputs, brain)
     return result.probability, scan.affine
 
 

@@ -3,7 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from network_spy import Spy
+from network_spy import Spy, loaded
 
 from bagau_bids.bids.scans import Scan
 from bagau_bids.datasets.labelled import LabelledScan, prepare_scan
@@ -75,12 +75,11 @@ def spy(monkeypatch):
         )
 
     network = Spy()
-    card = {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64, "config": {}}
     for name, function in {
         "preprocessing.brain_mask.brain_mask": brain_mask,
         "preprocessing.bias_field.correct_bias_field": correct_bias_field,
         "preprocessing.registration.register_template": register_template,
-        "network.weights.load_weights": lambda path: (network, card),
+        "network.weights.load_weights": lambda path: loaded(network),
     }.items():
         monkeypatch.setattr(f"bagau_bids.{name}", function)
     return network

@@ -17,13 +17,13 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
     write_flair,
 )
 
 from bagau_bids.cli import app, toolbox
 from bagau_bids.datasets.phantom import make_phantom_dataset
-from bagau_bids.workflow.run import run_participants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OPTIONS = ("--template", "ICBM152NLin2009aSym", "--offline", "--sloppy")
@@ -142,7 +142,7 @@ def run_fakes(tmp_path, plugin, name="out"):
     )
     listener = Listener()
     scans = scans_of(tmp_path / "data")
-    return run_participants(config, scans, make_template(tmp_path / f"store-{name}"), listener)
+    return process_scans(config, scans, make_template(tmp_path / f"store-{name}"), listener)
 
 
 @pytest.mark.parametrize("plugin", ["SLURM", "SLURMGraph"])

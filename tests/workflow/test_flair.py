@@ -1,12 +1,12 @@
 """The graph of one FLAIR: built, not run."""
 
-import json
 from pathlib import Path
 
 import pytest
 from workflow_fakes import make_dataset, make_template, scans_of
 
 from bagau_bids.config import Processing, Resources
+from bagau_bids.network.cards import Card, Networks, Weights
 from bagau_bids.workflow.flair import (
     STEPS,
     Materials,
@@ -18,6 +18,14 @@ from bagau_bids.workflow.flair import (
 TEMPLATE = "MNI152NLin2009cSym"
 
 
+def networks_of(path=Path("w.safetensors"), **card):
+    """Weights of the lesions and of the brain, the first with what else its card says."""
+    lesions, brain = (
+        Card(architecture="x", config={}, sha256=n, **c) for n, c in (("1", card), ("2", {}))
+    )
+    return Networks((Weights(path, lesions),), Weights(Path("brain.safetensors"), brain))
+
+
 @pytest.fixture
 def build(tmp_path):
     bids_dir = make_dataset(tmp_path / "data", "sub-01_ses-2_run-1")
@@ -25,6 +33,7 @@ def build(tmp_path):
     weights = tmp_path / "w.safetensors"
     weights.touch()
     weights.with_suffix(".json").touch()
+    networks = networks_of(weights)
     uris = dict.fromkeys(("t1w", "wm_probseg", "brain_mask"), "bids:templateflow:x")
 
     def build(materials=None, processing=None, resources=None):
@@ -32,7 +41,7 @@ def build(tmp_path):
             scan=scans_of(bids_dir)[0],
             bids_dir=bids_dir,
             output_dir=tmp_path / "out",
-            materials=Materials(template, uris, (weights,), **(materials or {})),
+            materials=Materials(template, uris, networks, **(materials or {})),
             processing=Processing(**(processing or {})),
             resources=Resources(**{"nprocs": 8, "omp_nthreads": 3} | (resources or {})),
         )
@@ -48,8 +57,9 @@ def nodes_of(workflow):
 def test_steps_and_name(build):
     workflow = build()
     assert workflow.name == "sub_01_ses_2_run_1_wf" == workflow_name("sub-01_ses-2_run-1")
-    assert set(nodes_of(workflow)) == set(scan_steps(Processing()))
-    assert len(scan_steps(Processing())) <= 9  # the T1w and the copies are only made on request
+    steps = scan_steps(Processing(), networks_of())
+    assert set(nodes_of(workflow)) == set(steps)
+    assert len(steps) <= 9  # the T1w and the copies are only made on request
     assert [step.ends_scan for step in STEPS] == [*[False] * (len(STEPS) - 1), True]
 
 
@@ -57,7 +67,7 @@ def test_template_space_adds_one_step(build):
     options = {"output_spaces": ("orig", TEMPLATE)}
     expected = [step.name for step in STEPS if step.name != "t1w"]
     assert set(nodes_of(build(processing=options))) == set(expected)
-    assert list(scan_steps(Processing(**options))) == expected
+    assert list(scan_steps(Processing(**options), networks_of())) == expected
 
 
 def test_t1w_is_a_step_where_there_is_one(build, tmp_path):
@@ -68,12 +78,9 @@ def test_t1w_is_a_step_where_there_is_one(build, tmp_path):
 
 
 @pytest.mark.parametrize(("inputs", "wanted"), [(None, False), (["flair", "t1"], True)])
-def test_card_says_whether_a_t1w_is_wanted(tmp_path, inputs, wanted):
-    card = {"architecture": "unet", "config": {}, "sha256": "0"}
-    card |= {} if inputs is None else {"inputs": inputs}
-    weights = tmp_path / "w.safetensors"
-    weights.with_suffix(".json").write_text(json.dumps(card))
-    steps = scan_steps(Processing(weights=(weights,)))
+def test_card_says_whether_a_t1w_is_wanted(inputs, wanted):
+    card = {} if inputs is None else {"inputs": inputs}
+    steps = scan_steps(Processing(), networks_of(**card))
     assert ("t1w" in steps) is wanted
 
 
@@ -100,7 +107,7 @@ def test_options_reach_their_steps(build, tmp_path):
     mask.touch()
     nodes = nodes_of(
         build(
-            materials={"brain_mask": mask, "brain_network": "abc"},
+            materials={"brain_mask": mask},
             processing={
                 "registration": "paper",
                 "random_seed": 5,
@@ -113,7 +120,7 @@ def test_options_reach_their_steps(build, tmp_path):
     )
     assert Path(nodes["brain_mask"].inputs.mask_file) == mask
     assert nodes["brain_mask"].inputs.skull_strip == "skip"
-    assert nodes["brain_mask"].inputs.network == "abc"
+    assert nodes["brain_mask"].inputs.network == "2"
     assert nodes["registration"].inputs.method == "paper"
     assert nodes["registration"].inputs.seed == 5
     assert nodes["measure"].inputs.threshold == 0.3

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from network_spy import loaded
 from workflow_fakes import (
     AFFINE,
     SHAPE,
@@ -15,6 +16,7 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
     write_flair,
 )
@@ -26,11 +28,9 @@ from bagau_bids.preprocessing import bias_field
 from bagau_bids.reports.results import read_table
 from bagau_bids.reports.scan_tables import Volumes
 from bagau_bids.spaces import reorient
-from bagau_bids.workflow.run import run_participants
 
 REAL = {
     (inference, "segment"): inference.segment,
-    (inference, "segment_input"): inference.segment_input,
     (weights, "load_weights"): weights.load_weights,
 }
 WIDTHS = (4, 4, 6, 6, 8)
@@ -58,7 +58,7 @@ def go(tmp_path, monkeypatch):
         if flair is not None:
             write_flair(bids_dir, "sub-01", flair)
         config = make_config(bids_dir, tmp_path / "out", tmp_path / "work", **options)
-        (result,) = run_participants(config, scans_of(bids_dir), template, Listener())
+        (result,) = process_scans(config, scans_of(bids_dir), template, Listener())
         return result
 
     run.calls = calls
@@ -68,8 +68,7 @@ def go(tmp_path, monkeypatch):
 @pytest.fixture
 def bright(monkeypatch):
     """Have bright voxels called WMH, without any weights."""
-    card = {"architecture": "bagau_net", "version": "1", "sha256": "0" * 64}
-    monkeypatch.setattr(weights, "load_weights", lambda path: (BrightBlobs().eval(), card))
+    monkeypatch.setattr(weights, "load_weights", lambda path: loaded(BrightBlobs().eval()))
 
 
 def out(tmp_path, name):

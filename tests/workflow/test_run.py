@@ -17,14 +17,15 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
     write_flair,
 )
 
 from bagau_bids.config import Processing
 from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.network.cards import find_networks
 from bagau_bids.workflow.flair import STEPS, scan_steps
-from bagau_bids.workflow.run import run_participants
 
 TEMPLATE = "MNI152NLin2009cSym"
 GOLDEN = """
@@ -97,7 +98,7 @@ def go(tmp_path, calls, template):
             make_dataset(bids_dir, *stems)
         config = make_config(bids_dir, tmp_path / "out", tmp_path / "work", **options)
         listener = Listener()
-        return run_participants(config, scans_of(bids_dir), template, listener), listener
+        return process_scans(config, scans_of(bids_dir), template, listener), listener
 
     return run
 
@@ -368,7 +369,9 @@ def test_run_again_computes_and_writes_nothing(go, calls, tmp_path):
     assert results[0].ok
     assert calls.counts == counts
     assert stamps(tmp_path / "out") == before
-    assert set(listener.finished) == {("sub-01", step) for step in scan_steps(Processing())}
+    assert set(listener.finished) == {
+        ("sub-01", step) for step in scan_steps(Processing(), find_networks((), "small"))
+    }
 
 
 def test_threads_device_and_compression_do_not_make_it_run_again(go, calls):
@@ -414,7 +417,7 @@ def test_work_folder_may_be_moved(go, calls, tmp_path):
     config = make_config(tmp_path / "data", tmp_path / "out2", tmp_path / "elsewhere")
     template_again = make_template(tmp_path / "store2")
     scans = scans_of(tmp_path / "data")
-    assert run_participants(config, scans, template_again, Listener())[0].ok
+    assert process_scans(config, scans, template_again, Listener())[0].ok
     assert calls.counts == counts
 
 
@@ -641,9 +644,10 @@ def test_validator_accepts_the_derivatives(go, tmp_path):
 
 
 def test_steps_are_at_most_ten():
-    config = make_config(None, None, None, output_spaces=("orig", TEMPLATE))
-    assert len(scan_steps(config.processing)) <= 10  # one more where a network reads the T1w
-    assert {*scan_steps(config.processing), "t1w"} == {step.name for step in STEPS}
+    processing = make_config(None, None, None, output_spaces=("orig", TEMPLATE)).processing
+    steps = scan_steps(processing, find_networks((), "small"))
+    assert len(steps) <= 10  # one more where a network reads the T1w
+    assert {*steps, "t1w"} == {step.name for step in STEPS}
 
 
 def test_resource_monitor_leaves_its_measurements_beside_the_log(go, tmp_path, monkeypatch):

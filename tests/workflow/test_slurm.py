@@ -13,11 +13,10 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
     write_flair,
 )
-
-from bagau_bids.workflow.run import run_participants
 
 # A job whose dependency failed never begins, as with --kill-on-invalid-dep.
 SBATCH = """#!/bin/bash
@@ -70,7 +69,7 @@ def test_jobs_too_quick_to_be_seen_running_keep_their_reasons(
     path.write_text(f"plugin: {plugin}\n")
     config = make_config(tmp_path / "data", tmp_path / "out", tmp_path / "work", plugin_file=path)
     scans = scans_of(tmp_path / "data")
-    empty, killed = run_participants(config, scans, make_template(tmp_path / "store"), Listener())
+    empty, killed = process_scans(config, scans, make_template(tmp_path / "store"), Listener())
     flair = tmp_path / "data/sub-01/anat/sub-01_FLAIR.nii.gz"
     assert empty.reason == f"{flair}: every voxel is zero; there is no image to process"
     assert killed.reason.startswith("SLURM job ")

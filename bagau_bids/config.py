@@ -8,6 +8,7 @@ import os
 import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ REGISTRATIONS = ("robust", "paper")
 SKULL_STRIPS = ("auto", "skip")
 PERIVENTRICULAR_RULES = ("10mm", "3mm")
 ANALYSIS_LEVELS = ("participant", "group")
-SEGMENTATION, PREPROCESSING, OUTPUTS = "segmentation", "preprocessing", "outputs"  # in the help
 MAX_OMP_NTHREADS = 8
 INFARCT_THRESHOLD = 0.5  # of the calibrated probability, from which on a voxel may be infarct
 
@@ -38,6 +38,11 @@ def default_omp_nthreads(nprocs: int) -> int:
 def new_run_uuid() -> str:
     """Return a new identifier of a run, ``<date>-<time>_<uuid4>``, unique also on a cluster."""
     return f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
+
+
+_segmentation = partial(option, group="segmentation")  # groups of the help
+_preprocessing = partial(option, group="preprocessing")
+_outputs = partial(option, group="outputs")
 
 
 def _accepted(name: str, text: str, **keywords: Any) -> Spelling:
@@ -93,117 +98,94 @@ class Selection:
 class Processing:
     """What is done to each scan; every field is part of what makes a result."""
 
-    model: str = option(
-        "small",
-        "packaged weights to use (default: %(default)s)",
-        group=SEGMENTATION,
-        choices=MODELS,
+    model: str = _segmentation(
+        "small", "packaged weights to use (default: %(default)s)", choices=MODELS
     )
-    weights: tuple[Path, ...] = option(
+    weights: tuple[Path, ...] = _segmentation(
         (),
         "weights (.safetensors) instead of packaged ones, the card (.json) beside each; the "
         "probabilities of several are averaged",
-        group=SEGMENTATION,
         metavar="PATH",
         type=values.any_path,
     )
-    tta: bool = option(
-        False,
-        "average with the result of the mirrored FLAIR; takes the network twice as long",
-        group=SEGMENTATION,
+    tta: bool = _segmentation(
+        False, "average with the result of the mirrored FLAIR; takes the network twice as long"
     )
-    infarct: bool = option(
+    infarct: bool = _segmentation(
         False,
         "put infarcts out too: a mask, a probability, their volume and their outline on the "
         "page; the weights must tell infarcts",
-        group=SEGMENTATION,
     )
-    known_lesions: tuple[Path, ...] = option(
+    known_lesions: tuple[Path, ...] = _segmentation(
         (),
         "derivatives with masks (label-lesion, -infarct, -tumour or -resection, suffix mask "
         "or roi) of what is known to be no WMH; preferred to *_label-lesion_roi beside the FLAIR, "
         "which is used anyway",
-        group=SEGMENTATION,
         metavar="[NAME=]PATH",
         type=values.derivatives_dir,
     )
-    ignore_lesion_roi: bool = option(
-        False, "do not use *_label-lesion_roi beside the FLAIR", group=SEGMENTATION
+    ignore_lesion_roi: bool = _segmentation(
+        False, "do not use *_label-lesion_roi beside the FLAIR"
     )
-    threshold: float = option(
+    threshold: float = _segmentation(
         0.5,
         "probability from which on a voxel is WMH (default: %(default)s)",
-        group=SEGMENTATION,
         metavar="P",
         type=values.threshold,
     )
-    min_lesion_size_mm3: float = option(
+    min_lesion_size_mm3: float = _segmentation(
         0.0,
         "remove lesions smaller than this volume in mm3 (default: %(default)g, none)",
         "--min-lesion-size",
-        group=SEGMENTATION,
         metavar="MM3",
         type=values.lesion_size_mm3,
     )
-    periventricular_rule: str = option(
+    periventricular_rule: str = _segmentation(
         "10mm",
         "which white matter is periventricular. 10mm: up to 10 mm from the lateral "
         "ventricles. 3mm: up to 3 mm is juxtaventricular, from there to 13 mm periventricular "
         "(default: %(default)s)",
-        group=SEGMENTATION,
         choices=PERIVENTRICULAR_RULES,
     )
-    random_seed: int = option(
-        0,
-        "seed of the registration's sampling (default: %(default)s)",
-        group=SEGMENTATION,
-        metavar="N",
-        type=values.whole_number(0),
+    random_seed: int = _segmentation(
+        0, "seed of the registration's sampling (default: %(default)s)", **values.at_least(0)
     )
-    template: str = option(
+    template: str = _preprocessing(
         "MNI152NLin2009cSym",
         "template whose white-matter map guides the network; ICBM152NLin2009aSym comes with "
         "the installation and needs no download (default: %(default)s)",
-        group=PREPROCESSING,
         choices=TEMPLATES,
     )
-    templateflow_home: Path | None = option(
+    templateflow_home: Path | None = _preprocessing(
         None,
         "TemplateFlow folder; default: $TEMPLATEFLOW_HOME, then ~/.cache/templateflow",
-        group=PREPROCESSING,
         metavar="PATH",
         type=values.any_path,
     )
-    offline: bool = option(False, "never try to use the network", group=PREPROCESSING)
-    registration: str = option(
+    offline: bool = _preprocessing(False, "never try to use the network")
+    registration: str = _preprocessing(
         "robust",
         "parameters of the registration of the template (default: %(default)s)",
-        group=PREPROCESSING,
         choices=REGISTRATIONS,
     )
-    skull_strip: str = option(
+    skull_strip: str = _preprocessing(
         "auto",
         "auto: find the brain, detect FLAIRs that are stripped already; skip: take every "
         "FLAIR as stripped (default: %(default)s)",
-        group=PREPROCESSING,
         choices=SKULL_STRIPS,
     )
-    derivatives: tuple[Path, ...] = option(
+    derivatives: tuple[Path, ...] = _preprocessing(
         (),
         "use the FLAIR's brain mask where one is found in these derivatives",
         "-d",
         "--derivatives",
-        group=PREPROCESSING,
         metavar="[NAME=]PATH",
         type=values.derivatives_dir,
     )
-    sloppy: bool = option(
-        False, "low quality and fast, for tests of an installation", group=PREPROCESSING
-    )
-    output_spaces: tuple[str, ...] = option(
+    sloppy: bool = _preprocessing(False, "low quality and fast, for tests of an installation")
+    output_spaces: tuple[str, ...] = _outputs(
         ("orig",),
         "orig: the FLAIR's own grid, always written; a template's name: also there",
-        group=OUTPUTS,
         metavar="SPACE",
         type=values.output_space(TEMPLATES),
         also=[_accepted("--output-layout", "always bids", choices=("bids",))],
@@ -220,15 +202,12 @@ class Resources:
         metavar="{auto,cpu,cuda,cuda:N}",
         type=values.device,
     )
-    batch_size: int = option(
-        8, "slices at once (default: %(default)s)", metavar="N", type=values.whole_number(1)
-    )
+    batch_size: int = option(8, "slices at once (default: %(default)s)", **values.at_least(1))
     nprocs: int = option(
         available_cpus,
         "threads in total (default: the cores this process may use, here %(default)s)",
         *("--nprocs", "--nthreads", "--n-cpus", "-n-cpus", "--ncpus", "--n-procs"),
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
     omp_nthreads: int = option(
         1,
@@ -236,8 +215,7 @@ class Resources:
         "--omp-nthreads",
         "--ants-nthreads",
         default=None,  # follows from nprocs
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
     mem_gb: float | None = option(
         None,
@@ -271,24 +249,19 @@ class Resources:
 class Execution:
     """How the run behaves: where it works, when it stops, what it keeps and shows."""
 
-    aggregate_session_reports: int = option(
+    aggregate_session_reports: int = _outputs(
         4,
         "one page a participant up to N sessions, one page a session above (default: %(default)s)",
-        group=OUTPUTS,
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
-    reports_only: bool = option(
-        False,
-        "write the pages again from the derivatives in OUTPUT_DIR and process nothing",
-        group=OUTPUTS,
+    reports_only: bool = _outputs(
+        False, "write the pages again from the derivatives in OUTPUT_DIR and process nothing"
     )
-    boilerplate_only: bool = option(
+    boilerplate_only: bool = _outputs(
         False,
         "write logs/CITATION.md and .bib and process nothing",
         "--boilerplate-only",
         "--boilerplate",
-        group=OUTPUTS,
         also=[
             _accepted(
                 "--md-only-boilerplate", "the text is always Markdown only", action="store_true"
@@ -305,8 +278,7 @@ class Execution:
         type=values.any_path,
     )
     clean_workdir: bool = option(
-        False,
-        "before the run, delete what earlier runs left in the work folder of these scans",
+        False, "before the run, delete what earlier runs left in the work folder of these scans"
     )
     rm_work_on_success: bool = option(False, "delete the work folder of each scan that is done")
     stop_on_first_crash: bool = option(

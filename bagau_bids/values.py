@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 _GB_PER_UNIT = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
 _MEMORY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT])?(?:i?B)?", re.IGNORECASE)
@@ -41,6 +42,11 @@ def whole_number(minimum: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def at_least(minimum: int) -> dict[str, Any]:
+    """Return what makes an option one of a whole number, N in the help."""
+    return {"metavar": "N", "type": whole_number(minimum)}
 
 
 def _number(text: str) -> float:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,8 +48,8 @@ def _named_paths(metavar: str, text: str) -> Any:
     return option((), text, group=DATA, action="append", metavar=metavar, type=_named_path)
 
 
-DATA, RUNNING, PARTS = "data", "running", "parts"  # in the help
-PART = Exclusive()
+DATA, RUNNING = "data", "running"  # in the help
+_parts = partial(option, group="parts", exclusive=Exclusive())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +84,13 @@ class Options:
         1,
         "jobs at once, each in a process of its own (default: %(default)s)",
         group=RUNNING,
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
     threads: int | None = option(
         None,
         "threads of each job on the CPU (default: the cores divided by --jobs)",
         group=RUNNING,
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
     device: str = device_option("networks are trained and run", group=RUNNING)
     changes: tuple[str, ...] = option(
@@ -102,21 +101,15 @@ class Options:
         action="append",
         metavar="KEY=VALUE",
     )
-    only: tuple[str, ...] = option(
+    only: tuple[str, ...] = _parts(
         (),
         "run these jobs, one after the other in this process, and write no table",
-        group=PARTS,
-        exclusive=PART,
         metavar="SYSTEM/fold-N",
     )
-    list: bool = option(False, "print the jobs and stop", group=PARTS, exclusive=PART)
-    slurm: bool = option(
-        False, "print the script of a SLURM job array and stop", group=PARTS, exclusive=PART
-    )
-    prepare_only: bool = option(False, "fill the cache and stop", group=PARTS, exclusive=PART)
-    table: bool = option(
-        False, "write the table of what is done and stop", group=PARTS, exclusive=PART
-    )
+    list: bool = _parts(False, "print the jobs and stop")
+    slurm: bool = _parts(False, "print the script of a SLURM job array and stop")
+    prepare_only: bool = _parts(False, "fill the cache and stop")
+    table: bool = _parts(False, "write the table of what is done and stop")
 
     def command(self) -> Sequence[str]:
         """Return the words after ``bagau`` that make the same plan again."""

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,8 @@ def _level(text: str) -> str:
     return text
 
 
-TASKS, TOOL = "tasks", Exclusive()
+TOOL = Exclusive()
+_tasks = partial(option, group="tasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,72 +84,50 @@ class Options:
         nargs="*",
         type=_level,
     )
-    container: Path | None = option(
-        None,
-        "run this .sif image",
-        group=TASKS,
-        exclusive=TOOL,
-        metavar="IMAGE",
-        type=values.any_path,
+    container: Path | None = _tasks(
+        None, "run this .sif image", exclusive=TOOL, metavar="IMAGE", type=values.any_path
     )
-    venv: Path | None = option(
+    venv: Path | None = _tasks(
         None,
         "run bagau-bids of this virtual environment (default: the one that runs this)",
-        group=TASKS,
         exclusive=TOOL,
         metavar="DIR",
         type=values.any_path,
     )
-    nprocs: int = option(
+    nprocs: int = _tasks(
         1,
         "cores a task; more than one only helps a task with several scans (default: %(default)s)",
-        group=TASKS,
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
-    mem_gb: float | None = option(
+    mem_gb: float | None = _tasks(
         None,
         f"memory a task, such as 8G (default: {MEMORY_GB:g}G for the first core, 2G for each "
         "further one)",
         "--mem",
-        group=TASKS,
         metavar="AMOUNT",
         type=values.memory_gb(None),
     )
-    minutes: int | None = option(
+    minutes: int | None = _tasks(
         None,
         "time limit of a task "
         f"(default: {MINUTES_PER_TASK}, and {MINUTES_PER_SCAN} more for each scan)",
-        group=TASKS,
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
-    per_task: int | None = option(
+    per_task: int | None = _tasks(
         None,
         "participants a task (default: 1, more where there would be more than "
         f"{MOST_TASKS} tasks)",
-        group=TASKS,
-        metavar="N",
-        type=values.whole_number(1),
+        **values.at_least(1),
     )
-    at_once: int = option(
-        0,
-        "tasks that may run at once (default: no limit)",
-        group=TASKS,
-        metavar="N",
-        type=values.whole_number(1),
+    at_once: int = _tasks(
+        0, "tasks that may run at once (default: no limit)", **values.at_least(1)
     )
-    group_after: str = option(
+    group_after: str = _tasks(
         "afterok",
         "run the group level if all tasks ended well, or in any case (default: %(default)s)",
-        group=TASKS,
         choices=("afterok", "afterany"),
     )
-    list: bool = option(
-        False,
-        "print the participants that are not done, a line a task, and stop",
-        group=TASKS,
-    )
+    list: bool = _tasks(False, "print the participants that are not done, a line a task, and stop")
 
     def words(self, *leave_out: str) -> Sequence[str]:
         """Return what of the options of bagau-bids was said, but for some fields."""

@@ -53,8 +53,7 @@ class Options:
         400,
         "scans to draw, a multiple of 10; of each, at most 32 slices are kept; 0 as "
         "--heads-only (default: %(default)s)",
-        metavar="N",
-        type=values.whole_number(0),
+        **values.at_least(0),
     )
     heads_only: bool = option(
         False, "prepare the heads in the folder heads of OUT, and draw nothing"
@@ -66,9 +65,7 @@ class Options:
     device: str = device_option(
         "scans are drawn, which decides with the seed what they are", default="cpu"
     )
-    threads: int = option(
-        1, "CPU threads (default: %(default)s)", metavar="N", type=values.whole_number(1)
-    )
+    threads: int = option(1, "CPU threads (default: %(default)s)", **values.at_least(1))
 
 
 def run(options: Options) -> int:

@@ -1,23 +1,20 @@
 """``bagau calibrate``: move a network's threshold to where it agrees best with given masks."""
 
-import argparse
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bagau_bids import values
 from bagau_bids.cli.labelled import (
-    add_device_option,
-    add_mask_options,
-    add_registration_option,
-    add_template_options,
-    datasets,
+    LabelledData,
+    Registration,
+    device_option,
     labelled_scans,
-    template_of,
 )
 from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
+from bagau_bids.options import argument, option, part
 
 if TYPE_CHECKING:
     from bagau_bids.datasets.labelled import TrainingScan
@@ -27,42 +24,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the subcommand to its parser."""
-    parser.add_argument(
-        "weights", metavar="WEIGHTS", type=Path, help="weights to start from; not changed"
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told."""
+
+    weights: Path = argument("weights to start from; not changed", metavar="WEIGHTS")
+    data: LabelledData = part(LabelledData)
+    output: Path = argument(
+        "calibrated weights, whose card (.json) is written beside them", metavar="OUT.safetensors"
     )
-    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=Path, help="BIDS data set of FLAIRs")
-    parser.add_argument(
-        "output",
-        metavar="OUT.safetensors",
-        type=Path,
-        help="calibrated weights, whose card (.json) is written beside them",
-    )
-    add_mask_options(parser)
-    parser.add_argument(
+    participant_labels: tuple[str, ...] = option(
+        (),
+        "subjects to calibrate on (default: all with a mask)",
         "--participant-label",
         metavar="LABEL",
-        nargs="+",
         type=values.label("sub"),
-        help="subjects to calibrate on (default: all with a mask)",
     )
-    parser.add_argument(
-        "--cache", metavar="DIR", type=Path, help="preprocessed scans (default: OUT's folder)"
-    )
-    add_template_options(parser)
-    add_registration_option(parser)
-    add_device_option(parser, "the network runs")
-    parser.add_argument(
-        "--threads", metavar="N", type=values.whole_number(1), help="threads on the CPU"
-    )
+    cache: Path | None = option(None, "preprocessed scans (default: OUT's folder)", metavar="DIR")
+    template: Registration = part(Registration)
+    device: str = device_option("the network runs")
+    threads: int | None = option(None, "threads on the CPU", **values.at_least(1))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if args.output.suffix != ".safetensors":
-        raise UsageError(f"{args.output}: expected a name ending in .safetensors")
+    if options.output.suffix != ".safetensors":
+        raise UsageError(f"{options.output}: expected a name ending in .safetensors")
 
     import torch
 
@@ -76,16 +64,16 @@ def run(args: argparse.Namespace) -> int:
     )
     from bagau_bids.training.loop import validate
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    network = load_weights(args.weights)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    network = load_weights(options.weights)
     if network.card.architecture == "brain_unet":
         raise UsageError(
-            f"{args.weights}: a network of the brain mask; expected one that finds lesions, "
+            f"{options.weights}: a network of the brain mask; expected one that finds lesions, "
             "BAGAU-Net or the U-Net"
         )
-    device = choose_device(args.device)
-    scans = _scans(args, with_t1=T1 in network.inputs)
+    device = choose_device(options.device)
+    scans = _scans(options, with_t1=T1 in network.inputs)
     points = operating_points(network, scans, device)
     bare = without_lesions(scans)
     if bare:
@@ -104,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     threshold = best_point(points).threshold
     scores = validate(network.calibrated(Calibration(threshold)), scans, device)
     save_weights(
-        args.output, network.model, _card(network.card.content, threshold, points, scores)
+        options.output, network.model, _card(network.card.content, threshold, points, scores)
     )
     for score in scores:
         log.info(
@@ -114,28 +102,28 @@ def run(args: argparse.Namespace) -> int:
             score.result_ml,
             score.reference_ml,
         )
-    log.info("%s: 0.5 is where %.2f was", args.output, threshold)
+    log.info("%s: 0.5 is where %.2f was", options.output, threshold)
     return EXIT_OK
 
 
-def _scans(args: argparse.Namespace, *, with_t1: bool) -> "list[TrainingScan]":
+def _scans(options: Options, *, with_t1: bool) -> "list[TrainingScan]":
     from bagau_bids.datasets.labelled import prepare_scans
 
-    labelled = labelled_scans(datasets(args))
-    if args.participant_label:
-        labelled = [one for one in labelled if one.scan.subject in args.participant_label]
+    labelled = labelled_scans(options.data.pairs)
+    if options.participant_labels:
+        labelled = [one for one in labelled if one.scan.subject in options.participant_labels]
     if not labelled:
-        wanted = ", ".join(args.participant_label or ["any subject"])
+        wanted = ", ".join(options.participant_labels or ["any subject"])
         raise UsageError(
-            f"{args.bids_dir}: no FLAIR with a mask found for {wanted}; expected at least one, "
-            "check --participant-label and --masks"
+            f"{options.data.bids_dir}: no FLAIR with a mask found for {wanted}; expected at least "
+            "one, check --participant-label and --masks"
         )
-    cache_dir = args.cache or args.output.parent / "cache"
+    cache_dir = options.cache or options.output.parent / "cache"
     cache_dir.mkdir(parents=True, exist_ok=True)
     prepared, _ = prepare_scans(
         labelled,
-        template_of(args, cache_dir),
-        args.registration,
+        options.template.find(cache_dir),
+        options.template.registration,
         cache_dir,
         with_t1=with_t1,
     )

@@ -65,7 +65,7 @@ def _level(text: str) -> str:
 
 
 TOOL = Exclusive()
-_tasks = partial(option, group="tasks")
+_task_option = partial(option, group="tasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +84,22 @@ class Options:
         nargs="*",
         type=_level,
     )
-    container: Path | None = _tasks(
+    container: Path | None = _task_option(
         None, "run this .sif image", exclusive=TOOL, metavar="IMAGE", type=values.any_path
     )
-    venv: Path | None = _tasks(
+    venv: Path | None = _task_option(
         None,
         "run bagau-bids of this virtual environment (default: the one that runs this)",
         exclusive=TOOL,
         metavar="DIR",
         type=values.any_path,
     )
-    nprocs: int = _tasks(
+    nprocs: int = _task_option(
         1,
         "cores a task; more than one only helps a task with several scans (default: %(default)s)",
         **values.at_least(1),
     )
-    mem_gb: float | None = _tasks(
+    mem_gb: float | None = _task_option(
         None,
         f"memory a task, such as 8G (default: {MEMORY_GB:g}G for the first core, 2G for each "
         "further one)",
@@ -107,27 +107,29 @@ class Options:
         metavar="AMOUNT",
         type=values.memory_gb(None),
     )
-    minutes: int | None = _tasks(
+    minutes: int | None = _task_option(
         None,
         "time limit of a task "
         f"(default: {MINUTES_PER_TASK}, and {MINUTES_PER_SCAN} more for each scan)",
         **values.at_least(1),
     )
-    per_task: int | None = _tasks(
+    per_task: int | None = _task_option(
         None,
         "participants a task (default: 1, more where there would be more than "
         f"{MOST_TASKS} tasks)",
         **values.at_least(1),
     )
-    at_once: int = _tasks(
+    at_once: int = _task_option(
         0, "tasks that may run at once (default: no limit)", **values.at_least(1)
     )
-    group_after: str = _tasks(
+    group_after: str = _task_option(
         "afterok",
         "run the group level if all tasks ended well, or in any case (default: %(default)s)",
         choices=("afterok", "afterany"),
     )
-    list: bool = _tasks(False, "print the participants that are not done, a line a task, and stop")
+    list: bool = _task_option(
+        False, "print the participants that are not done, a line a task, and stop"
+    )
 
     def words(self, *leave_out: str) -> Sequence[str]:
         """Return what of the options of bagau-bids was said, but for some fields."""

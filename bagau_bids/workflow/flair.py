@@ -23,7 +23,7 @@ from bagau_bids.workflow.preprocessing import (
     T1w,
 )
 from bagau_bids.workflow.segmentation import Measure, Segmentation
-from bagau_bids.workflow.step import Step
+from bagau_bids.workflow.step import Step, StepOutputSpec
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
@@ -157,14 +157,24 @@ def init_flair_wf(
     """
     workflow = pe.Workflow(workflow_name(scan.stem))
     made: dict[str, tuple[pe.Node, str]] = {}
-    for step in _preprocessing(scan, materials, processing):
-        _add(step, workflow, made, resources)
-    for step in _segmentation(materials, processing, resources):
-        _add(step, workflow, made, resources)
-    if not processing.infarct:
-        del made["infarct_probability"]  # which is measured, and not put out
-    source = scan.path.relative_to(bids_dir).as_posix()
-    for step in _derivatives(scan, source, output_dir, materials, processing):
+    steps = [
+        *_preprocessing(scan, materials, processing),
+        *_segmentation(materials, processing, resources),
+    ]
+    if wants_template_space(processing):
+        steps.append(TemplateCopies(template_t1w=materials.template.t1w))
+    prepare = Prepare(
+        steps=[step.name for step in steps],
+        source_file=scan.path,
+        source=scan.path.relative_to(bids_dir).as_posix(),
+        entities=dict(scan.entities),
+        template=materials.template.name,
+        template_uris=dict(materials.template_uris),
+        brain_mask_uri=materials.brain_mask_uri,
+        known_lesions_uri=materials.known_lesions_uri,
+        options=result_options(processing),
+    )
+    for step in (*steps, prepare, PutOut(output_dir=output_dir)):
         _add(step, workflow, made, resources)
     return workflow
 
@@ -180,8 +190,8 @@ def _add(
     Parameters
     ----------
     step
-        Its inputs that are outputs of earlier steps have their names; the record of an earlier
-        step is named ``STEP_record``.
+        Its inputs that are outputs of earlier steps have their names; what every step
+        puts out is named ``STEP_record`` and so on.
     workflow
         The scan's.
     made
@@ -197,7 +207,8 @@ def _add(
         if name in made:
             workflow.connect(*made[name], node, name)
     for output in step.output_spec().copyable_trait_names():
-        made[f"{step.name}_record" if output == "record" else output] = (node, output)
+        common = output in StepOutputSpec().copyable_trait_names()
+        made[f"{step.name}_{output}" if common else output] = (node, output)
 
 
 def _preprocessing(scan: Scan, materials: Materials, processing: Processing) -> Iterator[Step]:
@@ -245,22 +256,3 @@ def _segmentation(
         rule=processing.periventricular_rule,
         infarct=processing.infarct,
     )
-
-
-def _derivatives(
-    scan: Scan, source: str, output_dir: Path, materials: Materials, processing: Processing
-) -> Iterator[Step]:
-    """Make what comes last: copies in template space where wanted, and the derivatives."""
-    if wants_template_space(processing):
-        yield TemplateCopies(template_t1w=materials.template.t1w)
-    yield Prepare(
-        source_file=scan.path,
-        source=source,
-        entities=dict(scan.entities),
-        template=materials.template.name,
-        template_uris=dict(materials.template_uris),
-        brain_mask_uri=materials.brain_mask_uri,
-        known_lesions_uri=materials.known_lesions_uri,
-        options=result_options(processing),
-    )
-    yield PutOut(output_dir=output_dir)

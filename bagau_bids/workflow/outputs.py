@@ -7,6 +7,7 @@ and runs every time, so that a result that someone deleted comes back without an
 
 import hashlib
 import platform
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +17,18 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import (
     Directory,
+    DynamicTraitedSpec,
     File,
     InputMultiObject,
     isdefined,
     traits,
 )
+from nipype.interfaces.io import add_traits
 from numpy.typing import NDArray
 
 from bagau_bids import __version__
-from bagau_bids.bids.derivatives import derivative_path, sidecar_path
+from bagau_bids.bids.derivatives import catalogue, derivative_path, sidecar_path
+from bagau_bids.bids.records import Steps
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
@@ -39,38 +43,7 @@ from bagau_bids.workflow.step import (
     save_image,
 )
 
-# Images on the conformed grid -> derivative and type on disk.
-NATIVE_IMAGES: dict[str, tuple[str, type]] = {
-    "wmh_mask": ("wmh_mask", np.uint8),
-    "probability": ("wmh_probseg", np.float32),
-    "lesions": ("lesions_dseg", np.int32),
-    "wmh_regions": ("regions_dseg", np.uint8),
-    "ventricles": ("ventricle_mask", np.uint8),
-    "brain_regions": ("brain_regions_dseg", np.uint8),
-    "brain_mask": ("brain_mask", np.uint8),
-    "corrected": ("preproc_flair", np.float32),
-    "wm_probseg": ("wm_atlas", np.float32),
-}
-# The same, of what not every scan has.
-OPTIONAL_IMAGES: dict[str, tuple[str, type]] = {
-    "infarct_mask": ("infarct_mask", np.uint8),
-    "infarct_probability": ("infarct_probseg", np.float32),
-    "known_lesions": ("known_lesion_mask", np.uint8),
-}
-# Images that are there to be looked at, in 256 steps of brightness.
-PREVIEWS = {"flair": "conformed_flair", "warped_t1w": "warped_t1w"}
 BRIGHTEST_PERCENTILE = 99.9
-FINAL_FILES = (
-    "lesions_table",
-    "regions_table",
-    "brain_regions_table",
-    "volumes_table",
-    "fazekas_table",
-    "quality_table",
-    "template_to_flair_xfm",
-    "flair_to_template_xfm",
-)
-TEMPLATE_FILES = ("template_wmh_mask", "template_wmh_probseg", "template_flair")
 LIBRARIES = ("antspyx", "itk-elastix", "nibabel", "nipype", "numpy", "pybids", "scipy", "torch")
 
 
@@ -84,19 +57,10 @@ class TemplateCopiesInputSpec(StepInputSpec):
     template_t1w = File(exists=True, mandatory=True, desc="its grid is the target")
 
 
-class TemplateCopiesOutputSpec(StepOutputSpec):
-    """Outputs of `TemplateCopies`."""
-
-    template_wmh_mask = File(exists=True, desc="nearest neighbour, uint8")
-    template_wmh_probseg = File(exists=True, desc="trilinear, float32")
-    template_flair = File(exists=True, desc="trilinear, float32")
-
-
 class TemplateCopies(Step):
     """Resample results onto the grid of the template."""
 
     input_spec = TemplateCopiesInputSpec
-    output_spec = TemplateCopiesOutputSpec
     name = "template_copies"
     memory_gb = 1.8
 
@@ -106,21 +70,21 @@ class TemplateCopies(Step):
         grid = nib.Nifti1Image.from_filename(self.inputs.template_t1w)
         transform = read_itk_forward(Path(self.inputs.template_to_flair_xfm))
         points = inverse_field(transform, grid.shape, grid.affine)
-        for output, path, order, dtype in (
-            ("template_wmh_mask", self.inputs.wmh_mask, 0, np.uint8),
-            ("template_wmh_probseg", self.inputs.probability, 1, np.float32),
-            ("template_flair", self.inputs.corrected, 1, np.float32),
+        for key, path, order in (
+            ("template_wmh_mask", self.inputs.wmh_mask, 0),
+            ("template_wmh_probseg", self.inputs.probability, 1),
+            ("template_flair", self.inputs.corrected, 1),
         ):
             data, affine = load_image(path)
             copy = sample(data, affine, points, order)
-            target = folder / f"{output}.nii.gz"
+            target, dtype = folder / f"{key}.nii.gz", catalogue().files[key].dtype
             save_image(target, copy, grid.affine, dtype, standard_space=True)
-            self._results[output] = str(target)
+            self._results["derivatives"][key] = str(target)
         return {"notes": ()}
 
 
-class PrepareInputSpec(StepInputSpec):
-    """Inputs of `Prepare`."""
+class PrepareInputSpec(DynamicTraitedSpec, StepInputSpec):
+    """Inputs of `Prepare`, to which it adds those of each step before it."""
 
     source_file = File(exists=True, mandatory=True, desc="FLAIR as it is in the data set")
     source = traits.Str(mandatory=True, desc="its path relative to the data set")
@@ -130,41 +94,6 @@ class PrepareInputSpec(StepInputSpec):
     brain_mask_uri = traits.Str(usedefault=True, desc="where a mask from elsewhere came from")
     known_lesions_uri = traits.Str(usedefault=True, desc="where the known lesions came from")
     options = traits.Dict(mandatory=True, desc="options of the run that make the result")
-
-    flair = File(exists=True, mandatory=True)
-    wmh_mask = File(exists=True, mandatory=True)
-    probability = File(exists=True, mandatory=True)
-    lesions = File(exists=True, mandatory=True)
-    wmh_regions = File(exists=True, mandatory=True)
-    ventricles = File(exists=True, mandatory=True)
-    brain_regions = File(exists=True, mandatory=True)
-    brain_mask = File(exists=True, mandatory=True)
-    corrected = File(exists=True, mandatory=True)
-    wm_probseg = File(exists=True, mandatory=True)
-    warped_t1w = File(exists=True, mandatory=True)
-    lesions_table = File(exists=True, mandatory=True)
-    volumes_table = File(exists=True, mandatory=True)
-    regions_table = File(exists=True, mandatory=True)
-    brain_regions_table = File(exists=True, mandatory=True)
-    fazekas_table = File(exists=True, mandatory=True)
-    quality_table = File(exists=True, mandatory=True)
-    template_to_flair_xfm = File(exists=True, mandatory=True)
-    flair_to_template_xfm = File(exists=True, mandatory=True)
-    infarct_mask = File(exists=True)
-    infarct_probability = File(exists=True)
-    known_lesions = File(exists=True)
-    template_wmh_mask = File(exists=True)
-    template_wmh_probseg = File(exists=True)
-    template_flair = File(exists=True)
-
-    conform_record = File(exists=True, mandatory=True)
-    brain_mask_record = File(exists=True, mandatory=True)
-    bias_field_record = File(exists=True, mandatory=True)
-    registration_record = File(exists=True, mandatory=True)
-    regions_record = File(exists=True, mandatory=True)
-    segmentation_record = File(exists=True, mandatory=True)
-    measure_record = File(exists=True, mandatory=True)
-    t1w_record = File(exists=True)
 
 
 class PrepareOutputSpec(StepOutputSpec):
@@ -184,8 +113,16 @@ class Prepare(Step):
     name = "prepare"
     memory_gb = 1.2
 
+    def __init__(self, steps: Sequence[str] = (), **inputs: Any) -> None:
+        """Take the record and the derivatives of steps, each as ``STEP_record`` and so on."""
+        super().__init__(**inputs)
+        self.steps = tuple(steps)
+        common = StepOutputSpec().copyable_trait_names()
+        add_traits(self.inputs, [f"{step}_{output}" for step in steps for output in common])
+
     def _process(self, folder: Path) -> dict[str, Any]:
         tree = folder / "derivatives"
+        files = self._files()
         steps = self._steps()
         scan = Provenance(
             entities=self.inputs.entities,
@@ -194,89 +131,75 @@ class Prepare(Step):
             template_uris=self.inputs.template_uris,
             brain_mask_uri=self.inputs.brain_mask_uri,
             known_lesions_uri=self.inputs.known_lesions_uri,
-            infarct=isdefined(self.inputs.infarct_mask),
+            infarct="infarct_mask" in files,
             steps=steps,
             threshold=self.inputs.options["threshold"],
             min_lesion_size_mm3=self.inputs.options["min_lesion_size_mm3"],
         )
-        self._write_images(tree)
-        written = self._copy_files(tree)
-        self._write_sidecars(tree, scan, with_template="template_flair" in written)
+        self._write_files(tree, files)
+        self._write_sidecars(tree, scan, files)
         made = sorted(path.relative_to(tree) for path in tree.rglob("*") if path.is_file())
         record = derivative_path(tree, self.inputs.entities, "record")
         write_json(record, self._record(steps, scan, made))
-        optional = [self._path(tree, name) for name, _ in OPTIONAL_IMAGES.values()]
-        absent = [path for path in optional if not path.is_file()]
+        absent = [
+            self._path(tree, key)
+            for key, row in catalogue().files.items()
+            if row.kind == "image" and key not in files
+        ]
         self._results["stale"] = [
             str(one.relative_to(tree)) for path in absent for one in (path, sidecar_path(path))
         ]
         self._results["tree"] = str(tree)
-        files = [str(path) for path in (*made, record.relative_to(tree))]
-        self._results["files"] = files
-        self._results["digests"] = [file_digest(tree / name) for name in files]
+        names = [str(path) for path in (*made, record.relative_to(tree))]
+        self._results["files"] = names
+        self._results["digests"] = [file_digest(tree / name) for name in names]
         return {"notes": ()}
 
     def _path(self, tree: Path, name: str) -> Path:
         return derivative_path(tree, self.inputs.entities, name, template=self.inputs.template)
 
-    def _steps(self) -> dict[str, dict[str, Any]]:
-        inputs = self.inputs
-        records = {
-            "conform": inputs.conform_record,
-            "brain_mask": inputs.brain_mask_record,
-            "bias_field": inputs.bias_field_record,
-            "registration": inputs.registration_record,
-            "regions": inputs.regions_record,
-            "segmentation": inputs.segmentation_record,
-            "measure": inputs.measure_record,
-        }
-        if isdefined(inputs.t1w_record):
-            records["t1w"] = inputs.t1w_record
-        return {name: read_record(path, dict[str, Any]) for name, path in records.items()}
+    def _files(self) -> dict[str, Path]:
+        """Gather what the steps hand over, by key of the catalogue."""
+        handed_over = (getattr(self.inputs, f"{step}_derivatives") for step in self.steps)
+        return {key: Path(path) for files in handed_over for key, path in files.items()}
 
-    def _write_images(self, tree: Path) -> None:
+    def _steps(self) -> dict[str, dict[str, Any]]:
+        """Read the records of the steps."""
+        names = [name for name in Steps.__struct_fields__ if name in self.steps]
+        return {
+            name: read_record(getattr(self.inputs, f"{name}_record"), dict[str, Any])
+            for name in names
+        }
+
+    def _write_files(self, tree: Path, files: Mapping[str, Path]) -> None:
+        """Bring images back onto the grid of the source; copy what is final already."""
         from bagau_bids.preprocessing.conform import to_source
 
         source = nib.load(self.inputs.source_file)
-        previews = {field: (name, np.uint8) for field, name in PREVIEWS.items()}
-        optional = {
-            field: image
-            for field, image in OPTIONAL_IMAGES.items()
-            if isdefined(getattr(self.inputs, field))
-        }
-        for field, (name, dtype) in {**NATIVE_IMAGES, **previews, **optional}.items():
-            data, _ = load_image(getattr(self.inputs, field))
-            path = self._path(tree, name)
+        for key, made in files.items():
+            row, path = catalogue().files[key], self._path(tree, key)
+            if row.kind not in ("image", "preview"):
+                copy_file(made, path)
+                continue
+            data, _ = load_image(str(made))
+            stored = eight_bits(data) if row.kind == "preview" else data.astype(row.dtype)
             path.parent.mkdir(parents=True, exist_ok=True)
-            stored = eight_bits(data) if field in PREVIEWS else data.astype(dtype)
-            to_source(stored, source, dtype).to_filename(path)
+            to_source(stored, source, row.dtype).to_filename(path)
 
-    def _copy_files(self, tree: Path) -> tuple[str, ...]:
-        """Copy what is final already; return which there were."""
-        there = tuple(
-            name
-            for name in (*FINAL_FILES, *TEMPLATE_FILES)
-            if isdefined(getattr(self.inputs, name))
-        )
-        for name in there:
-            copy_file(Path(getattr(self.inputs, name)), self._path(tree, name))
-        return there
-
-    def _write_sidecars(self, tree: Path, scan: Provenance, with_template: bool) -> None:
-        sidecars = image_sidecars(scan)
-        if with_template:
-            sidecars |= template_sidecars(scan)
-        sidecars["lesions_dseg"] |= column_descriptions("lesions")
-        sidecars["regions_dseg"] |= column_descriptions("regions")
-        sidecars["brain_regions_dseg"] |= column_descriptions("brain_regions")
-        sidecars["volumes_table"] = column_descriptions("volumes")
-        sidecars["fazekas_table"] = column_descriptions("fazekas")
-        sidecars["quality_table"] = {
-            **column_descriptions("quality_table"),
-            "Figures": column_descriptions("quality"),
-        }
-        for name, content in sidecars.items():
-            write_json(sidecar_path(self._path(tree, name)), content)
+    def _write_sidecars(self, tree: Path, scan: Provenance, files: Iterable[str]) -> None:
+        """Write what is known of each file; a table shares the sidecar of its image."""
+        described = image_sidecars(scan)
+        if "template_flair" in files:
+            described |= template_sidecars(scan)
+        sidecars = {sidecar_path(self._path(tree, key)): one for key, one in described.items()}
+        for key in files:
+            row = catalogue().files[key]
+            if row.columns:
+                known = sidecars.setdefault(sidecar_path(self._path(tree, key)), {})
+                known |= column_descriptions(row.columns)
+                known |= {"Figures": column_descriptions(row.figures)} if row.figures else {}
+        for path, content in sidecars.items():
+            write_json(path, content)
 
     def _record(
         self, steps: dict[str, dict[str, Any]], scan: Provenance, made: list[Path]

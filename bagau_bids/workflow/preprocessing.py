@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import InputImageError, ProcessingError
-from bagau_bids.files import write_table
 from bagau_bids.spaces import reorient, same_grid
 from bagau_bids.workflow.step import (
     Step,
@@ -64,6 +63,7 @@ class Conform(Step):
         sidecars = self.inputs.sidecars if isdefined(self.inputs.sidecars) else []
         signs = signs_of_another_sequence(read_sidecars([Path(path) for path in sidecars]))
         self._save("flair", folder, scan.data, scan.affine, np.float32)
+        self._results["derivatives"]["conformed_flair"] = self._results["flair"]
         said = [f"The metadata say {'; '.join(signs)}: is it a FLAIR?"] if signs else []
         record = {
             "notes": (*scan.notes, *said),
@@ -87,7 +87,7 @@ class Conform(Step):
 
         path = Path(self.inputs.lesion_file)
         found = known_lesions_on(path, shape, affine)
-        self._save("known_lesions", folder, found.mask, affine, np.uint8)
+        self._derive("known_lesion_mask", folder, found.mask, affine, "known_lesions")
         volume_ml = np.count_nonzero(found.mask) * voxel_volume_mm3(affine) / 1000
         taken = f"Known lesions of {volume_ml:.2f} ml are those of {path}; they are no WMH."
         chosen = self.inputs.lesion_note or taken
@@ -154,7 +154,7 @@ class BrainMask(Step):
             )
         from bagau_bids.preprocessing.intensities import clipped_share
 
-        self._save("brain_mask", folder, mask, affine, np.uint8)
+        self._derive("brain_mask", folder, mask, affine, "brain_mask")
         voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
         return {
             **record,
@@ -192,7 +192,7 @@ class BiasField(Step):
         mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
         known = known_lesions_of(self.inputs, flair.shape, affine)
         corrected = correct_bias_field(flair, affine, without(mask, known))
-        self._save("corrected", folder, corrected, affine, np.float32)
+        self._derive("preproc_flair", folder, corrected, affine, "corrected")
         return {"method": "N4", "notes": ()}
 
 
@@ -215,7 +215,6 @@ class RegistrationOutputSpec(StepOutputSpec):
     wm_probseg = File(exists=True, desc="template's white matter on the FLAIR, float32")
     warped_t1w = File(exists=True, desc="template's T1w on the FLAIR, brain only, float32")
     template_to_flair_xfm = File(exists=True, desc="resamples the template onto the FLAIR")
-    flair_to_template_xfm = File(exists=True, desc="resamples the FLAIR onto the template")
     template_points = File(
         exists=True, desc="place in the template (mm, RAS+) of a lattice over the FLAIR, 4-D"
     )
@@ -257,7 +256,7 @@ class Registration(Step):
             threads=self.inputs.num_threads,
             excluded=known_lesions_of(self.inputs, flair.shape, affine),
         )
-        self._save("wm_probseg", folder, result.wm_probseg, affine, np.float32)
+        self._derive("wm_atlas", folder, result.wm_probseg, affine, "wm_probseg")
         self._save("warped_t1w", folder, result.t1w, affine, np.float32)
         forward = folder / "template_to_flair_xfm.h5"
         write_itk_forward(result.transform, forward)
@@ -267,7 +266,11 @@ class Registration(Step):
         points, lattice = lattice_field(result.transform, flair.shape, affine)
         self._save("template_points", folder, np.moveaxis(points, 0, -1), lattice, np.float32)
         self._results["template_to_flair_xfm"] = str(forward)
-        self._results["flair_to_template_xfm"] = str(inverse)
+        self._results["derivatives"] |= {
+            "warped_t1w": self._results["warped_t1w"],
+            "template_to_flair_xfm": str(forward),
+            "flair_to_template_xfm": str(inverse),
+        }
         return {**result.quality, "seed": self.inputs.seed, "threads": self.inputs.num_threads}
 
 
@@ -330,10 +333,6 @@ class RegionsOutputSpec(StepOutputSpec):
 
     ventricles = File(exists=True, desc="lateral ventricles, uint8, conformed grid")
     regions = File(exists=True, desc="region of every voxel of the brain, uint8, same grid")
-    brain_regions = File(
-        exists=True, desc="the same where it can be told, ventricles apart, uint8, same grid"
-    )
-    brain_regions_table = File(exists=True, desc="TSV, what the values of brain_regions mean")
 
 
 class Regions(Step):
@@ -363,13 +362,12 @@ class Regions(Step):
         found = regions.find_ventricles(flair, affine, tissue, wm_probseg, groups)
         distance = regions.distance_mm(found.mask, affine)
         numbers = regions.partition(groups, right, brain, distance, affine, self.inputs.rule)
-        self._save("ventricles", folder, found.mask, affine, np.uint8)
+        self._derive("ventricle_mask", folder, found.mask, affine, "ventricles")
         self._save("regions", folder, numbers, affine, np.uint8)
         brain_regions = regions.brain_map(numbers, found.mask, distance)
-        self._save("brain_regions", folder, brain_regions, affine, np.uint8)
-        table = folder / "brain_regions_table.tsv"
-        write_table(table, regions.brain_lookup_table(self.inputs.rule))
-        self._results["brain_regions_table"] = str(table)
+        self._derive("brain_regions_dseg", folder, brain_regions, affine)
+        lookup = regions.brain_lookup_table(self.inputs.rule)
+        self._tabulate("brain_regions_table", folder, lookup)
         anatomy = suspects.Anatomy(
             brain_mask=tissue,  # nor does what is known ask for a look
             ventricles=found.mask,

@@ -15,7 +15,6 @@ from bagau_bids.bids.records import (
     RegistrationRecord,
 )
 from bagau_bids.config import PERIVENTRICULAR_RULES
-from bagau_bids.files import write_table
 from bagau_bids.workflow.step import (
     Step,
     StepOutputSpec,
@@ -93,7 +92,7 @@ class Segmentation(Step):
             batch_size=self.inputs.batch_size,
             tta=self.inputs.tta,
         )
-        self._save("probability", folder, result.probability, affine, np.float32)
+        self._derive("wmh_probseg", folder, result.probability, affine, "probability")
         if result.infarct_probability is not None:
             infarct = result.infarct_probability
             self._save("infarct_probability", folder, infarct, affine, np.float32)
@@ -149,14 +148,6 @@ class MeasureOutputSpec(StepOutputSpec):
     """Outputs of `Measure`."""
 
     wmh_mask = File(exists=True, desc="uint8, conformed grid")
-    infarct_mask = File(desc="uint8, conformed grid; only where wanted")
-    lesions = File(exists=True, desc="lesions numbered from 1, int32, conformed grid")
-    wmh_regions = File(exists=True, desc="region of each voxel of the mask, uint8, same grid")
-    volumes_table = File(exists=True, desc="TSV")
-    lesions_table = File(exists=True, desc="TSV")
-    quality_table = File(exists=True, desc="TSV")
-    regions_table = File(exists=True, desc="TSV, what the values of wmh_regions mean")
-    fazekas_table = File(exists=True, desc="TSV")
 
 
 class Measure(Step):
@@ -185,15 +176,14 @@ class Measure(Step):
             rule=self.inputs.rule,
             infarct_wanted=self.inputs.infarct,
         )
-        self._save("wmh_mask", folder, measured.found.wmh, affine, np.uint8)
-        self._save("lesions", folder, measured.lesions, affine, np.int32)
-        self._save("wmh_regions", folder, measured.wmh_regions, affine, np.uint8)
+        self._derive("wmh_mask", folder, measured.found.wmh, affine, "wmh_mask")
+        self._derive("lesions_dseg", folder, measured.lesions, affine)
+        self._derive("regions_dseg", folder, measured.wmh_regions, affine)
         if measured.found.reported is not None:
-            self._save("infarct_mask", folder, measured.found.reported, affine, np.uint8)
+            self._derive("infarct_mask", folder, measured.found.reported, affine)
+            self._results["derivatives"]["infarct_probseg"] = self.inputs.infarct_probability
         for name, table in measured.tables.items():
-            path = folder / f"{name}.tsv"
-            write_table(path, table)
-            self._results[name] = str(path)
+            self._tabulate(name, folder, table)
         return {
             "notes": measured.notes,
             "quality": asdict(measured.figures),

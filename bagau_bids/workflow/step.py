@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 import nibabel as nib
@@ -32,10 +32,14 @@ from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from bagau_bids import __version__
+from bagau_bids.bids.derivatives import catalogue
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, ProcessingError
-from bagau_bids.files import together, write_json
+from bagau_bids.files import together, write_json, write_table
 from bagau_bids.spaces import same_grid
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FAILURE_FILE = "failure.json"
 RECORD_FILE = "record.json"
@@ -58,6 +62,9 @@ class StepOutputSpec(TraitedSpec):
     """Outputs that every step has."""
 
     record = File(desc="JSON: notes, figures and duration of the step")
+    derivatives = traits.Dict(
+        traits.Str(), File(exists=True), desc="files to put out, by their key in the catalogue"
+    )
 
 
 class Step(SimpleInterface):
@@ -85,6 +92,7 @@ class Step(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         folder = Path(runtime.cwd)
+        self._results["derivatives"] = {}
         started = time.monotonic()
         with self._telling_why(folder):
             with (
@@ -96,6 +104,9 @@ class Step(SimpleInterface):
             duration_s = round(time.monotonic() - started, 1)
             write_json(folder / RECORD_FILE, {**record, "duration_s": duration_s})
         self._results["record"] = str(folder / RECORD_FILE)
+        own = {key: row for key, row in catalogue().files.items() if row.step == self.name}
+        needed = {key for key, row in own.items() if not row.optional and row.kind != "record"}
+        assert needed <= self._results["derivatives"].keys() <= own.keys(), self.name
         return runtime
 
     def _process(self, folder: Path) -> dict[str, Any]:
@@ -125,6 +136,21 @@ class Step(SimpleInterface):
         path = folder / f"{output}.nii{'.gz' if self.inputs.compress else ''}"
         save_image(path, data, affine, dtype)
         self._results[output] = str(path)
+
+    def _derive(
+        self, key: str, folder: Path, data: NDArray, affine: NDArray, output: str = ""
+    ) -> None:
+        """Save a derivative in `folder`, with its type on disk; as an output too, if named."""
+        path = folder / f"{output or key}.nii{'.gz' if self.inputs.compress else ''}"
+        save_image(path, data, affine, catalogue().files[key].dtype)
+        self._results["derivatives"][key] = str(path)
+        if output:
+            self._results[output] = str(path)
+
+    def _tabulate(self, key: str, folder: Path, table: "pd.DataFrame") -> None:
+        """Write a table in `folder`, as a derivative."""
+        write_table(folder / f"{key}.tsv", table)
+        self._results["derivatives"][key] = str(folder / f"{key}.tsv")
 
 
 class TissueInputSpec(StepInputSpec):

@@ -13,7 +13,7 @@ import stand_ins
 
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
-from bagau_bids.network.cards import Card, find_networks
+from bagau_bids.network.cards import find_networks
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.workflow import preprocessing, segmentation
 from bagau_bids.workflow.run import run_participants
@@ -144,31 +144,9 @@ def _fake_steps(calls):
         calls.note("t1w", flair)
         return stand_ins.t1w_on_flair(path, flair, *others, **options)
 
-    def segment(networks, inputs, brain_mask, *, device, batch_size, tta):
-        """Bright is a lesion; with a T1w, which is the FLAIR negated here, there is none."""
-        from bagau_bids.network.inference import Segmentation
-
+    def segment(networks, inputs, brain_mask, **options):
         calls.note("segmentation", inputs)
-        notes = ("averaged with the mirrored FLAIR",) if tta else ()
-        if inputs.t1 is not None:
-            # Z-scores end at -6 and 10, so that beside air and lesions the interpolated sizes
-            # differ, but not the sign.
-            clear = (np.abs(inputs.flair) > 0.1) & (np.abs(inputs.t1) > 0.1)
-            assert (np.sign(inputs.t1) == -np.sign(inputs.flair))[clear].mean() > 0.99
-            calls.note("segmentation with t1")
-            return Segmentation(brain_mask * np.float32(0), device, batch_size, "float32", notes)
-        x, y = (np.rint(inputs.plane.pixels_of_voxels(axis)).astype(int) for axis in (0, 1))
-        bright = 24 * np.mean([network.operating_points["wmh"] for network in networks])
-        guided = np.where(inputs.atlas > 0.1, inputs.flair / bright, 0)
-        slices = np.clip(guided, 0, 1)[:, x.clip(0, 199)][:, :, y.clip(0, 199)]
-        probability = np.moveaxis(slices, 0, 2).astype(np.float32) * brain_mask
-        return Segmentation(probability, device, batch_size, "float32", notes)
-
-    def load_weights(path):
-        from bagau_bids.network.weights import LoadedNetwork
-
-        card = Card(architecture="bagau_net", version="1", sha256="0" * 64, config={})
-        return LoadedNetwork(object(), card)
+        return stand_ins.segment(networks, inputs, brain_mask, **options)
 
     return {
         "preprocessing.brain_mask.brain_mask": brain_mask,
@@ -176,7 +154,7 @@ def _fake_steps(calls):
         "preprocessing.registration.register_template": register_template,
         "preprocessing.t1w.t1w_on_flair": t1w_on_flair,
         "network.inference.segment": segment,
-        "network.weights.load_weights": load_weights,
+        "network.weights.load_weights": stand_ins.load_weights,
     }
 
 

@@ -18,13 +18,14 @@ from workflow_fakes import (
     make_config,
     make_dataset,
     make_template,
+    process_scans,
     scans_of,
     write_flair,
 )
 
+from bagau_bids.network.slices import add_t1, network_input
 from bagau_bids.preprocessing.transforms import read_itk_forward
 from bagau_bids.spaces import reorient
-from bagau_bids.workflow.run import run_participants
 
 TEMPLATE = "MNI152NLin2009cSym"
 OPTIONS = {
@@ -34,6 +35,8 @@ OPTIONS = {
     "nprocs": 3,
     "debug": ("pdb",),  # all steps in this process
     "output_spaces": ("orig", TEMPLATE),
+    "tta": True,
+    "batch_size": 5,
 }
 
 
@@ -51,7 +54,7 @@ def go(tmp_path, monkeypatch, template):
     def run(**options):
         places = (tmp_path / "data", tmp_path / "out", tmp_path / "work")
         config = make_config(*places, **OPTIONS, **options)
-        (result,) = run_participants(config, scans_of(tmp_path / "data"), template, Listener())
+        (result,) = process_scans(config, scans_of(tmp_path / "data"), template, Listener())
         assert result.ok, result.reason
         return tmp_path / "out" / "sub-01" / "anat"
 
@@ -68,18 +71,19 @@ def steps_of(folder):
     return json.loads((folder / "sub-01_desc-processing_record.json").read_text())["steps"]
 
 
-def test_the_steps_before_the_network(go, tmp_path, template):
+def test_the_steps_up_to_the_network(go, tmp_path, template):
     anat = tmp_path / "data" / "sub-01" / "anat"
     lesion = np.zeros(head().shape, np.uint8)
     lesion[13:16, 5:9, 3:5] = 1
     nib.Nifti1Image(lesion, AFFINE).to_filename(anat / "sub-01_label-lesion_roi.nii.gz")
     write_flair(tmp_path / "data", "sub-01").rename(anat / "sub-01_T1w.nii.gz")
     write_flair(tmp_path / "data", "sub-01")
-    weights = tmp_path / "t1.safetensors"
-    weights.write_bytes(b"weights")
+    networks = (tmp_path / "first.safetensors", tmp_path / "second.safetensors")
     card = {"architecture": "unet", "config": {}, "sha256": "0", "inputs": ["flair", "t1"]}
-    weights.with_suffix(".json").write_text(json.dumps(card))
-    folder = go(weights=(weights,))
+    for weights in networks:
+        weights.write_text(weights.stem)
+        weights.with_suffix(".json").write_text(json.dumps(card))
+    folder = go(weights=networks)
 
     flair, affine = reorient(head(), AFFINE)
     known, _ = reorient(lesion > 0, AFFINE)
@@ -96,13 +100,33 @@ def test_the_steps_before_the_network(go, tmp_path, template):
     np.testing.assert_array_equal(atlas, found.wm_probseg)
     transform = read_itk_forward(folder / f"sub-01_from-{TEMPLATE}_to-FLAIR_mode-image_xfm.h5")
     np.testing.assert_allclose(transform.affine, found.transform.affine, atol=1e-9)
-    steps = json.loads((folder / "sub-01_desc-processing_record.json").read_text())["steps"]
+    steps = steps_of(folder)
     assert steps["brain_mask"]["notes"] == list(brain.notes)
     assert steps["registration"]["mutual_information"] == found.used.mutual_information
     assert (steps["registration"]["method"], steps["registration"]["seed"]) == ("paper", 7)
     assert steps["t1w"]["transform"] == t1w.transform.tolist()
     assert steps["t1w"]["coverage"] == t1w.coverage
     assert steps["t1w"]["notes"] == list(t1w.notes)
+
+    given = network_input(corrected, affine, brain.mask, found.wm_probseg, known)
+    judged = brain.mask & ~known
+    segmented = stand_ins.segment(
+        [stand_ins.load_weights(path) for path in networks],
+        add_t1(given, t1w.data, affine, judged),
+        judged,
+        device="cpu",
+        batch_size=5,
+        tta=True,
+    )
+    probability = stored(folder, "space-orig_label-WMH_probseg")
+    np.testing.assert_array_equal(probability, segmented.probability)
+    mask = stored(folder, "space-orig_label-WMH_mask")
+    np.testing.assert_array_equal(mask, segmented.probability >= 0.5)
+    assert mask.any()
+    step = steps["segmentation"]
+    assert (step["device"], step["batch_size"], step["tta"]) == ("cpu", 5, True)
+    assert [model["Name"] for model in step["models"]] == ["first", "second"]
+    assert len({model["SHA256"] for model in step["models"]}) == 2
 
 
 @pytest.mark.parametrize(("name", "order"), [("label-WMH_mask", 0), ("desc-preproc_FLAIR", 1)])

@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import stand_ins
+from network_spy import loaded
 from workflow_fakes import AFFINE, SHAPE, head, make_template, write_flair
+
+from bagau_bids.network.slices import network_input
 
 MASK = np.zeros(SHAPE, bool)
 MASK[4:-4, 4:-4, 3:-3] = True
@@ -31,11 +34,26 @@ def values(tmp_path):
         "method": ("paper", "robust"),
         "seed": (0, 1),
         "threads": (1, 2),
+        "networks": ([loaded(None)], [loaded(None, threshold=0.4)]),
+        "inputs": tuple(
+            network_input(head(n), AFFINE, MASK, MASK * np.float32(0.8)) for n in (0, 1)
+        ),
+        "device": ("cpu", "cuda:0"),
+        "batch_size": (1, 2),
+        "tta": (False, True),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["brain_mask", "correct_bias_field", "register_template", "t1w_on_flair"]
+    "name",
+    [
+        "brain_mask",
+        "correct_bias_field",
+        "register_template",
+        "t1w_on_flair",
+        "load_weights",
+        "segment",
+    ],
 )
 def test_a_stand_in_depends_on_every_argument(name, values):
     function = getattr(stand_ins, name)

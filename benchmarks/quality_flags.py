@@ -35,10 +35,9 @@ from bagau_bids.network.cards import find_weights
 from bagau_bids.network.inference import segment
 from bagau_bids.network.slices import network_input, require_white_matter
 from bagau_bids.network.weights import LoadedNetwork, load_weights
-from bagau_bids.preprocessing.bias_field import correct_bias_field
-from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.conform import conform
-from bagau_bids.preprocessing.registration import register_template, warp_to_flair
+from bagau_bids.preprocessing.recipe import preprocess
+from bagau_bids.preprocessing.registration import warp_to_flair
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import (
     carry_regions,
@@ -216,10 +215,11 @@ def prepare(path: Path, template: Template) -> Case:
     """Run a scan up to its registration."""
     scan = conform(path) if "FLAIR" in path.name else None
     data, affine = (scan.data, scan.affine) if scan else paint(path)
-    brain = brain_mask(data, affine).mask
-    flair = correct_bias_field(data, affine, brain)
-    result = register_template(flair, affine, brain, template)
-    return Case(flair, affine, brain, result.transform, result.used.mutual_information)
+    made = preprocess(data, affine, template)
+    found = made.registration
+    return Case(
+        made.corrected, affine, made.brain.mask, found.transform, found.used.mutual_information
+    )
 
 
 def paint(path: Path) -> tuple[NDArray, NDArray]:

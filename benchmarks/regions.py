@@ -20,9 +20,7 @@ from bagau_bids.measures.regions import (
     find_ventricles,
     partition,
 )
-from bagau_bids.preprocessing.bias_field import correct_bias_field
-from bagau_bids.preprocessing.brain_mask import brain_mask
-from bagau_bids.preprocessing.registration import register_template
+from bagau_bids.preprocessing.recipe import preprocess
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import carry_regions, load_template_regions
 from bagau_bids.preprocessing.transforms import lattice_field
@@ -60,9 +58,8 @@ def measure(
     head = replace(head, wm_atlas=np.isin(head.labels, VENTRICLES).astype(np.float32))
     scan = synthesise(head, seed, make_settings(spacing))
     true = scan.wm_atlas > 0.5
-    brain = brain_mask(scan.flair, scan.affine).mask
-    flair = correct_bias_field(scan.flair, scan.affine, brain)
-    result = register_template(flair, scan.affine, brain, template)
+    made = preprocess(scan.flair, scan.affine, template)
+    brain, flair, result = made.brain.mask, made.corrected, made.registration
     points, lattice = lattice_field(result.transform, flair.shape, scan.affine)
     groups, right = carry_regions(
         load_template_regions(), points, lattice, flair.shape, scan.affine

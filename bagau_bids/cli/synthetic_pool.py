@@ -82,7 +82,7 @@ def run(options: Options) -> int:
     import torch
 
     from bagau_bids.network.inference import choose_device
-    from bagau_bids.preprocessing.code import ENGINE_CODE, code_digest
+    from bagau_bids.synthesis.engine import ENGINE_VERSION
     from bagau_bids.synthesis.heads import SHARD_VOLUMES, draw_pool, prepare_heads
     from bagau_bids.synthesis.pool import claim_pool, open_pool
 
@@ -97,7 +97,7 @@ def run(options: Options) -> int:
         "seed": options.random_seed,
         "device": device.type,  # its noise is another
         "volumes_per_shard": SHARD_VOLUMES,
-        "engine": code_digest(ENGINE_CODE),
+        "engine": ENGINE_VERSION,
     }
     claim_pool(options.output_dir, origin)
     heads = prepare_heads(

@@ -320,7 +320,7 @@ def _pool_origin(args: argparse.Namespace) -> dict[str, Any]:
     if args.synthetic_pool is None:
         return {}
 
-    from bagau_bids.preprocessing.code import ENGINE_CODE, code_digest
+    from bagau_bids.synthesis.engine import ENGINE_VERSION
     from bagau_bids.synthesis.pool import ORIGIN_FILE, read_origin
 
     path = args.synthetic_pool / ORIGIN_FILE
@@ -333,14 +333,13 @@ def _pool_origin(args: argparse.Namespace) -> dict[str, Any]:
             f"{path}: slices with the atlas of {origin.get('template')}, expected "
             f"{args.template}, as the scans have; change --template, or draw another pool"
         )
-    engine = code_digest(ENGINE_CODE)
-    if origin.get("engine") != engine:
+    if origin.get("engine") != ENGINE_VERSION:
         log.warning(
             "%s: drawn by another version of the engine (%.8s, here %.8s); slices that are drawn "
             "now may differ, draw the pool again if they shall not",
             path,
             origin.get("engine"),
-            engine,
+            ENGINE_VERSION,
         )
     return origin
 

@@ -23,7 +23,7 @@ from bagau_bids.network.slices import (
     network_input,
     require_white_matter,
 )
-from bagau_bids.preprocessing.code import INPUT_CODE, code_digest
+from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
@@ -221,7 +221,7 @@ def prepare_scan(
     """
     name = labelled.scan.path.name.split(".")[0]
     outliner = read_card(find_weights("brain")).sha256
-    ingredients = [code_digest(INPUT_CODE), template.name, registration, outliner]
+    ingredients = [PREPROCESSING_VERSION, template.name, registration, outliner]
     for path in (labelled.scan.path, labelled.mask_path):
         ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
     digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()
@@ -306,18 +306,15 @@ def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 def _preprocess(labelled: LabelledScan, template: "Template", registration: str) -> dict[str, Any]:
     """Everything that is kept of a scan, as arrays."""
-    from bagau_bids.preprocessing.bias_field import correct_bias_field
-    from bagau_bids.preprocessing.brain_mask import brain_mask
     from bagau_bids.preprocessing.conform import conform
-    from bagau_bids.preprocessing.registration import register_template
+    from bagau_bids.preprocessing.recipe import preprocess
 
     scan = conform(labelled.scan.path)
     reference = read_reference(labelled.mask_path, labelled.scan.path)
-    mask = brain_mask(scan.data, scan.affine).mask
-    corrected = correct_bias_field(scan.data, scan.affine, mask)
-    registered = register_template(corrected, scan.affine, mask, template, method=registration)
-    inputs = network_input(corrected, scan.affine, mask, registered.wm_probseg)
-    require_white_matter(registered.wm_probseg, mask)
+    made = preprocess(scan.data, scan.affine, template, method=registration)
+    mask, wm_probseg = made.brain.mask, made.registration.wm_probseg
+    inputs = network_input(made.corrected, scan.affine, mask, wm_probseg)
+    require_white_matter(wm_probseg, mask)
     plane = asdict(inputs.plane)
     return {
         "flair": inputs.flair,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
 from bagau_bids.synthesis.acquisition import (
     AcquisitionSettings,
     Grid,
@@ -49,6 +50,9 @@ from bagau_bids.synthesis.lesions import (
     paint_lesions,
 )
 from bagau_bids.synthesis.storage import double_pixels, interpolated, store
+
+# The first number is raised with every change of what the engine draws.
+ENGINE_VERSION = f"1.{PREPROCESSING_VERSION}"
 
 
 @dataclass(frozen=True)

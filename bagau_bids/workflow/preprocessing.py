@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import InputImageError, ProcessingError
+from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
 from bagau_bids.spaces import reorient, same_grid
 from bagau_bids.workflow.step import (
     Step,
@@ -31,7 +32,13 @@ FOREGROUND = (
 )
 
 
-class ConformInputSpec(StepInputSpec):
+class RecipeInputSpec(StepInputSpec):
+    """Inputs of a step of the recipe that trainings share."""
+
+    recipe = traits.Str(PREPROCESSING_VERSION, usedefault=True, desc="version of its results")
+
+
+class ConformInputSpec(RecipeInputSpec):
     """Inputs of `Conform`."""
 
     in_file = File(exists=True, mandatory=True, desc="FLAIR as it is in the data set")
@@ -98,7 +105,7 @@ class Conform(Step):
         }, (chosen, *found.notes)
 
 
-class BrainMaskInputSpec(StepInputSpec):
+class BrainMaskInputSpec(RecipeInputSpec):
     """Inputs of `BrainMask`."""
 
     flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
@@ -163,7 +170,7 @@ class BrainMask(Step):
         }
 
 
-class BiasFieldInputSpec(TissueInputSpec):
+class BiasFieldInputSpec(RecipeInputSpec, TissueInputSpec):
     """Inputs of `BiasField`."""
 
     flair = File(exists=True, mandatory=True, desc="conformed FLAIR")
@@ -196,7 +203,7 @@ class BiasField(Step):
         return {"method": "N4", "notes": ()}
 
 
-class RegistrationInputSpec(TissueInputSpec):
+class RegistrationInputSpec(RecipeInputSpec, TissueInputSpec):
     """Inputs of `Registration`."""
 
     corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")
@@ -274,7 +281,7 @@ class Registration(Step):
         return {**result.quality, "seed": self.inputs.seed, "threads": self.inputs.num_threads}
 
 
-class T1wInputSpec(StepInputSpec):
+class T1wInputSpec(RecipeInputSpec):
     """Inputs of `T1w`."""
 
     in_file = File(exists=True, mandatory=True, desc="T1w as it is in the data set")

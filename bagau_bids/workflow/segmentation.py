@@ -15,6 +15,7 @@ from bagau_bids.bids.records import (
     RegistrationRecord,
 )
 from bagau_bids.config import PERIVENTRICULAR_RULES
+from bagau_bids.workflow.preprocessing import RecipeInputSpec
 from bagau_bids.workflow.step import (
     Step,
     StepOutputSpec,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from bagau_bids.network.weights import LoadedNetwork
 
 
-class SegmentationInputSpec(TissueInputSpec):
+class SegmentationInputSpec(RecipeInputSpec, TissueInputSpec):
     """Inputs of `Segmentation`."""
 
     corrected = File(exists=True, mandatory=True, desc="bias-corrected FLAIR, conformed grid")

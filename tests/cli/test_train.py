@@ -19,7 +19,7 @@ from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.cards import find_weights
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
-from bagau_bids.preprocessing.code import ENGINE_CODE, code_digest
+from bagau_bids.synthesis.engine import ENGINE_VERSION
 from bagau_bids.synthesis.pool import training_shard, write_shard
 from bagau_bids.training import loop
 from bagau_bids.training.settings import TrainingSettings
@@ -161,7 +161,7 @@ def claim(folder, **changes):
         "template": TEMPLATES[0],
         "seed": 4,
         "volumes_per_shard": 10,
-        "engine": code_digest(ENGINE_CODE),
+        "engine": ENGINE_VERSION,
     }
     (folder / "pool" / "pool.json").write_text(json.dumps(origin | changes))
     return "--synthetic-pool", f"{folder / 'pool'}"
@@ -186,8 +186,7 @@ def test_pool_of_another_template_is_refused(tiny, capsys):
 
 def test_pool_of_another_engine_or_of_unknown_origin_is_told(tiny, caplog):
     assert train(tiny, *claim(tiny, engine="0123456789")) == 0
-    here = code_digest(ENGINE_CODE)[:8]
-    assert f"another version of the engine (01234567, here {here})" in caplog.text
+    assert f"another version of the engine (01234567, here {ENGINE_VERSION})" in caplog.text
     (tiny / "pool" / "pool.json").unlink()
     assert train(tiny, "--synthetic-pool", f"{tiny / 'pool'}", "--resume", "--steps", "3") == 0
     assert "pool.json: not there, so nothing tells what the pool was drawn from" in caplog.text

@@ -277,6 +277,15 @@ def test_network_that_asks_for_a_t1w_gets_no_other_scan(tmp_path, labelled, quic
         )
 
 
+def test_another_version_of_the_recipe_makes_scans_anew(
+    tmp_path, labelled, quick_steps, monkeypatch
+):
+    first = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache")
+    monkeypatch.setattr(dataset, "PREPROCESSING_VERSION", "next")
+    assert prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache").key != first.key
+    assert quick_steps[0] == ["brain", "brain"]
+
+
 def test_cache_is_used_until_the_input_changes(tmp_path, labelled, quick_steps):
     calls = quick_steps[0]
     first = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache")

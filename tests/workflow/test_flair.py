@@ -7,6 +7,7 @@ from workflow_fakes import make_dataset, make_template, scans_of
 
 from bagau_bids.config import Processing, Resources
 from bagau_bids.network.cards import Card, Networks, Weights
+from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
 from bagau_bids.workflow.flair import (
     STEPS,
     Materials,
@@ -142,3 +143,16 @@ def test_threads_stay_within_the_total(build, nprocs, threads):
     assert nodes["registration"].n_procs == threads
     assert nodes["registration"].inputs.num_threads == threads
     assert nodes["measure"].n_procs == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["conform", "brain_mask", "bias_field", "registration", "t1w", "segmentation"]
+)
+def test_another_version_of_the_recipe_makes_a_step_run_again(build, tmp_path, name):
+    t1w = tmp_path / "sub-01_T1w.nii.gz"
+    t1w.touch()
+    inputs = nodes_of(build(materials={"t1w": t1w}))[name].inputs
+    assert inputs.recipe == PREPROCESSING_VERSION
+    before = inputs.get_hashval()
+    inputs.recipe = "next"
+    assert inputs.get_hashval() != before

@@ -1,0 +1,65 @@
+"""The one recipe from a FLAIR to what a network's input is made of.
+
+The steps of the workflow run the same parts one by one, with files between them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagau_bids.preprocessing import bias_field, brain_mask, registration
+from bagau_bids.preprocessing.template import Template
+
+# Raised with every change of a result, from reading the FLAIR to the tensors of the network:
+# what is kept of earlier runs and for trainings is then made anew.
+PREPROCESSING_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A FLAIR that is ready for the network, and how it became so.
+
+    Attributes
+    ----------
+    brain : BrainMask
+    corrected : (X, Y, Z) float32 array
+        The FLAIR without its bias field.
+    registration : Registration
+        The template on the FLAIR's grid.
+    """
+
+    brain: brain_mask.BrainMask
+    corrected: NDArray[np.float32]
+    registration: registration.Registration
+
+
+def preprocess(
+    flair: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    template: Template,
+    *,
+    method: str = "robust",
+) -> Preprocessed:
+    """Outline the brain, take the bias field off, and register the template.
+
+    Parameters
+    ----------
+    flair : (X, Y, Z) float32 array
+        As :func:`bagau_bids.preprocessing.conform.conform` reads it.
+    affine : (4, 4) array
+        Voxel to world, mm, RAS+.
+    template, method
+        As for :func:`bagau_bids.preprocessing.registration.register_template`.
+
+    Raises
+    ------
+    ProcessingError
+        If a part finds nothing that it could work with; the message says which and why.
+    """
+    brain = brain_mask.brain_mask(flair, affine)
+    corrected = bias_field.correct_bias_field(flair, affine, brain.mask)
+    registered = registration.register_template(
+        corrected, affine, brain.mask, template, method=method
+    )
+    return Preprocessed(brain, corrected, registered)

@@ -1,8 +1,8 @@
 """What changed between the sessions of a participant: aligned, compared, and kept."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from msgspec import Struct, convert
+from msgspec.structs import asdict
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
@@ -21,7 +23,7 @@ from bagau_bids.bids.participants import raw_folder
 from bagau_bids.bids.sessions import LABELS, SessionOrder, order_sessions
 from bagau_bids.bids.tables import MOST_NAMED, column_descriptions, described_table, listed
 from bagau_bids.errors import ProcessingError
-from bagau_bids.files import remove_stale, write_json, write_table
+from bagau_bids.files import read_json, remove_stale, write_json, write_table
 from bagau_bids.measures.changes import (
     GONE,
     GROWING,
@@ -56,21 +58,80 @@ STATE_COLOURS = {
 }
 
 
+class Compared(Struct, frozen=True):
+    """Counts and volumes of one pair of sessions, and how the sessions lie to each other."""
+
+    n_new: int
+    n_growing: int
+    n_stable: int
+    n_shrinking: int
+    n_gone: int
+    n_small: int
+    volume_before_mm3: float
+    volume_after_mm3: float
+    gained_mm3: float
+    lost_mm3: float
+    brain_overlap: float
+    rotation_deg: float
+    shift_mm: float
+
+
+class Alignment(Struct, frozen=True, rename="pascal"):
+    """The rigid transform of a pair as its record holds it."""
+
+    description: str
+    matrix: list[list[float]]
+
+
+class MadeFrom(Struct, frozen=True):
+    """What a comparison follows from: size and time of the last change of each file."""
+
+    version: str
+    inputs: dict[str, tuple[int, int]]
+
+
+class ChangesRecord(Struct, frozen=True):
+    """How a pair of sessions was compared, kept beside the later one."""
+
+    before: str
+    after: str
+    transform: Alignment
+    figures: Compared
+    made_from: MadeFrom
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A session and the one before: names of the scans, and what changed or why nobody knows."""
+
+    participant_id: str
+    before: str
+    after: str
+    ordered_by: str
+    figures: Compared | None = None
+    problem: str | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Value by column, see ``data/tables/session_changes.json``."""
+        status = FAILED if self.figures is None else COMPARED
+        return {**vars(self), "status": status} | (asdict(self.figures) if self.figures else {})
+
+
 @dataclass(frozen=True)
 class Changes:
     """The table of changes that was written.
 
     Parameters
     ----------
-    rows : tuple of dict
-        One a pair of sessions, as described in ``data/tables/session_changes.json``.
+    rows : tuple of Pair
     picture : Picture or None
         Volumes by session and changes of lesions; None where no pair was compared.
     notes : tuple of str
         What is not sure about the order of the sessions.
     """
 
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: tuple[Pair, ...] = ()
     picture: Picture | None = None
     notes: tuple[str, ...] = ()
 
@@ -78,9 +139,9 @@ class Changes:
     def problems(self) -> tuple[str, ...]:
         """One line for each pair that could not be compared."""
         return tuple(
-            f"{row['after']} was not compared with {row['before']}: {row['problem']}"
+            f"{row.after} was not compared with {row.before}: {row.problem}"
             for row in self.rows
-            if row["status"] == FAILED
+            if row.figures is None
         )
 
 
@@ -106,21 +167,18 @@ def write_changes(output_dir: Path, scans: Sequence[ScanResults]) -> Changes:
     orders = session_orders(output_dir, scans)
     pairs = session_pairs(scans, orders)
     rows = tuple(
-        _row(before, after) | {"ordered_by": orders[before.entities["sub"]].source}
-        for before, after in pairs
+        _pair(before, after, orders[before.entities["sub"]].source) for before, after in pairs
     )
     path = output_dir / catalogue().group["changes"].name
-    kept = [
-        after for (_, after), row in zip(pairs, rows, strict=True) if row["status"] == COMPARED
-    ]
+    kept = [after for (_, after), row in zip(pairs, rows, strict=True) if row.figures]
     _remove_stale_pairs(output_dir, kept)
     if not rows:
         remove_stale([path, sidecar_path(path)], "no participant has two complete sessions")
         return Changes()
     described = column_descriptions("session_changes")
-    write_table(path, described_table(rows, described))
+    write_table(path, described_table([row.columns for row in rows], described))
     write_json(sidecar_path(path), described)
-    compared = [row for row in rows if row["status"] == COMPARED]
+    compared = {row.after: row.figures for row in rows if row.figures}
     picture = _picture(path, compared, pairs) if compared else None
     return Changes(rows, picture, tuple(_order_notes(orders)))
 
@@ -202,47 +260,45 @@ def _order_notes(orders: Mapping[str, SessionOrder]) -> Iterator[str]:
         yield from order.notes
 
 
-def _row(before: ScanResults, after: ScanResults) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(column_descriptions("session_changes"))
-    row |= {
-        "participant_id": f"sub-{after.entities['sub']}",
-        "before": f"{before.stem}_FLAIR",
-        "after": f"{after.stem}_FLAIR",
-        "status": COMPARED,
-    }
+def _pair(before: ScanResults, after: ScanResults, ordered_by: str) -> Pair:
+    pair = Pair(
+        participant_id=f"sub-{after.entities['sub']}",
+        before=f"{before.stem}_FLAIR",
+        after=f"{after.stem}_FLAIR",
+        ordered_by=ordered_by,
+    )
     try:
-        return row | _compared(before, after)
+        return replace(pair, figures=_compared(before, after))
     except ProcessingError as error:
-        return row | {"status": FAILED, "problem": " ".join(str(error).split())}
+        return replace(pair, problem=" ".join(str(error).split()))
 
 
-def _compared(before: ScanResults, after: ScanResults) -> dict[str, Any]:
+def _compared(before: ScanResults, after: ScanResults) -> Compared:
     """Figures of one pair: those of the last run where its inputs are the same, else new ones."""
-    fingerprint = {
-        "version": __version__,
-        "inputs": {path.name: _stamp(path) for path in _input_paths(before, after)},
-    }
+    inputs = {path.name: _stamp(path) for path in _input_paths(before, after)}
+    made_from = MadeFrom(__version__, inputs)
     record_path, table_path = after.path("changes_record"), after.path("changes_table")
-    record = _read_record(record_path)
-    if record.get("made_from") == fingerprint and table_path.is_file():
-        return dict(record["figures"])
+    with suppress(ProcessingError):  # nothing, or nothing whole, was kept
+        record = read_json(record_path, ChangesRecord, "", ProcessingError)
+        if record.made_from == made_from and table_path.is_file():
+            return record.figures
     table, figures, matrix = compare_sessions(_load(before), _load(after))
     write_table(table_path, table)
     write_json(sidecar_path(table_path), column_descriptions("lesion_changes"))
     # Written last: what it describes is there.
     write_json(
         record_path,
-        {
-            "before": f"{before.stem}_FLAIR",
-            "after": f"{after.stem}_FLAIR",
-            "transform": {
-                "Description": "Rigid transform from points of the earlier FLAIR to points of the "
-                "later one, mm, RAS+.",
-                "Matrix": matrix,
-            },
-            "figures": figures,
-            "made_from": fingerprint,
-        },
+        ChangesRecord(
+            before=f"{before.stem}_FLAIR",
+            after=f"{after.stem}_FLAIR",
+            transform=Alignment(
+                "Rigid transform from points of the earlier FLAIR to points of the later one, mm, "
+                "RAS+.",
+                matrix.tolist(),
+            ),
+            figures=figures,
+            made_from=made_from,
+        ),
     )
     return figures
 
@@ -252,7 +308,7 @@ def _input_paths(*scans: ScanResults) -> Iterator[Path]:
         yield from (scan.path(name) for name in INPUTS)
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> tuple[int, int]:
     """Size and time of the last change: results that are made again unchanged keep theirs."""
     try:
         found = path.stat()
@@ -261,16 +317,7 @@ def _stamp(path: Path) -> list[int]:
             f"{path}: cannot be read ({error.strerror}); expected a result of the participant "
             "level: process the scan again"
         ) from error
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(found, dict) and isinstance(found.get("figures"), dict)
-    return found if whole else {}
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -299,9 +346,7 @@ def _load(scan: ScanResults) -> Session:
     return Session(Volume(flair, affine), brain, lesions, read_transform(scan))
 
 
-def compare_sessions(
-    before: Session, after: Session
-) -> tuple[pd.DataFrame, dict[str, Any], np.ndarray]:
+def compare_sessions(before: Session, after: Session) -> tuple[pd.DataFrame, Compared, np.ndarray]:
     """Align two sessions and compare their lesions.
 
     Returns
@@ -309,8 +354,7 @@ def compare_sessions(
     table : DataFrame
         One row a lesion, see `bagau_bids.measures.changes.lesion_changes`; centroids in the world
         of the earlier session.
-    figures : dict
-        Counts, volumes, and how the sessions lie to each other.
+    figures : Compared
     matrix : (4, 4) array
         Points of the earlier FLAIR to points of the later one, mm, RAS+.
     """
@@ -322,13 +366,8 @@ def compare_sessions(
     centre = np.mean(np.nonzero(before.brain), axis=1)
     affine = before.flair.affine
     angle, shift = movement(matrix, affine[:3, :3] @ centre + affine[:3, 3])
-    figures = {
-        **count_changes(table),
-        "brain_overlap": overlap,
-        "rotation_deg": angle,
-        "shift_mm": shift,
-    }
-    return table, figures, matrix
+    lie = {"brain_overlap": float(overlap), "rotation_deg": float(angle), "shift_mm": float(shift)}
+    return table, convert(count_changes(table) | lie, Compared), matrix
 
 
 def changes_between(before: Session, after: Session, matrix: np.ndarray) -> pd.DataFrame:
@@ -375,11 +414,12 @@ def _around(
 
 def _picture(
     path: Path,
-    rows: Sequence[Mapping[str, Any]],
+    compared: Mapping[str, Compared],
     pairs: Sequence[tuple[ScanResults, ScanResults]],
 ) -> Picture:
     """Volumes by session, and what became of the lesions of each pair."""
-    shown = sorted(rows, key=lambda row: -(row["gained_mm3"] + row["lost_mm3"]))[:MOST_BARS]
+    rows = sorted(compared.items(), key=lambda row: -(row[1].gained_mm3 + row[1].lost_mm3))
+    shown = dict(rows[:MOST_BARS])
     figure = Figure(figsize=(8, max(3.2, 1.2 + 0.26 * len(shown))), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     _draw_volumes(left, pairs)
@@ -421,14 +461,14 @@ def _volume_ml(scan: ScanResults) -> float | None:
     return whole.volume_mm3 / 1000 if whole and whole.volume_mm3 is not None else None
 
 
-def _draw_states(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_states(axes: Axes, rows: Mapping[str, Compared]) -> None:
     places = np.arange(len(rows))[::-1]
     ends = np.zeros(len(rows))
     for state, colour in STATE_COLOURS.items():
-        counts = np.array([row[f"n_{state}"] for row in rows])
+        counts = np.array([getattr(row, f"n_{state}") for row in rows.values()])
         axes.barh(places, counts, left=ends, color=colour, height=0.7, label=state)
         ends += counts
-    labels = [literal(row["after"].removesuffix("_FLAIR")) for row in rows]
+    labels = [literal(after.removesuffix("_FLAIR")) for after in rows]
     axes.set_yticks(places, labels=labels, fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("lesions, since the session before", color=NOTE_COLOUR)

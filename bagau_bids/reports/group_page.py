@@ -16,7 +16,7 @@ from bagau_bids.measures.flags import limits
 from bagau_bids.measures.outliers import FENCE, FEWEST_VALUES
 from bagau_bids.measures.regions import REGIONS, SIDES
 from bagau_bids.reports import strips
-from bagau_bids.reports.changes import Changes
+from bagau_bids.reports.changes import Changes, Pair
 from bagau_bids.reports.covariates import drawn_covariates, find_covariates
 from bagau_bids.reports.group_table import (
     NAMES,
@@ -81,12 +81,12 @@ class Cohort:
             first.setdefault(row["participant_id"], row)
         return list(first.values())
 
-    def link(self, row: Mapping[str, Any]) -> str:
+    def link(self, bids_name: str) -> str:
         """Return the link to a scan on the page that shows it, empty where there is none.
 
         That is a page of the scan's own, of its session or of its participant.
         """
-        stem = row["bids_name"].removesuffix("_FLAIR")
+        stem = bids_name.removesuffix("_FLAIR")
         participant = stem.split("_")[0]
         session = next((part for part in stem.split("_") if part.startswith("ses-")), None)
         names = (stem, f"{participant}_{session}" if session else participant, participant)
@@ -121,6 +121,19 @@ class Figure:
     quartiles: str
     outliers: int
     strip: strips.Strip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One scan in the lists of the page, in words."""
+
+    name: str
+    link: str
+    status: str
+    volume: str
+    lesions: str
+    flags: str
+    outliers: int
 
 
 def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
@@ -203,19 +216,21 @@ def write_group_page(
         recorded=sum(row["n_flags"] is not None for row in cohort.complete),
         lacking=cohort.lacking,
         kinds=_kinds(cohort),
-        outliers=[_outlier(cohort, row) for row in apart[:LONGEST_LIST]],
+        outliers=[(_line(cohort, row), _outlying(cohort, row)) for row in apart[:LONGEST_LIST]],
         outliers_left_out=max(len(apart) - LONGEST_LIST, 0),
         judged=len(cohort.complete) >= FEWEST_VALUES,
         fence=FENCE,
         fewest=FEWEST_VALUES,
         problems=cohort.problems,
-        scans=[_scan(cohort, row) for row in cohort.rows],
+        scans=[_line(cohort, row) for row in cohort.rows],
         covariates=covariates,
         covariates_note=covariates_note,
         pictures=pictures,
         notes=notes,
         changes=changes.picture if changes else None,
-        pairs=[_pair(cohort, row) for row in changes.rows] if changes else (),
+        pairs=[(_names(cohort, pair), pair.figures, pair.problem) for pair in changes.rows]
+        if changes
+        else (),
         order_notes=changes.notes if changes else (),
         strip_size=(strips.WIDTH, strips.HEIGHT),
     )
@@ -276,7 +291,9 @@ def _figure(cohort: Cohort, column: str, known: Sequence[Mapping[str, Any]]) -> 
     unit = cohort.descriptions[column].units
     values = [
         strips.Value(
-            cohort.number(row, column), row["bids_name"].removesuffix("_FLAIR"), cohort.link(row)
+            cohort.number(row, column),
+            row["bids_name"].removesuffix("_FLAIR"),
+            cohort.link(row["bids_name"]),
         )
         for row in known
     ]
@@ -315,10 +332,10 @@ def _flag_counts(cohort: Cohort) -> list[tuple[str, int]]:
     return [(name, counts[name]) for name in {**known, **counts}]
 
 
-def _flagged(cohort: Cohort) -> list[dict[str, Any]]:
-    """Complete scans with a raised flag, those with the most flags first."""
+def _flagged(cohort: Cohort) -> list[tuple[Line, Sequence[str]]]:
+    """Complete scans with a raised flag and why, those with the most flags first."""
     rows = sorted((row for row in cohort.complete if _flags(row)), key=lambda r: -r["n_flags"])
-    return [{**_scan(cohort, row), "asks": cohort.asks[row["bids_name"]]} for row in rows]
+    return [(_line(cohort, row), cohort.asks[row["bids_name"]]) for row in rows]
 
 
 def _flags(row: Mapping[str, Any]) -> list[str]:
@@ -337,35 +354,30 @@ def _kinds(cohort: Cohort) -> list[tuple[str, list[tuple[str, int]]]]:
     return kinds
 
 
-def _pair(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay out one pair of sessions; both names link to the scans."""
-    ends = [{**row, "bids_name": row[end]} for end in ("before", "after")]
-    return {
-        **row,
-        "names": [(end["bids_name"].removesuffix("_FLAIR"), cohort.link(end)) for end in ends],
-    }
+def _names(cohort: Cohort, pair: Pair) -> list[tuple[str, str]]:
+    """Names of both scans of a pair, with the links to them."""
+    return [(name.removesuffix("_FLAIR"), cohort.link(name)) for name in (pair.before, pair.after)]
 
 
-def _outlier(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
+def _outlying(cohort: Cohort, row: Mapping[str, Any]) -> list[str]:
+    """Name the figures of a scan that lie apart, with their values."""
     columns = row["outliers"].split(",")
     columns = [column for column in columns if column not in TOLD_ELSEWHERE] or columns
-    figures = [
+    return [
         f"{cohort.head(column)} {strips.short(cohort.number(row, column))} "
         f"{cohort.unit(column)}".strip()
         for column in columns
     ]
-    return {**_scan(cohort, row), "figures": figures}
 
 
-def _scan(cohort: Cohort, row: Mapping[str, Any]) -> dict[str, Any]:
+def _line(cohort: Cohort, row: Mapping[str, Any]) -> Line:
     volume, lesions = row["volume_mm3"], row["n_lesions"]
-    return {
-        "name": row["bids_name"].removesuffix("_FLAIR"),
-        "link": cohort.link(row),
-        "status": row["status"],
-        "problem": row["problem"],
-        "volume": "–" if volume is None else f"{volume / 1000:.2f}",
-        "lesions": "–" if lesions is None else f"{lesions:.0f}",
-        "flags": ", ".join(_flags(row)),
-        "outliers": len(row["outliers"].split(",")) if row["outliers"] else 0,
-    }
+    return Line(
+        name=row["bids_name"].removesuffix("_FLAIR"),
+        link=cohort.link(row["bids_name"]),
+        status=row["status"],
+        volume="–" if volume is None else f"{volume / 1000:.2f}",
+        lesions="–" if lesions is None else f"{lesions:.0f}",
+        flags=", ".join(_flags(row)),
+        outliers=len(row["outliers"].split(",")) if row["outliers"] else 0,
+    )

@@ -285,7 +285,7 @@ def test_counts_of_lesions_have_whole_numbers_at_their_axis(cohort):
     folder, _ = cohort
     (row,) = write_changes(folder, find_results(folder)).rows
     axes = Figure().subplots()
-    changes._draw_states(axes, [row])
+    changes._draw_states(axes, {row.after: row.figures})
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 

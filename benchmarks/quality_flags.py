@@ -37,14 +37,18 @@ from bagau_bids.network.slices import network_input, require_white_matter
 from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.recipe import preprocess
-from bagau_bids.preprocessing.registration import warp_to_flair
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import (
     carry_regions,
     covered_fraction,
     load_template_regions,
 )
-from bagau_bids.preprocessing.transforms import TemplateTransform, lattice_field
+from bagau_bids.preprocessing.transforms import (
+    TemplateTransform,
+    forward_field,
+    lattice_field,
+    sample,
+)
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.engine import SynthesisSettings, synthesise
 from bagau_bids.synthesis.labels import load_head
@@ -247,7 +251,8 @@ def figures(case: Case, template: Template, network: LoadedNetwork) -> Figures:
 
     shape, affine, brain = case.flair.shape, case.affine, case.brain
     white = nib.load(template.wm_probseg)
-    wm = warp_to_flair(white.get_fdata(dtype="f4"), white.affine, case.transform, shape, affine)
+    field = forward_field(case.transform, shape, affine)
+    wm = sample(white.get_fdata(dtype="f4"), white.affine, field)
     regions = load_template_regions()
     points, lattice = lattice_field(case.transform, shape, affine)
     groups, _ = carry_regions(regions, points, lattice, shape, affine)

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from bagau_bids.preprocessing.registration import (
     Registration,
     register_template,
-    warp_to_flair,
 )
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import FILE_NAME, GROUPS
-from bagau_bids.preprocessing.transforms import inverse_field, sample
+from bagau_bids.preprocessing.transforms import forward_field, inverse_field, sample
 from bagau_bids.synthesis.labels import Head, load_head
 
 TEMPLATE = "ICBM152NLin2009aSym"
@@ -116,9 +115,8 @@ def measure(path: Path, template: Template, labels: NDArray, affine: NDArray) ->
     """Print the Dice of each group of the map with the labels of one head."""
     head = load_head(path)
     result = register(head, template)
-    carried = warp_to_flair(
-        labels, affine, result.transform, head.labels.shape, head.affine, order=0
-    )
+    points = forward_field(result.transform, head.labels.shape, head.affine)
+    carried = sample(labels, affine, points, order=0)
     scores = []
     for number, name in enumerate(GROUPS, start=1):
         found, true = carried == number, np.isin(head.labels, NUMBERS[name][0])

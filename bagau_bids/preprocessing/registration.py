@@ -31,7 +31,6 @@ from bagau_bids.preprocessing.transforms import (
     TemplateTransform,
     forward_field,
     from_elastix,
-    inverse_field,
     jacobian_determinant,
     sample,
 )
@@ -255,58 +254,6 @@ def _refuse_turned(direction: HeadDirection, brain_ml: float) -> None:
             "head lies, and a head: convert the image again from its source, or set the sform and "
             "its code"
         )
-
-
-def warp_to_flair(
-    data: npt.NDArray[Any],
-    data_affine: Array,
-    transform: TemplateTransform,
-    shape: Sequence[int],
-    affine: Array,
-    order: int = 1,
-) -> npt.NDArray[np.float32]:
-    """Resample an image in template space onto a FLAIR's grid.
-
-    Parameters
-    ----------
-    data
-        (X, Y, Z) in template space.
-    data_affine
-        (4, 4) of `data`, mm, RAS+.
-    transform
-        FLAIR points to template points.
-    shape, affine
-        The FLAIR's grid.
-    order
-        1 is linear, 0 takes the nearest voxel, for labels.
-    """
-    return sample(data, data_affine, forward_field(transform, shape, affine), order)
-
-
-def warp_to_template(
-    data: npt.NDArray[Any],
-    data_affine: Array,
-    transform: TemplateTransform,
-    shape: Sequence[int],
-    affine: Array,
-    order: int = 1,
-) -> npt.NDArray[np.float32]:
-    """Resample an image in a FLAIR's space onto the template's grid.
-
-    Parameters
-    ----------
-    data
-        (X, Y, Z) in FLAIR space.
-    data_affine
-        (4, 4) of `data`, mm, RAS+.
-    transform
-        FLAIR points to template points; inverted here.
-    shape, affine
-        The template's grid.
-    order
-        1 is linear, 0 takes the nearest voxel, for labels.
-    """
-    return sample(data, data_affine, inverse_field(transform, shape, affine), order)
 
 
 def load_parameters(method: str) -> list[ParameterMap]:

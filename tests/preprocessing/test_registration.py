@@ -17,11 +17,15 @@ from bagau_bids.preprocessing.registration import (
     mutual_information,
     register_template,
     search_start,
-    warp_to_flair,
-    warp_to_template,
 )
 from bagau_bids.preprocessing.template import Template
-from bagau_bids.preprocessing.transforms import TemplateTransform, from_elastix
+from bagau_bids.preprocessing.transforms import (
+    TemplateTransform,
+    forward_field,
+    from_elastix,
+    inverse_field,
+    sample,
+)
 
 
 def rotation(axis, degrees):
@@ -129,9 +133,8 @@ def test_the_quality_is_plain_data_and_complete(result):
 def test_the_map_is_the_template_warped_by_the_transform(result, template):
     found, affine, _, white = result
     image = nib.load(template.wm_probseg)
-    warped = warp_to_flair(
-        np.asarray(image.dataobj), image.affine, found.transform, white.shape, affine
-    )
+    points = forward_field(found.transform, white.shape, affine)
+    warped = sample(np.asarray(image.dataobj), image.affine, points)
     np.testing.assert_allclose(warped, found.wm_probseg, atol=1e-3)
 
 
@@ -140,10 +143,12 @@ def test_images_go_to_the_template_and_back(result, template):
     found, affine, brain, _ = result
     grid = nib.load(template.t1w)
     here = world_grid(brain.shape, affine)
+    there_from = inverse_field(found.transform, grid.shape, grid.affine)
+    back_from = forward_field(found.transform, brain.shape, affine)
     errors = []
     for axis in range(3):
-        there = warp_to_template(here[axis], affine, found.transform, grid.shape, grid.affine)
-        back = warp_to_flair(there, grid.affine, found.transform, brain.shape, affine)
+        there = sample(here[axis], affine, there_from)
+        back = sample(there, grid.affine, back_from)
         errors.append(back - here[axis])
     inside = brain.copy()
     for axis in range(3):  # away from where the template's field of view or the scan's ends

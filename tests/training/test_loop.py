@@ -534,3 +534,14 @@ def test_validation_is_at_native_resolution():
     ignored = replace(scan, reference=np.where(scan.reference == 1, 2, 0).astype(np.uint8))
     (score,) = validate(loaded(Bright()), [ignored], torch.device("cpu"))
     assert score.dice == 1  # nothing left to find, nothing found
+
+
+def test_a_probability_of_one_half_is_a_lesion():
+    class Undecided(torch.nn.Module):
+        def forward(self, flair, atlas):
+            return 0 * (flair + atlas)
+
+    scan = training_scan()
+    brain = replace(scan, reference=scan.brain_mask.astype(np.uint8))
+    (score,) = validate(loaded(Undecided()), [brain], torch.device("cpu"))
+    assert score.result_ml == score.reference_ml > 0

@@ -5,12 +5,23 @@ subject's right, y to the front, z up), as nibabel gives it. Voxel (0, 0, 0) mea
 the first voxel, so a field of view reaches from index -0.5 to n - 0.5.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bagau_bids.errors import InputImageError
 
 SAME_GRID_MM = 0.01  # affines that place every corner this close are one grid
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image on its grid: data (X, Y, Z), affine (4, 4) voxel to world, mm, RAS+."""
+
+    data: NDArray[Any]
+    affine: NDArray[np.float64]
 
 
 def voxel_sizes(affine: ArrayLike) -> NDArray[np.float64]:

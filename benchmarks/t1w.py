@@ -20,11 +20,10 @@ from bagau_bids.config import Selection
 from bagau_bids.errors import InputImageError
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.conform import conform
-from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.registration import mutual_information
 from bagau_bids.preprocessing.t1w import on_search_grid, register_rigidly
 from bagau_bids.preprocessing.transforms import TemplateTransform, forward_field, sample
-from bagau_bids.spaces import resample
+from bagau_bids.spaces import Image, resample
 
 MOVES = {"small": ((2, -3, 4), (3, -5, 4)), "large": ((20, 5, -8), (40, -60, 80))}
 SHIFT_MM = (10.0, 10.0, 0.0)
@@ -38,9 +37,9 @@ def move(degrees: tuple[float, ...], shift_mm: tuple[float, ...]) -> np.ndarray:
     return matrix
 
 
-def report(name: str, flair: Volume, t1w: Volume, mask: np.ndarray, truth: np.ndarray) -> None:
+def report(name: str, flair: Image, t1w: Image, mask: np.ndarray, truth: np.ndarray) -> None:
     """Register a T1w that `truth` moved, and print how well."""
-    moved = Volume(t1w.data, truth @ t1w.affine)
+    moved = Image(t1w.data, truth @ t1w.affine)
     found, start, information = register_rigidly(flair, moved, mask)
 
     ours, theirs = on_search_grid(flair), on_search_grid(moved)
@@ -79,7 +78,7 @@ def main() -> None:
             continue
         flair, t1w = conform(scan.path), conform(path)
         mask = brain_mask(flair.data, flair.affine).mask
-        volumes = Volume(flair.data, flair.affine), Volume(t1w.data, t1w.affine)
+        volumes = Image(flair.data, flair.affine), Image(t1w.data, t1w.affine)
         moves = MOVES if args.moved else {"as it is": ((0, 0, 0), (0, 0, 0))}
         for name, (degrees, shift_mm) in moves.items():
             report(f"{scan.stem}, {name}", *volumes, mask, move(degrees, shift_mm))

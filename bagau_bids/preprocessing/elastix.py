@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,15 @@ import numpy.typing as npt
 from bagau_bids.errors import ProcessingError
 from bagau_bids.files import write_text
 from bagau_bids.processes import end_with_parent, module_command
+from bagau_bids.spaces import Image
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ParameterMap = dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Volume:
-    """An image on its grid: data (X, Y, Z), affine (4, 4) voxel to world, mm, RAS+."""
-
-    data: npt.NDArray[Any]
-    affine: npt.NDArray[np.float64]
-
-
 def run_elastix(
-    fixed: Volume,
-    moving: Volume,
+    fixed: Image,
+    moving: Image,
     fixed_mask: npt.NDArray[np.bool_],
     parameter_maps: Sequence[ParameterMap],
     start: npt.NDArray[np.float64],

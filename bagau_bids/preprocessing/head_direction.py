@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from bagau_bids.preprocessing.elastix import Volume
-from bagau_bids.spaces import resample, voxel_sizes
+from bagau_bids.spaces import Image, resample, voxel_sizes
 
 SPACING_MM = 8.0
 BINS = 16
@@ -47,7 +46,7 @@ class HeadDirection:
 
 
 def head_direction(
-    flair: Volume, brain_mask: npt.NDArray[np.bool_], template: Volume, template_mask: Volume
+    flair: Image, brain_mask: npt.NDArray[np.bool_], template: Image, template_mask: Image
 ) -> HeadDirection:
     """Compare the direction of a head with its header's, before anything is deformed.
 
@@ -103,7 +102,7 @@ def _words(turn: Array) -> tuple[str, str, str]:
     return first, second, third
 
 
-def _coarse(volume: Volume) -> tuple[Volume, Array]:
+def _coarse(volume: Image) -> tuple[Image, Array]:
     """Blur a volume to coarse cubic voxels; also the place of each of them, (3, N) mm."""
     sizes = voxel_sizes(volume.affine)
     shape = np.maximum(np.ceil(sizes * volume.data.shape / SPACING_MM), 1).astype(int)
@@ -112,7 +111,7 @@ def _coarse(volume: Volume) -> tuple[Volume, Array]:
     blurred = ndimage.gaussian_filter(np.asarray(volume.data, np.float32), SPACING_MM / sizes / 2)
     coarse = resample(blurred, volume.affine, (shape[0], shape[1], shape[2]), affine)
     index = np.indices(coarse.shape).reshape(3, -1)
-    return Volume(coarse, affine), affine[:3, :3] @ index + affine[:3, 3:]
+    return Image(coarse, affine), affine[:3, :3] @ index + affine[:3, 3:]
 
 
 def _levels(data: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -21,7 +21,6 @@ from scipy import ndimage, optimize
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.elastix import (
     ParameterMap,
-    Volume,
     read_parameter_file,
     run_elastix,
 )
@@ -34,7 +33,7 @@ from bagau_bids.preprocessing.transforms import (
     jacobian_determinant,
     sample,
 )
-from bagau_bids.spaces import isotropic_grid, orthonormal_affine, resample, voxel_sizes
+from bagau_bids.spaces import Image, isotropic_grid, orthonormal_affine, resample, voxel_sizes
 
 METHODS = ("robust", "paper", "sloppy")
 
@@ -149,16 +148,16 @@ class _Fixed:
         with nothing.
     """
 
-    image: Volume
+    image: Image
     brain: npt.NDArray[np.bool_]
     excluded: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class _TemplateImages:
-    t1w: Volume
-    brain_mask: Volume
-    wm_probseg: Volume
+    t1w: Image
+    brain_mask: Image
+    wm_probseg: Image
 
 
 def register_template(
@@ -276,7 +275,7 @@ def _load_template(template: Template) -> _TemplateImages:
     volumes = []
     for path in (template.t1w, template.brain_mask, template.wm_probseg):
         image = nib.as_closest_canonical(nib.load(path))
-        volumes.append(Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine))
+        volumes.append(Image(np.asarray(image.dataobj, dtype=np.float32), image.affine))
     t1w, mask, wm = volumes
     if not t1w.data.shape == mask.data.shape == wm.data.shape:
         raise ProcessingError(
@@ -285,8 +284,8 @@ def _load_template(template: Template) -> _TemplateImages:
             "expected one grid; fetch the template anew"
         )
     brain = mask.data > 0.5
-    t1w = Volume(np.where(brain, t1w.data, 0), t1w.affine)
-    mask = Volume(brain.astype(np.float32), mask.affine)
+    t1w = Image(np.where(brain, t1w.data, 0), t1w.affine)
+    mask = Image(brain.astype(np.float32), mask.affine)
     crop = _bounding_box(brain, margin=8)
     return _TemplateImages(*(_crop(volume, crop) for volume in (t1w, mask, wm)))
 
@@ -317,7 +316,7 @@ def brain_image(
     affine: Array,
     brain_mask: npt.NDArray[np.bool_],
     healthy: npt.NDArray[np.bool_] | None = None,
-) -> tuple[Volume, npt.NDArray[np.bool_]]:
+) -> tuple[Image, npt.NDArray[np.bool_]]:
     """Return the FLAIR on an isotropic grid around its brain, and the brain mask there.
 
     Intensities are clipped, scaled to 1 at the clipping percentile (of the healthy part of the
@@ -331,7 +330,7 @@ def brain_image(
     distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)
     scaled = np.where(distance <= MASK_DILATION_MM, image, 0) / max(float(image.max()), 1e-6)
     crop = _bounding_box(mask, margin=int(MARGIN_MM / FIXED_SPACING_MM))
-    return _crop(Volume(scaled.astype(np.float32), grid), crop), mask[crop]
+    return _crop(Image(scaled.astype(np.float32), grid), crop), mask[crop]
 
 
 def smooth(data: npt.NDArray[np.floating[Any]], affine: Array) -> npt.NDArray[np.float32]:
@@ -348,10 +347,10 @@ def _bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]
     )
 
 
-def _crop(volume: Volume, box: tuple[slice, ...]) -> Volume:
+def _crop(volume: Image, box: tuple[slice, ...]) -> Image:
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in box]
-    return Volume(volume.data[box], affine)
+    return Image(volume.data[box], affine)
 
 
 def _starts(fixed: _Fixed, images: _TemplateImages) -> Iterator[tuple[str, Array]]:
@@ -375,8 +374,8 @@ def _starts(fixed: _Fixed, images: _TemplateImages) -> Iterator[tuple[str, Array
 
 
 def search_start(
-    fixed: Volume,
-    moving: Volume,
+    fixed: Image,
+    moving: Image,
     source: Array,
     target: Array,
     excluded: npt.NDArray[np.bool_] | None = None,
@@ -450,7 +449,7 @@ def search_start(
     return affine(found.x)
 
 
-def _reduced(volume: Volume, spacing_mm: float) -> tuple[npt.NDArray[np.float32], Array]:
+def _reduced(volume: Image, spacing_mm: float) -> tuple[npt.NDArray[np.float32], Array]:
     """Return a blurred image on a coarser grid, scaled to 1, and its affine."""
     step = max(1, round(spacing_mm / float(voxel_sizes(volume.affine).mean())))
     data = ndimage.gaussian_filter(volume.data, step)[::step, ::step, ::step]

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.preprocessing.elastix import Volume, run_elastix
+from bagau_bids.preprocessing.elastix import run_elastix
 from bagau_bids.preprocessing.registration import brain_image
 from bagau_bids.preprocessing.t1w import rigid_parameters
 from bagau_bids.preprocessing.transforms import TemplateTransform, from_elastix
-from bagau_bids.spaces import field_of_view, isotropic_grid, resample
+from bagau_bids.spaces import Image, field_of_view, isotropic_grid, resample
 
 Array = npt.NDArray[np.floating[Any]]
 FIT_SPACING_MM = 12.0  # of the points of the brain to which the start is fitted
@@ -33,8 +33,8 @@ LOWEST_OVERLAP = 0.85  # Dice of the brain masks below which sessions are not al
 
 
 def align_sessions(
-    before: tuple[Volume, npt.NDArray[np.bool_], TemplateTransform],
-    after: tuple[Volume, npt.NDArray[np.bool_], TemplateTransform],
+    before: tuple[Image, npt.NDArray[np.bool_], TemplateTransform],
+    after: tuple[Image, npt.NDArray[np.bool_], TemplateTransform],
     *,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.float64], float]:
@@ -85,8 +85,8 @@ def align_sessions(
 
 
 def start_from_template(
-    before: tuple[Volume, npt.NDArray[np.bool_], TemplateTransform],
-    after: tuple[Volume, npt.NDArray[np.bool_], TemplateTransform],
+    before: tuple[Image, npt.NDArray[np.bool_], TemplateTransform],
+    after: tuple[Image, npt.NDArray[np.bool_], TemplateTransform],
 ) -> npt.NDArray[np.float64]:
     """Fit a rigid transform to brain points carried through the template; arguments as above."""
     image, mask, transform = before

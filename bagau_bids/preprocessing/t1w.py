@@ -19,7 +19,7 @@ from scipy import ndimage
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing.bias_field import correct_bias_field
 from bagau_bids.preprocessing.conform import Conformed, conform
-from bagau_bids.preprocessing.elastix import ParameterMap, Volume, read_parameter_file, run_elastix
+from bagau_bids.preprocessing.elastix import ParameterMap, read_parameter_file, run_elastix
 from bagau_bids.preprocessing.registration import mutual_information, search_start, smooth
 from bagau_bids.preprocessing.transforms import (
     TemplateTransform,
@@ -27,7 +27,7 @@ from bagau_bids.preprocessing.transforms import (
     from_elastix,
     sample,
 )
-from bagau_bids.spaces import isotropic_grid, orthonormal_affine, resample, same_grid
+from bagau_bids.spaces import Image, isotropic_grid, orthonormal_affine, resample, same_grid
 
 SPACING_MM = 2.0  # grid on which elastix sees both images
 RIM_MM = 4.0  # around the brain mask, where samples are drawn too: the brain's edge guides
@@ -125,8 +125,8 @@ def t1w_on_flair(
         information = mutual_information(flair[brain_mask], data[brain_mask])
     else:
         found, start, information = register_rigidly(
-            Volume(flair, affine),
-            Volume(moving.data, moving.affine),
+            Image(flair, affine),
+            Image(moving.data, moving.affine),
             brain_mask,
             seed=seed,
             threads=threads,
@@ -147,8 +147,8 @@ def t1w_on_flair(
 
 
 def register_rigidly(
-    fixed: Volume,
-    moving: Volume,
+    fixed: Image,
+    moving: Image,
     brain_mask: npt.NDArray[np.bool_],
     *,
     seed: int = 0,
@@ -214,16 +214,16 @@ def rigid_parameters() -> ParameterMap:
     return read_parameter_file(Path(str(folder / "rigid.txt")))
 
 
-def on_search_grid(volume: Volume) -> Volume:
+def on_search_grid(volume: Image) -> Image:
     """Image on a cubic grid of 2 mm, its brightest voxels clipped, scaled from 0 to 1."""
     shape, grid = isotropic_grid(volume.data.shape, orthonormal_affine(volume.affine), SPACING_MM)
     low, high = np.percentile(volume.data, (0.1, CLIP_PERCENTILE))
     scaled = (np.clip(volume.data, low, high) - low) / max(high - low, 1e-6)
-    return Volume(resample(smooth(scaled, volume.affine), volume.affine, shape, grid), grid)
+    return Image(resample(smooth(scaled, volume.affine), volume.affine, shape, grid), grid)
 
 
 def _starts(
-    fixed: Volume, moving: Volume, brain: npt.NDArray[np.bool_]
+    fixed: Image, moving: Image, brain: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Array]]:
     """Yield named rigid starts from fixed to moving points, the most likely first."""
     yield "header", np.eye(4)
@@ -236,7 +236,7 @@ def _starts(
     yield "header, searched", _rigid(search_start(fixed, moving, centre, centre), centre)
 
 
-def _head_centre(volume: Volume) -> Array:
+def _head_centre(volume: Image) -> Array:
     """Middle of the upper part of a head, (3,) mm, RAS+: the neck must not pull at it."""
     place = volume.affine[:3, :3] @ np.argwhere(volume.data > HEAD_SHARE).T
     place += volume.affine[:3, 3:]

@@ -33,7 +33,6 @@ from bagau_bids.measures.changes import (
     count_changes,
     lesion_changes,
 )
-from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.rigid import align_sessions, half_way, movement
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.reports.charts import COLOUR, NOTE_COLOUR, bare, literal
@@ -42,7 +41,7 @@ from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
 from bagau_bids.reports.scan_tables import Volumes, read_rows, whole_brain
-from bagau_bids.spaces import field_of_view, isotropic_grid, resample
+from bagau_bids.spaces import Image, field_of_view, isotropic_grid, resample
 
 COMPARED, FAILED = "compared", "failed"
 SPACING_MM = 1.0  # of the grid on which sessions are compared
@@ -326,13 +325,13 @@ class Session:
 
     Parameters
     ----------
-    flair : Volume
+    flair : Image
     brain, lesions : (X, Y, Z) bool arrays
     transform : TemplateTransform
         FLAIR to template points.
     """
 
-    flair: Volume
+    flair: Image
     brain: np.ndarray
     lesions: np.ndarray
     transform: TemplateTransform
@@ -343,7 +342,7 @@ def _load(scan: ScanResults) -> Session:
     brain, lesions = (
         load_image_on(scan.path(name), flair, affine) != 0 for name in ("brain_mask", "wmh_mask")
     )
-    return Session(Volume(flair, affine), brain, lesions, read_transform(scan))
+    return Session(Image(flair, affine), brain, lesions, read_transform(scan))
 
 
 def compare_sessions(before: Session, after: Session) -> tuple[pd.DataFrame, Compared, np.ndarray]:

@@ -6,8 +6,8 @@ from synthetic_heads import affine, labels
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing import registration
-from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.head_direction import HeadDirection, head_direction, right_angles
+from bagau_bids.spaces import Image
 
 CODES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 BRIGHTNESS = {24: 30.0, 3: 60.0, 2: 100.0, 4: 15.0, 43: 15.0, 16: 90.0}
@@ -19,7 +19,7 @@ def template():
     image = np.zeros(found.shape, np.float32)
     for label, brightness in BRIGHTNESS.items():
         image[found == label] = brightness
-    return Volume(image, affine())
+    return Image(image, affine())
 
 
 def turned(volume, turn):
@@ -29,7 +29,7 @@ def turned(volume, turn):
     for axis, there in enumerate(np.argsort(order)):
         if turn[there, axis] < 0:
             data = np.flip(data, axis)
-    return Volume(np.ascontiguousarray(data), volume.affine)
+    return Image(np.ascontiguousarray(data), volume.affine)
 
 
 def brain(volume):
@@ -38,7 +38,7 @@ def brain(volume):
 
 def found_in(volume):
     original = template()
-    mask = Volume(brain(original).astype(np.float32), original.affine)
+    mask = Image(brain(original).astype(np.float32), original.affine)
     return head_direction(volume, brain(volume), original, mask)
 
 

@@ -26,6 +26,7 @@ from bagau_bids.preprocessing.transforms import (
     inverse_field,
     sample,
 )
+from bagau_bids.spaces import Image
 
 
 def rotation(axis, degrees):
@@ -179,12 +180,12 @@ def test_a_rotation_beyond_elastix_is_found_by_the_search(template):
     flair, affine, brain, _ = make_scan(rotation(0, 0))
     fixed, _ = registration.brain_image(flair, affine, brain)
     image, mask = nib.load(template.t1w), nib.load(template.brain_mask)
-    moving = elastix.Volume(
+    moving = Image(
         image.get_fdata(dtype=np.float32) * mask.get_fdata(dtype=np.float32), image.affine
     )
     turned = np.eye(4)
     turned[:3, :3] = rotation(0, 22)  # 34 degrees between them, with the scan's own 12
-    fixed = elastix.Volume(fixed.data, turned @ fixed.affine)
+    fixed = Image(fixed.data, turned @ fixed.affine)
     centre = turned[:3, :3] @ [15, -20, 30]
     start = search_start(fixed, moving, centre, np.zeros(3))
     angle = np.rad2deg(np.arctan2(start[2, 1], start[1, 1]))
@@ -393,7 +394,7 @@ def test_the_search_looks_at_no_known_lesion(template):
     """Two heads that differ in the lesion alone start from the same place."""
     flair, affine, brain, known = scan_with_tumour()
     image = nib.load(template.t1w)
-    moving = elastix.Volume(image.get_fdata(dtype=np.float32), image.affine)
+    moving = Image(image.get_fdata(dtype=np.float32), image.affine)
     starts = []
     for value in (0, 120):
         fixed = registration._fixed(np.where(known, value, flair), affine, brain, known)
@@ -418,7 +419,7 @@ def child(monkeypatch, tmp_path, script):
     program.write_text(f"#!/bin/sh\n{script}\n")
     os.chmod(program, 0o755)
     monkeypatch.setattr(elastix.sys, "executable", str(program))
-    cube = elastix.Volume(np.ones((4, 4, 4), np.float32), np.eye(4))
+    cube = Image(np.ones((4, 4, 4), np.float32), np.eye(4))
     return elastix.run_elastix(cube, cube, cube.data > 0, [affine_stage()], np.eye(4))
 
 

@@ -7,7 +7,6 @@ from fake_derivatives import drawn_head
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing import rigid
-from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.rigid import (
     align_sessions,
     brain_overlap,
@@ -17,7 +16,7 @@ from bagau_bids.preprocessing.rigid import (
     start_from_template,
 )
 from bagau_bids.preprocessing.transforms import TemplateTransform
-from bagau_bids.spaces import resample
+from bagau_bids.spaces import Image, resample
 
 
 def rigid_matrix(degrees=(6.0, -4.0, 8.0), shift=(5.0, -3.0, 7.0)):
@@ -82,7 +81,7 @@ def test_the_start_goes_through_the_template(oriented_image):
     affine[:3, :3] = rotation @ np.diag([2.0, 3.0, 5.0])
     to_template = rigid_matrix((10, 0, 0)) @ np.diag([1.1, 0.9, 1.05, 1])
     moved = rigid_matrix()
-    image = Volume(np.ones((40, 30, 20), np.float32), affine)
+    image = Image(np.ones((40, 30, 20), np.float32), affine)
     mask = np.ones(image.data.shape, bool)
     found = start_from_template(
         (image, mask, TemplateTransform(to_template)),
@@ -103,9 +102,9 @@ def sessions():
     shape = (48, 56, 32)
     again = resample(flair, moved @ affine, shape, other) + rng.normal(0, 2, shape)
     mask = resample(brain, moved @ affine, shape, other) > 0.5
-    first = Volume(flair, affine), brain, TemplateTransform(np.eye(4))
+    first = Image(flair, affine), brain, TemplateTransform(np.eye(4))
     rough = rigid_matrix((2, 0, -2), (2, 2, 0)) @ np.linalg.inv(moved)
-    second = Volume(again.astype(np.float32), other), mask, TemplateTransform(rough)
+    second = Image(again.astype(np.float32), other), mask, TemplateTransform(rough)
     return first, second, moved
 
 

@@ -17,7 +17,6 @@ from bagau_bids import spaces
 from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.measures.changes import lesion_changes
 from bagau_bids.preprocessing import rigid
-from bagau_bids.preprocessing.elastix import Volume
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.reports import changes
 from bagau_bids.reports.changes import (
@@ -29,6 +28,7 @@ from bagau_bids.reports.changes import (
 )
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.results import find_results
+from bagau_bids.spaces import Image
 
 MOVED = np.eye(4)
 MOVED[:3, 3] = 8, -4, 0
@@ -50,7 +50,7 @@ def tilted(affine, degrees):
 
 def session(affine, shape, *places):
     mask = balls(affine, shape, *places)
-    flair = Volume(np.zeros(shape, np.float32), affine)
+    flair = Image(np.zeros(shape, np.float32), affine)
     return Session(flair, np.ones(shape, bool), mask, TemplateTransform(np.eye(4)))
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_lost_by_looking_only_where_lesions_are(oriented_image, seed)
     for place in (affine, moved @ affine):
         mask = ndimage.binary_dilation(rng.random(shape) > 0.9995, iterations=2)
         mask[0, :3, 0] = seed == 0
-        flair = Volume(np.zeros(shape, np.float32), place)
+        flair = Image(np.zeros(shape, np.float32), place)
         sessions.append(Session(flair, mask, mask, TemplateTransform(np.eye(4))))
     expected = whole_grid_changes(*sessions, moved)
     assert len(expected) > 2
@@ -137,7 +137,7 @@ def test_nothing_is_lost_by_looking_only_where_lesions_are(oriented_image, seed)
 
 def test_sessions_without_a_lesion_have_no_changes():
     nothing = np.zeros((20, 20, 10), bool)
-    flair = Volume(nothing.astype(np.float32), np.diag([1.0, 1, 2, 1]))
+    flair = Image(nothing.astype(np.float32), np.diag([1.0, 1, 2, 1]))
     empty = Session(flair, nothing, nothing, TemplateTransform(np.eye(4)))
     assert changes_between(empty, empty, np.eye(4)).empty
 

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bagau_bids.bids.derivatives import bids_uri
 from bagau_bids.errors import MissingResourceError
 from bagau_bids.files import replacing, write_text
 
 TEMPLATEFLOW_TEMPLATES = ("MNI152NLin2009cSym",)
 EMBEDDED_TEMPLATES = ("ICBM152NLin2009aSym",)
+DATASETS = {"MNI152NLin2009cSym": "templateflow", "ICBM152NLin2009aSym": "nilearn"}
 MANIFEST = "bagau-manifest.sha256"
 
 # What is asked of TemplateFlow for each part of a template, at 1 mm.
@@ -57,6 +59,15 @@ class Template:
     t1w: Path
     wm_probseg: Path
     brain_mask: Path
+
+    @property
+    def uris(self) -> dict[str, str]:
+        """BIDS URIs of the files."""
+        dataset = DATASETS[self.name]
+        parts = {"t1w": self.t1w, "wm_probseg": self.wm_probseg, "brain_mask": self.brain_mask}
+        return {
+            part: bids_uri(dataset, f"tpl-{self.name}/{path.name}") for part, path in parts.items()
+        }
 
 
 def find_template(

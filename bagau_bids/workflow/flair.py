@@ -1,16 +1,14 @@
 """The workflow of one FLAIR, from the file in the data set to its derivatives."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import Undefined
 from nipype.pipeline import engine as pe
 
-from bagau_bids.bids.acquisition import sidecars_of
-from bagau_bids.bids.scans import Scan
+from bagau_bids.bids.belongings import Belongings
 from bagau_bids.config import Processing, Resources
 from bagau_bids.network.cards import T1, Networks
 from bagau_bids.workflow.outputs import Prepare, PutOut, TemplateCopies
@@ -41,7 +39,7 @@ STEPS = (
     Prepare,
     PutOut,
 )
-# Options that make a result, as opposed to those that say where its materials lie.
+# Options that make a result, as opposed to those that say where its inputs lie.
 RESULT_OPTIONS = (
     "template",
     "registration",
@@ -58,46 +56,6 @@ RESULT_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Materials:
-    """Files that a scan is processed with.
-
-    Attributes
-    ----------
-    template
-        The template.
-    template_uris
-        BIDS URIs of its ``t1w``, ``wm_probseg`` and ``brain_mask``.
-    networks
-        Weights of the networks.
-    brain_mask
-        Brain mask of this FLAIR from elsewhere, if there is one.
-    brain_mask_uri
-        Its BIDS URI.
-    t1w
-        T1w of the same session, where the network asks for one.
-    t1w_note
-        What to tell about how it was chosen.
-    known_lesions
-        Mask of what the user knows to be no WMH, if there is one.
-    known_lesions_note
-        What to tell about how it was chosen.
-    known_lesions_uri
-        Its BIDS URI.
-    """
-
-    template: "Template"
-    template_uris: Mapping[str, str]
-    networks: Networks
-    brain_mask: Path | None = None
-    brain_mask_uri: str = ""
-    t1w: Path | None = None
-    t1w_note: str = ""
-    known_lesions: Path | None = None
-    known_lesions_note: str = ""
-    known_lesions_uri: str = ""
-
-
 def workflow_name(stem: str) -> str:
     """Name of a scan's workflow and of its work folder."""
     return re.sub(r"[^0-9a-zA-Z]", "_", stem) + "_wf"
@@ -110,7 +68,7 @@ def scan_steps(processing: Processing, networks: Networks) -> tuple[str, ...]:
 
 
 def result_options(processing: Processing) -> dict[str, Any]:
-    """Options that make a result, without the places where its materials lie."""
+    """Options that make a result, without the places where its inputs lie."""
     options = {name: getattr(processing, name) for name in RESULT_OPTIONS}
     if processing.weights:
         options["model"] = ", ".join(path.stem for path in processing.weights)
@@ -124,10 +82,10 @@ def wants_template_space(processing: Processing) -> bool:
 
 def init_flair_wf(
     *,
-    scan: Scan,
-    bids_dir: Path,
+    belongings: Belongings,
+    template: "Template",
+    networks: Networks,
     output_dir: Path,
-    materials: Materials,
     processing: Processing,
     resources: Resources,
 ) -> pe.Workflow:
@@ -135,14 +93,14 @@ def init_flair_wf(
 
     Parameters
     ----------
-    scan : Scan
-        The FLAIR.
-    bids_dir : Path
-        Root of its data set.
+    belongings : Belongings
+        The FLAIR and what belongs to it.
+    template : Template
+        The template.
+    networks : Networks
+        Weights of the networks.
     output_dir : Path
         Root of the derivative data set.
-    materials : Materials
-        Template, weights, and a brain mask where one was found.
     processing : Processing
         What makes the result.
     resources : Resources
@@ -155,23 +113,24 @@ def init_flair_wf(
         connect and no outputs: it ends with files in `output_dir`, named as
         `bagau_bids.bids.derivatives` says.
     """
+    scan, mask, lesions = belongings.scan, belongings.brain_mask, belongings.known_lesions
     workflow = pe.Workflow(workflow_name(scan.stem))
     made: dict[str, tuple[pe.Node, str]] = {}
     steps = [
-        *_preprocessing(scan, materials, processing),
-        *_segmentation(materials, processing, resources),
+        *_preprocessing(belongings, template, networks, processing),
+        *_segmentation(networks, processing, resources),
     ]
     if wants_template_space(processing):
-        steps.append(TemplateCopies(template_t1w=materials.template.t1w))
+        steps.append(TemplateCopies(template_t1w=template.t1w))
     prepare = Prepare(
         steps=[step.name for step in steps],
         source_file=scan.path,
-        source=scan.path.relative_to(bids_dir).as_posix(),
+        source=belongings.source,
         entities=dict(scan.entities),
-        template=materials.template.name,
-        template_uris=dict(materials.template_uris),
-        brain_mask_uri=materials.brain_mask_uri,
-        known_lesions_uri=materials.known_lesions_uri,
+        template=template.name,
+        template_uris=template.uris,
+        brain_mask_uri=mask.uri if mask else "",
+        known_lesions_uri=lesions.uri if lesions else "",
         options=result_options(processing),
     )
     for step in (*steps, prepare, PutOut(output_dir=output_dir)):
@@ -211,40 +170,43 @@ def _add(
         made[f"{step.name}_{output}" if common else output] = (node, output)
 
 
-def _preprocessing(scan: Scan, materials: Materials, processing: Processing) -> Iterator[Step]:
+def _preprocessing(
+    belongings: Belongings, template: "Template", networks: Networks, processing: Processing
+) -> Iterator[Step]:
     """Make the steps before the network: brain mask, bias field, registrations, regions."""
+    lesions, mask = belongings.known_lesions, belongings.brain_mask
     yield Conform(
-        in_file=scan.path,
-        sidecars=list(sidecars_of(scan.path)),
-        lesion_file=materials.known_lesions or Undefined,
-        lesion_note=materials.known_lesions_note,
+        in_file=belongings.scan.path,
+        sidecars=list(belongings.sidecars),
+        lesion_file=lesions.path if lesions else Undefined,
+        lesion_note=lesions.note if lesions else "",
     )
     yield BrainMask(
         skull_strip=processing.skull_strip,
-        network=materials.networks.brain.card.sha256,
-        mask_file=materials.brain_mask or Undefined,
+        network=networks.brain.card.sha256,
+        mask_file=mask.path if mask else Undefined,
     )
     yield BiasField()
     yield Registration(
-        template=materials.template.name,
-        template_t1w=materials.template.t1w,
-        template_wm_probseg=materials.template.wm_probseg,
-        template_brain_mask=materials.template.brain_mask,
+        template=template.name,
+        template_t1w=template.t1w,
+        template_wm_probseg=template.wm_probseg,
+        template_brain_mask=template.brain_mask,
         method="sloppy" if processing.sloppy else processing.registration,
         seed=processing.random_seed,
     )
-    if materials.t1w is not None:
-        yield T1w(in_file=materials.t1w, note=materials.t1w_note, seed=processing.random_seed)
+    if t1w := belongings.t1w:
+        yield T1w(in_file=t1w.path, note=t1w.note, seed=processing.random_seed)
     yield Regions(rule=processing.periventricular_rule)
 
 
 def _segmentation(
-    materials: Materials, processing: Processing, resources: Resources
+    networks: Networks, processing: Processing, resources: Resources
 ) -> Iterator[Step]:
     """Make the network and what is measured on its result."""
     yield Segmentation(
-        weights=[one.path for one in materials.networks.lesions],
-        cards=[one.path.with_suffix(".json") for one in materials.networks.lesions],
+        weights=[one.path for one in networks.lesions],
+        cards=[one.path.with_suffix(".json") for one in networks.lesions],
         tta=processing.tta,
         device=resources.device,
         batch_size=resources.batch_size,

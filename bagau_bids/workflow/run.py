@@ -21,17 +21,16 @@ from nipype import config as nipype_config
 from nipype.pipeline import engine as pe
 
 from bagau_bids import __version__
+from bagau_bids.bids.belongings import find_belongings
 from bagau_bids.bids.derivatives import bids_uri, derivative_path
-from bagau_bids.bids.description import derivative_links, linked_folders, write_dataset_files
-from bagau_bids.bids.known_lesions import find_known_lesions
-from bagau_bids.bids.masks import find_brain_mask
-from bagau_bids.bids.scans import Scan, find_t1w
+from bagau_bids.bids.description import write_dataset_files
+from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.files import write_json
 from bagau_bids.network.cards import T1, Networks
 from bagau_bids.processes import may_open
-from bagau_bids.workflow.flair import Materials, init_flair_wf, result_options
+from bagau_bids.workflow.flair import init_flair_wf, result_options
 from bagau_bids.workflow.plugins import (
     choose_plugin,
     close_plugin,
@@ -44,7 +43,6 @@ from bagau_bids.workflow.workdir import own_work_folder, remove_work, top_name
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
 
-TEMPLATE_DATASETS = {"MNI152NLin2009cSym": "templateflow", "ICBM152NLin2009aSym": "nilearn"}
 PATIENCE_S = 5.0  # for workers to end by themselves
 MEMORY_ADVICE = (
     "was killed while it worked, most likely for lack of memory (the log of the system or of the "
@@ -168,10 +166,12 @@ def _enter_work_folders(
 def _build(config: Config, scan: Scan, template: "Template", networks: Networks) -> pe.Workflow:
     """Build the workflow of one scan, its crash files going to the participant's folder."""
     workflow = init_flair_wf(
-        scan=scan,
-        bids_dir=config.bids_dir,
+        belongings=find_belongings(
+            scan, config.bids_dir, config.processing, with_t1w=networks.take(T1)
+        ),
+        template=template,
+        networks=networks,
         output_dir=config.output_dir,
-        materials=_materials(config, scan, template, networks),
         processing=config.processing,
         resources=config.resources,
     )
@@ -179,49 +179,6 @@ def _build(config: Config, scan: Scan, template: "Template", networks: Networks)
         node.config = {"execution": {"crashdump_dir": str(_crash_folder(config, scan))}}
         node.inputs.debug = "pdb" in config.execution.debug
     return workflow
-
-
-def _materials(
-    config: Config, scan: Scan, template: "Template", networks: Networks
-) -> "Materials":
-    processing = config.processing
-    t1w, t1w_note = find_t1w(scan) if networks.take(T1) else (None, "")
-    dataset = TEMPLATE_DATASETS[template.name]
-    others = derivative_links(linked_folders(processing))
-    own = {name: path for name, path in others.items() if path in processing.derivatives}
-    mask = find_brain_mask(own, scan.entities)
-    lesions = find_known_lesions(
-        scan.path,
-        scan.entities,
-        processing.known_lesions,
-        beside=not processing.ignore_lesion_roi,
-    )
-    return Materials(
-        template=template,
-        template_uris={
-            part: bids_uri(dataset, f"tpl-{template.name}/{path.name}")
-            for part, path in (
-                ("t1w", template.t1w),
-                ("wm_probseg", template.wm_probseg),
-                ("brain_mask", template.brain_mask),
-            )
-        },
-        networks=networks,
-        brain_mask=mask,
-        brain_mask_uri=_uri_in(others, mask) if mask else "",
-        t1w=t1w,
-        t1w_note=t1w_note,
-        known_lesions=lesions.path if lesions else None,
-        known_lesions_note=lesions.note if lesions else "",
-        known_lesions_uri=_uri_in({**others, "raw": config.bids_dir}, lesions.path)
-        if lesions
-        else "",
-    )
-
-
-def _uri_in(datasets: Mapping[str, Path], path: Path) -> str:
-    name, root = next(item for item in datasets.items() if path.is_relative_to(item[1]))
-    return bids_uri(name, path.relative_to(root))
 
 
 def _run_all(config: Config, workflows: Mapping[Scan, pe.Workflow], tracker: Tracker) -> None:

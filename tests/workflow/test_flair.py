@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from workflow_fakes import make_dataset, make_template, scans_of
 
+from bagau_bids.bids.belongings import Belongings, Given
 from bagau_bids.config import Processing, Resources
 from bagau_bids.network.cards import Card, Networks, Weights
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
 from bagau_bids.workflow.flair import (
     STEPS,
-    Materials,
     init_flair_wf,
     scan_steps,
     workflow_name,
@@ -35,14 +35,14 @@ def build(tmp_path):
     weights.touch()
     weights.with_suffix(".json").touch()
     networks = networks_of(weights)
-    uris = dict.fromkeys(("t1w", "wm_probseg", "brain_mask"), "bids:templateflow:x")
+    (scan,) = scans_of(bids_dir)
 
-    def build(materials=None, processing=None, resources=None):
+    def build(processing=None, resources=None, **given):
         return init_flair_wf(
-            scan=scans_of(bids_dir)[0],
-            bids_dir=bids_dir,
+            belongings=Belongings(scan, scan.path.relative_to(bids_dir).as_posix(), **given),
+            template=template,
+            networks=networks,
             output_dir=tmp_path / "out",
-            materials=Materials(template, uris, networks, **(materials or {})),
             processing=Processing(**(processing or {})),
             resources=Resources(**{"nprocs": 8, "omp_nthreads": 3} | (resources or {})),
         )
@@ -74,7 +74,7 @@ def test_template_space_adds_one_step(build):
 def test_t1w_is_a_step_where_there_is_one(build, tmp_path):
     t1w = tmp_path / "sub-01_T1w.nii.gz"
     t1w.touch()
-    nodes = nodes_of(build(materials={"t1w": t1w, "t1w_note": "why"}))
+    nodes = nodes_of(build(t1w=Given(t1w, "bids:raw:x", "why")))
     assert (Path(nodes["t1w"].inputs.in_file), nodes["t1w"].inputs.note) == (t1w, "why")
 
 
@@ -108,7 +108,7 @@ def test_options_reach_their_steps(build, tmp_path):
     mask.touch()
     nodes = nodes_of(
         build(
-            materials={"brain_mask": mask},
+            brain_mask=Given(mask, "bids:masks:mask.nii"),
             processing={
                 "registration": "paper",
                 "random_seed": 5,
@@ -121,6 +121,7 @@ def test_options_reach_their_steps(build, tmp_path):
     )
     assert Path(nodes["brain_mask"].inputs.mask_file) == mask
     assert nodes["brain_mask"].inputs.skull_strip == "skip"
+    assert nodes["prepare"].inputs.brain_mask_uri == "bids:masks:mask.nii"
     assert nodes["brain_mask"].inputs.network == "2"
     assert nodes["registration"].inputs.method == "paper"
     assert nodes["registration"].inputs.seed == 5

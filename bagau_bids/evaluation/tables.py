@@ -1,7 +1,7 @@
 """Tables of an evaluation: one row a case, and a summary with bootstrap confidence intervals."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def summary_table(
     rows = list(_summary_of(scored, ALL, seed, resamples)) if len(scored) else []
     for group in sorted(scored["group"].dropna().unique(), key=natural_key):
         rows += _summary_of(scored[scored["group"] == group], group, seed, resamples)
-    return described_table(rows, column_descriptions("evaluation_summary"))
+    return described_table(
+        [asdict(row) for row in rows], column_descriptions("evaluation_summary")
+    )
 
 
 def write_tables(folder: Path, cases: pd.DataFrame, summary: pd.DataFrame) -> tuple[Path, Path]:
@@ -98,6 +100,31 @@ def write_tables(folder: Path, cases: pd.DataFrame, summary: pd.DataFrame) -> tu
         write_table(path, table)
         write_json(sidecar_path(path), column_descriptions(name))
     return paths
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """Row of the summary, see ``data/tables/evaluation_summary.json``."""
+
+    group: str
+    measure: str
+    statistic: str
+    n_cases: int
+    value: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    sd: float | None = None
+    median: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def within(self, samples: NDArray) -> "_Summary":
+        """Add the percentile interval of bootstrap samples; none where no sample tells any."""
+        if not samples.size:
+            return self
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low, high = np.percentile(samples, [tail, 100 - tail])
+        return replace(self, ci_low=float(low), ci_high=float(high))
 
 
 @dataclass(frozen=True)
@@ -133,57 +160,57 @@ class _Sampler:
         return self.weights.sum(axis=1)
 
 
-def _summary_of(
-    cases: pd.DataFrame, group: str, seed: int, resamples: int
-) -> Iterator[dict[str, Any]]:
+def _summary_of(cases: pd.DataFrame, group: str, seed: int, resamples: int) -> Iterator[_Summary]:
     participants = cases["participant_id"].fillna(cases["case"]).tolist()
     sampler = _Sampler.draw(participants, seed, resamples)
     for measure in MEANS:
-        yield {"group": group, "measure": measure} | _mean(_numbers(cases, measure), sampler)
+        yield _mean(group, measure, _numbers(cases, measure), sampler)
     for size in SIZES:
         counts = np.stack([_numbers(cases, f"{size}_{kind}_lesions") for kind in _COUNTS])
-        yield {"group": group, "measure": f"{size}_lesion_f1"} | _pooled_f1(counts, sampler)
+        yield _pooled_f1(_Summary(group, f"{size}_lesion_f1", "pooled", 0), counts, sampler)
     volumes = _numbers(cases, "reference_ml"), _numbers(cases, "result_ml")
-    yield {"group": group, "measure": "volume_correlation"} | _correlation(*volumes, sampler)
+    row = _Summary(group, "volume_correlation", "correlation", len(cases))
+    yield _correlation(row, *volumes, sampler)
 
 
-def _mean(values: NDArray, sampler: _Sampler | None) -> dict[str, Any]:
-    found = {
-        "statistic": "mean",
-        "n_cases": len(values),
-        "value": values.mean(),
-        "sd": values.std(ddof=1) if len(values) > 1 else None,
-        "median": np.median(values),
-        "minimum": values.min(),
-        "maximum": values.max(),
-    }
-    return found | (_limits(sampler.totals(values) / sampler.cases) if sampler else {})
+def _mean(group: str, measure: str, values: NDArray, sampler: _Sampler | None) -> _Summary:
+    found = _Summary(
+        group,
+        measure,
+        "mean",
+        n_cases=len(values),
+        value=values.mean(),
+        sd=values.std(ddof=1) if len(values) > 1 else None,
+        median=float(np.median(values)),
+        minimum=values.min(),
+        maximum=values.max(),
+    )
+    return found.within(sampler.totals(values) / sampler.cases) if sampler else found
 
 
-def _pooled_f1(counts: NDArray, sampler: _Sampler | None) -> dict[str, Any]:
+def _pooled_f1(row: _Summary, counts: NDArray, sampler: _Sampler | None) -> _Summary:
     """F1 of summed counts, which are (reference, detected, result, matching) x cases."""
-    present = np.count_nonzero(counts[0] + counts[2])
-    found: dict[str, Any] = {"statistic": "pooled", "n_cases": present}
+    present = int(np.count_nonzero(counts[0] + counts[2]))
     if not present:
-        return found
-    found["value"] = LesionCounts(*counts.sum(axis=1).astype(int).tolist()).f1
+        return row
+    value = LesionCounts(*counts.sum(axis=1).astype(int).tolist()).f1
+    found = replace(row, n_cases=present, value=value)
     if sampler is None:
         return found
     sums = np.stack([sampler.totals(count) for count in counts], axis=1).astype(int)
     # A sample without any lesion of this size says nothing.
     told = [LesionCounts(*row).f1 for row in sums.tolist() if row[0] + row[2]]
-    return found | _limits(np.array(told))
+    return found.within(np.array(told))
 
 
-def _correlation(reference: NDArray, result: NDArray, sampler: _Sampler | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"statistic": "correlation", "n_cases": len(reference)}
+def _correlation(
+    row: _Summary, reference: NDArray, result: NDArray, sampler: _Sampler | None
+) -> _Summary:
     value = _pearson(np.ones((1, len(reference))), reference, result)
     if not value.size or len(reference) < FEWEST_TO_CORRELATE:
-        return found
-    found["value"] = value[0]
-    if sampler is None:
-        return found
-    return found | _limits(_pearson(sampler.weights, reference, result))
+        return row
+    found = replace(row, value=value[0])
+    return found.within(_pearson(sampler.weights, reference, result)) if sampler else found
 
 
 def _pearson(weights: NDArray, first: NDArray, second: NDArray) -> NDArray[np.float64]:
@@ -198,15 +225,6 @@ def _pearson(weights: NDArray, first: NDArray, second: NDArray) -> NDArray[np.fl
     covariance = weights @ (one * two) / total - one_mean * two_mean
     spread = np.sqrt(one_variance[varies] * two_variance[varies])
     return np.clip(covariance[varies] / spread, -1, 1)
-
-
-def _limits(samples: NDArray) -> dict[str, float]:
-    """Percentile interval; nothing where no sample tells anything."""
-    if not samples.size:
-        return {}
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(samples, [tail, 100 - tail])
-    return {"ci_low": float(low), "ci_high": float(high)}
 
 
 def _numbers(cases: pd.DataFrame, column: str) -> NDArray[np.float64]:

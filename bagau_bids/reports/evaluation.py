@@ -158,13 +158,21 @@ def _summary_row(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _groups(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a group: its name, its number of cases, and value and interval by measure."""
+@dataclass(frozen=True)
+class Group:
+    """A group of cases: its name, its number of cases, and words by measure and statistic."""
+
+    group: str
+    n: str
+    measured: dict[str, dict[str, str]]
+
+
+def _groups(summary: pd.DataFrame) -> list[Group]:
     rows = []
     own = summary[summary["group"] != ALL]
     for group, part in own.groupby("group", sort=False):
         measured = {row["measure"]: _summary_row(row) for row in _records(part)}
-        rows.append({"group": group, "n": measured["dice"]["n_cases"], "measured": measured})
+        rows.append(Group(str(group), measured["dice"]["n_cases"], measured))
     return rows
 
 

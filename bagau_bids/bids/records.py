@@ -62,7 +62,7 @@ class BiasFieldRecord(Struct, frozen=True, kw_only=True):
     duration_s: float | UnsetType = UNSET
 
 
-class Attempt(Struct, frozen=True, kw_only=True):
+class Attempt(Struct, frozen=True):
     """One start of the registration and how it ended.
 
     Attributes

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import asdict
+
 from bagau_bids.bids.derivatives import bids_uri, catalogue, derivative_path
+from bagau_bids.bids.records import Steps
 from bagau_bids.config import INFARCT_THRESHOLD
 
 RULE_TEXTS = {
@@ -46,8 +49,8 @@ class Provenance:
         BIDS URIs of the template's ``t1w``, ``wm_probseg`` and ``brain_mask``.
     brain_mask_uri : str
         BIDS URI of the brain mask that was taken from other derivatives; empty where it was made.
-    steps : mapping
-        Record of each step by its name; ``brain_mask``, ``registration``, ``regions`` and
+    steps : Steps
+        Records; ``brain_mask``, ``registration``, ``regions`` and
         ``segmentation`` are used.
     threshold : float
         Probability from which a voxel is WMH.
@@ -64,7 +67,7 @@ class Provenance:
     template: str
     template_uris: Mapping[str, str]
     brain_mask_uri: str
-    steps: Mapping[str, Mapping[str, Any]]
+    steps: Steps
     threshold: float
     min_lesion_size_mm3: float
     known_lesions_uri: str = ""
@@ -92,8 +95,11 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
     dict
         Metadata by the name of the derivative; complete, the static parts included.
     """
-    masked, segmented = scan.steps["brain_mask"], scan.steps["segmentation"]
-    regions = scan.steps["regions"]
+    steps = scan.steps
+    masked, segmented, regions = steps.brain_mask, steps.segmentation, steps.regions
+    assert masked  # whose files are described has all steps behind it
+    assert segmented
+    assert regions
     template = scan.template_uris
     known = [scan.uri("known_lesion_mask")] if scan.known_lesions_uri else []
     network = {
@@ -103,10 +109,10 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             scan.uri("wm_atlas"),
             *known,
         ],
-        "Models": segmented["models"],
-        "Device": segmented["device"],
-        "Precision": segmented["precision"],
-        "AveragedWithMirrored": segmented["tta"],
+        "Models": segmented.models,
+        "Device": segmented.device,
+        "Precision": segmented.precision,
+        "AveragedWithMirrored": segmented.tta,
     }
     probabilities = ["wmh_probseg", "infarct_probseg"] if scan.infarct else ["wmh_probseg"]
     smallest = {
@@ -114,20 +120,20 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
         "MinimumLesionVolumeUnits": "mm3",
     }
     rule = {
-        "PeriventricularRule": regions["rule"],
-        "PeriventricularRuleDescription": RULE_TEXTS[regions["rule"]],
+        "PeriventricularRule": regions.rule,
+        "PeriventricularRuleDescription": RULE_TEXTS[regions.rule],
     }
     dynamic: dict[str, dict[str, Any]] = {
         "brain_mask": {
-            "Description": str(masked.get("description", "Brain mask.")),
+            "Description": masked.description,
             "Sources": [scan.brain_mask_uri or scan.source_uri],
         },
         "preproc_flair": {
-            "SkullStripped": bool(masked["stripped"]),
+            "SkullStripped": masked.stripped,
             "Sources": [scan.source_uri, scan.uri("brain_mask"), *known],
         },
         "conformed_flair": {
-            "SkullStripped": bool(masked["stripped"]),
+            "SkullStripped": masked.stripped,
             "Sources": [scan.source_uri],
         },
         "warped_t1w": {
@@ -153,7 +159,7 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
                 scan.uri("wm_atlas"),
                 scan.uri("template_to_flair_xfm"),
             ],
-            "Method": VENTRICLE_TEXTS[regions["ventricles"]],
+            "Method": VENTRICLE_TEXTS[regions.ventricles],
         },
         "regions_dseg": {
             "Sources": [scan.uri("wmh_mask"), *_region_sources(scan)],
@@ -199,7 +205,8 @@ def template_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
             "Sources": [scan.uri(source), scan.uri("flair_to_template_xfm")],
             "SpatialReference": scan.template_uris["t1w"],
         }
-    complete["template_flair"]["SkullStripped"] = bool(scan.steps["brain_mask"]["stripped"])
+    assert scan.steps.brain_mask
+    complete["template_flair"]["SkullStripped"] = scan.steps.brain_mask.stripped
     return complete
 
 
@@ -208,7 +215,8 @@ def _region_sources(scan: Provenance) -> list[str]:
 
 
 def _transform_fields(scan: Provenance, origin: str, destination: str) -> dict[str, Any]:
-    registration = scan.steps["registration"]
+    assert scan.steps.registration
+    registration = asdict(scan.steps.registration)
     return {
         "From": origin,
         "To": destination,

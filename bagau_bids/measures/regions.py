@@ -6,6 +6,7 @@ infratentorial follow the registered template. All images lie on one grid, in RA
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ class Ventricles:
     """
 
     mask: NDArray[np.bool_]
-    source: str
+    source: Literal["flair", "template"]
     csf: float | None
     csf_threshold: float | None
     notes: tuple[str, ...]

@@ -9,15 +9,17 @@ it is goes into the result.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 from scipy import ndimage, optimize
 
+from bagau_bids.bids.records import Attempt
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.elastix import (
     ParameterMap,
@@ -56,39 +58,6 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One start of the ladder and how it ended.
-
-    Attributes
-    ----------
-    start
-        Name of the start.
-    stage
-        ``bspline``, ``affine`` (the B-spline was implausible) or ``failed``.
-    overlap
-        Dice of the FLAIR's brain mask and the warped template brain mask.
-    mutual_information
-        Between the FLAIR and the warped T1w in the brain mask, nats.
-    min_jacobian, max_jacobian
-        Range of the Jacobian determinant in the brain mask: volume in the template of a unit
-        volume of the FLAIR.
-    folded_fraction
-        Share of the brain mask where it is not positive.
-    note
-        Why it failed or was reduced to its affine; empty otherwise.
-    """
-
-    start: str
-    stage: str
-    overlap: float = 0.0
-    mutual_information: float = 0.0
-    min_jacobian: float = 0.0
-    max_jacobian: float = 0.0
-    folded_fraction: float = 0.0
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Registration:
     """The template on a FLAIR's grid.
 
@@ -120,17 +89,6 @@ class Registration:
     attempts: tuple[Attempt, ...]
     notes: tuple[str, ...]
     head_turn: float | None = None
-
-    @property
-    def quality(self) -> dict[str, Any]:
-        """Everything but the images, as JSON can hold it."""
-        return {
-            "method": self.method,
-            **asdict(self.used),
-            "attempts": [asdict(attempt) for attempt in self.attempts],
-            "notes": list(self.notes),
-            "head_turn": self.head_turn,
-        }
 
 
 @dataclass(frozen=True)
@@ -500,7 +458,7 @@ def _attempt(
     affine = _judge(name, "affine", transform.affine_only(), fixed, images)
     reason = _implausible(bspline, affine)
     if reason:
-        return Attempt(**(asdict(affine) | {"note": reason})), transform.affine_only()
+        return replace(affine, note=reason), transform.affine_only()
     return bspline, transform
 
 

@@ -68,17 +68,6 @@ class T1w:
     coverage: float
     notes: tuple[str, ...] = ()
 
-    @property
-    def quality(self) -> dict[str, Any]:
-        """Everything but the image, as JSON can hold it."""
-        return {
-            "start": self.start,
-            "mutual_information": self.mutual_information,
-            "coverage": self.coverage,
-            "transform": self.transform.tolist(),
-            "notes": list(self.notes),
-        }
-
 
 def t1w_on_flair(
     path: Path,

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import (
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import catalogue, derivative_path, sidecar_path
-from bagau_bids.bids.records import Steps
+from bagau_bids.bids.records import Options, Record, Steps
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
@@ -64,7 +65,7 @@ class TemplateCopies(Step):
     name = "template_copies"
     memory_gb = 1.8
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> None:
         from bagau_bids.preprocessing.transforms import inverse_field, read_itk_forward, sample
 
         grid = nib.Nifti1Image.from_filename(self.inputs.template_t1w)
@@ -80,7 +81,6 @@ class TemplateCopies(Step):
             target, dtype = folder / f"{key}.nii.gz", catalogue().files[key].dtype
             save_image(target, copy, grid.affine, dtype, standard_space=True)
             self._results["derivatives"][key] = str(target)
-        return {"notes": ()}
 
 
 class PrepareInputSpec(DynamicTraitedSpec, StepInputSpec):
@@ -120,7 +120,7 @@ class Prepare(Step):
         common = StepOutputSpec().copyable_trait_names()
         add_traits(self.inputs, [f"{step}_{output}" for step in steps for output in common])
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> None:
         tree = folder / "derivatives"
         files = self._files()
         steps = self._steps()
@@ -153,7 +153,6 @@ class Prepare(Step):
         names = [str(path) for path in (*made, record.relative_to(tree))]
         self._results["files"] = names
         self._results["digests"] = [file_digest(tree / name) for name in names]
-        return {"notes": ()}
 
     def _path(self, tree: Path, name: str) -> Path:
         return derivative_path(tree, self.inputs.entities, name, template=self.inputs.template)
@@ -163,13 +162,15 @@ class Prepare(Step):
         handed_over = (getattr(self.inputs, f"{step}_derivatives") for step in self.steps)
         return {key: Path(path) for files in handed_over for key, path in files.items()}
 
-    def _steps(self) -> dict[str, dict[str, Any]]:
+    def _steps(self) -> Steps:
         """Read the records of the steps."""
-        names = [name for name in Steps.__struct_fields__ if name in self.steps]
-        return {
-            name: read_record(getattr(self.inputs, f"{name}_record"), dict[str, Any])
-            for name in names
-        }
+        there = [one for one in msgspec.structs.fields(Steps) if one.name in self.steps]
+        return Steps(
+            **{
+                one.name: read_record(getattr(self.inputs, f"{one.name}_record"), one.type)
+                for one in there
+            }
+        )
 
     def _write_files(self, tree: Path, files: Mapping[str, Path]) -> None:
         """Bring images back onto the grid of the source; copy what is final already."""
@@ -201,20 +202,18 @@ class Prepare(Step):
         for path, content in sidecars.items():
             write_json(path, content)
 
-    def _record(
-        self, steps: dict[str, dict[str, Any]], scan: Provenance, made: list[Path]
-    ) -> dict[str, Any]:
+    def _record(self, steps: Steps, scan: Provenance, made: list[Path]) -> Record:
         """Describe how the scan was processed, for the reports and the group level."""
-        return {
-            "status": "complete",
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source": scan.source_uri,
-            "entities": self.inputs.entities,
-            "options": self.inputs.options,
-            "versions": library_versions(),
-            "steps": steps,
-            "outputs": made,
-        }
+        return Record(
+            status="complete",
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=scan.source_uri,
+            entities=self.inputs.entities,
+            options=Options(**self.inputs.options),
+            versions=library_versions(),
+            steps=steps,
+            outputs=tuple(path.as_posix() for path in made),
+        )
 
 
 class PutOutInputSpec(StepInputSpec):
@@ -249,7 +248,7 @@ class PutOut(Step):
     def _folders(self, folder: Path) -> tuple[Path, ...]:
         return (folder, Path(self.inputs.output_dir))
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> None:
         tree, output_dir = Path(self.inputs.tree), Path(self.inputs.output_dir)
         for name, digest in zip(self.inputs.files, self.inputs.digests, strict=True):
             if not (tree / name).is_file() or file_digest(tree / name) != digest:
@@ -260,7 +259,6 @@ class PutOut(Step):
         if isdefined(self.inputs.stale):
             left = [output_dir / name for name in self.inputs.stale]
             remove_stale(left, "this run was not asked for it, or has no such mask")
-        return {"notes": ()}
 
 
 def eight_bits(data: NDArray) -> NDArray[np.uint8]:

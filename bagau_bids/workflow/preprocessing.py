@@ -1,14 +1,23 @@
 """The steps before the network: one nipype interface a step, which loads, calls, saves."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
+from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict, replace
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 from numpy.typing import NDArray
 
+from bagau_bids.bids.records import (
+    BiasFieldRecord,
+    BrainMaskRecord,
+    ConformRecord,
+    KnownLesions,
+    RegionsRecord,
+    RegistrationRecord,
+    T1wRecord,
+)
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
@@ -62,7 +71,7 @@ class Conform(Step):
     name = "conform"
     memory_gb = 0.5
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> ConformRecord:
         from bagau_bids.bids.acquisition import read_sidecars, signs_of_another_sequence
         from bagau_bids.preprocessing.conform import conform
 
@@ -72,37 +81,35 @@ class Conform(Step):
         self._save("flair", folder, scan.data, scan.affine, np.float32)
         self._results["derivatives"]["conformed_flair"] = self._results["flair"]
         said = [f"The metadata say {'; '.join(signs)}: is it a FLAIR?"] if signs else []
-        record = {
-            "notes": (*scan.notes, *said),
-            "sidecar_signs": signs,
-            "shape": scan.data.shape,
-            "spacing_mm": nib.affines.voxel_sizes(scan.affine),
-            "stored_axes": scan.stored_axes,
-            "tilt_degrees": np.rad2deg(nib.affines.obliquity(scan.affine)).max(),
-        }
-        if isdefined(self.inputs.lesion_file):
-            lesions, notes = self._known_lesions(folder, scan.data.shape, scan.affine)
-            record |= {"known_lesions": lesions, "notes": (*scan.notes, *said, *notes)}
-        return record
+        lesions, notes = self._known_lesions(folder, scan.data.shape, scan.affine)
+        return ConformRecord(
+            notes=(*scan.notes, *said, *notes),
+            sidecar_signs=signs,
+            shape=scan.data.shape,
+            spacing_mm=tuple(nib.affines.voxel_sizes(scan.affine)),
+            stored_axes=scan.stored_axes,
+            tilt_degrees=np.rad2deg(nib.affines.obliquity(scan.affine)).max(),
+            known_lesions=lesions,
+        )
 
     def _known_lesions(
         self, folder: Path, shape: tuple[int, int, int], affine: NDArray
-    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+    ) -> tuple[KnownLesions | UnsetType, tuple[str, ...]]:
         """Bring the known lesions onto the FLAIR's grid; return their record and notes."""
         from bagau_bids.measures.lesions import voxel_volume_mm3
         from bagau_bids.preprocessing.known_lesions import known_lesions_on
 
+        if not isdefined(self.inputs.lesion_file):
+            return UNSET, ()
         path = Path(self.inputs.lesion_file)
         found = known_lesions_on(path, shape, affine)
         self._derive("known_lesion_mask", folder, found.mask, affine, "known_lesions")
         volume_ml = np.count_nonzero(found.mask) * voxel_volume_mm3(affine) / 1000
         taken = f"Known lesions of {volume_ml:.2f} ml are those of {path}; they are no WMH."
-        chosen = self.inputs.lesion_note or taken
-        return {
-            "file": path.name,
-            "resampled": found.resampled,
-            "volume_ml": round(volume_ml, 3),
-        }, (chosen, *found.notes)
+        record = KnownLesions(
+            file=path.name, resampled=found.resampled, volume_ml=round(volume_ml, 3)
+        )
+        return record, (self.inputs.lesion_note or taken, *found.notes)
 
 
 class BrainMaskInputSpec(RecipeInputSpec):
@@ -129,45 +136,50 @@ class BrainMask(Step):
     memory_gb = 0.8
     threaded = True
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> BrainMaskRecord:
+        from bagau_bids.preprocessing.intensities import clipped_share
+
         flair, affine = load_image(self.inputs.flair)
         if isdefined(self.inputs.mask_file):
             mask, record = mask_from_file(Path(self.inputs.mask_file), flair.shape, affine)
         elif self.inputs.skull_strip == "skip":
             mask = flair != 0
-            record = {
-                "method": "non-zero voxels",
-                "stripped": True,
-                "notes": (),
-                "description": "Voxels of the skull-stripped FLAIR that are not zero.",
-            }
+            record = BrainMaskRecord(
+                method="non-zero voxels",
+                stripped=True,
+                notes=(),
+                description="Voxels of the skull-stripped FLAIR that are not zero.",
+            )
         else:
-            from bagau_bids.preprocessing.brain_mask import brain_mask
-
-            set_torch_threads(self.inputs.num_threads)
-            found = brain_mask(flair, affine)
-            mask = found.mask
-            record = {
-                "method": "foreground" if found.stripped else "network",
-                "network_sha256": self.inputs.network,
-                "stripped": found.stripped,
-                "notes": found.notes,
-                "description": FOREGROUND if found.stripped else OUTLINED,
-            }
+            mask, record = self._outlined(flair, affine)
         if not mask.any():
             raise ProcessingError(
                 f"{self.inputs.flair}: the brain mask is empty; expected a FLAIR of a head: look "
                 "at the image, or give a mask with --derivatives"
             )
-        from bagau_bids.preprocessing.intensities import clipped_share
-
         self._derive("brain_mask", folder, mask, affine, "brain_mask")
         voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-        return {
-            **record,
-            "volume_ml": round(float(mask.sum() * voxel_ml), 1),
-            "clipped_share": clipped_share(flair, mask),
-        }
+        return replace(
+            record,
+            volume_ml=round(float(mask.sum() * voxel_ml), 1),
+            clipped_share=clipped_share(flair, mask),
+        )
+
+    def _outlined(
+        self, flair: NDArray, affine: NDArray
+    ) -> tuple[NDArray[np.bool_], BrainMaskRecord]:
+        """Outline the brain by the network, or find the FLAIR to be stripped."""
+        from bagau_bids.preprocessing.brain_mask import brain_mask
+
+        set_torch_threads(self.inputs.num_threads)
+        found = brain_mask(flair, affine)
+        return found.mask, BrainMaskRecord(
+            method="foreground" if found.stripped else "network",
+            network_sha256=self.inputs.network,
+            stripped=found.stripped,
+            notes=found.notes,
+            description=FOREGROUND if found.stripped else OUTLINED,
+        )
 
 
 class BiasFieldInputSpec(RecipeInputSpec, TissueInputSpec):
@@ -192,7 +204,7 @@ class BiasField(Step):
     memory_gb = 0.8
     threaded = True
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> BiasFieldRecord:
         from bagau_bids.preprocessing.bias_field import correct_bias_field
 
         flair, affine = load_image(self.inputs.flair)
@@ -200,7 +212,7 @@ class BiasField(Step):
         known = known_lesions_of(self.inputs, flair.shape, affine)
         corrected = correct_bias_field(flair, affine, without(mask, known))
         self._derive("preproc_flair", folder, corrected, affine, "corrected")
-        return {"method": "N4", "notes": ()}
+        return BiasFieldRecord(method="N4", notes=())
 
 
 class RegistrationInputSpec(RecipeInputSpec, TissueInputSpec):
@@ -236,7 +248,7 @@ class Registration(Step):
     memory_gb = 1.5
     threaded = True
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> RegistrationRecord:
         from bagau_bids.preprocessing.registration import register_template
         from bagau_bids.preprocessing.template import Template
         from bagau_bids.preprocessing.transforms import (
@@ -278,7 +290,15 @@ class Registration(Step):
             "template_to_flair_xfm": str(forward),
             "flair_to_template_xfm": str(inverse),
         }
-        return {**result.quality, "seed": self.inputs.seed, "threads": self.inputs.num_threads}
+        return RegistrationRecord(
+            method=result.method,
+            **asdict(result.used),
+            attempts=result.attempts,
+            notes=result.notes,
+            head_turn=result.head_turn,
+            seed=self.inputs.seed,
+            threads=self.inputs.num_threads,
+        )
 
 
 class T1wInputSpec(RecipeInputSpec):
@@ -306,7 +326,7 @@ class T1w(Step):
     memory_gb = 1.5
     threaded = True
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> T1wRecord:
         from bagau_bids.preprocessing.t1w import t1w_on_flair
 
         flair, affine = load_image(self.inputs.flair)
@@ -320,9 +340,14 @@ class T1w(Step):
             threads=self.inputs.num_threads,
         )
         self._save("t1w", folder, result.data, affine, np.float32)
-        quality = result.quality
-        notes = [note for note in (self.inputs.note, *quality["notes"]) if note]
-        return {**quality, "notes": notes, "file": Path(self.inputs.in_file).name}
+        return T1wRecord(
+            start=result.start,
+            mutual_information=result.mutual_information,
+            coverage=result.coverage,
+            transform=tuple(map(tuple, result.transform.tolist())),
+            notes=tuple(note for note in (self.inputs.note, *result.notes) if note),
+            file=Path(self.inputs.in_file).name,
+        )
 
 
 class RegionsInputSpec(TissueInputSpec):
@@ -350,54 +375,40 @@ class Regions(Step):
     name = "regions"
     memory_gb = 1.2
 
-    def _process(self, folder: Path) -> dict[str, Any]:
-        from bagau_bids.measures import regions, suspects
-        from bagau_bids.preprocessing.template_regions import (
-            carry_regions,
-            covered_fraction,
-            load_template_regions,
-        )
+    def _process(self, folder: Path) -> RegionsRecord:
+        from bagau_bids.measures.regions import brain_lookup_table
+        from bagau_bids.preprocessing.brain_map import map_brain
 
         flair, affine = load_image(self.inputs.corrected)
-        brain = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
-        wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
         points, lattice = load_image(self.inputs.template_points)
-        template, points = load_template_regions(), np.moveaxis(points, -1, 0)
-        groups, right = carry_regions(template, points, lattice, flair.shape, affine)
-        known = known_lesions_of(self.inputs, flair.shape, affine)
-        tissue = without(brain, known)  # a cavity is no ventricle
-        found = regions.find_ventricles(flair, affine, tissue, wm_probseg, groups)
-        distance = regions.distance_mm(found.mask, affine)
-        numbers = regions.partition(groups, right, brain, distance, affine, self.inputs.rule)
-        self._derive("ventricle_mask", folder, found.mask, affine, "ventricles")
-        self._save("regions", folder, numbers, affine, np.uint8)
-        brain_regions = regions.brain_map(numbers, found.mask, distance)
-        self._derive("brain_regions_dseg", folder, brain_regions, affine)
-        lookup = regions.brain_lookup_table(self.inputs.rule)
-        self._tabulate("brain_regions_table", folder, lookup)
-        anatomy = suspects.Anatomy(
-            brain_mask=tissue,  # nor does what is known ask for a look
-            ventricles=found.mask,
-            groups=groups,
-            right=right,
-            to_template=suspects.fit_template(points, lattice),
-            white_matter=suspects.white_matter_level(flair, tissue, wm_probseg),
+        found = map_brain(
+            flair,
+            affine,
+            load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0,
+            load_on_grid(self.inputs.wm_probseg, flair.shape, affine),
+            np.moveaxis(points, -1, 0),
+            lattice,
+            known_lesions_of(self.inputs, flair.shape, affine),
+            self.inputs.rule,
         )
-        areas = suspects.find_suspects(flair, affine, anatomy)
-        return {
-            "suspects": [asdict(area) for area in areas],
-            "rule": self.inputs.rule,
-            "ventricles": found.source,
-            "csf": found.csf,
-            "csf_threshold": found.csf_threshold,
-            "fov_coverage": covered_fraction(template, points, lattice, groups, affine),
-            "notes": found.notes,
-        }
+        self._derive("ventricle_mask", folder, found.ventricles.mask, affine, "ventricles")
+        self._save("regions", folder, found.regions, affine, np.uint8)
+        self._derive("brain_regions_dseg", folder, found.told_regions, affine)
+        self._tabulate("brain_regions_table", folder, brain_lookup_table(self.inputs.rule))
+        return RegionsRecord(
+            suspects=found.suspects,
+            rule=self.inputs.rule,
+            ventricles=found.ventricles.source,
+            csf=found.ventricles.csf,
+            csf_threshold=found.ventricles.csf_threshold,
+            fov_coverage=found.coverage,
+            notes=found.ventricles.notes,
+        )
 
 
 def mask_from_file(
     path: Path, shape: tuple[int, ...], affine: NDArray
-) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+) -> tuple[NDArray[np.bool_], BrainMaskRecord]:
     """Read a brain mask that someone else made, (X, Y, Z) bool on the conformed grid.
 
     Raises
@@ -415,11 +426,11 @@ def mask_from_file(
             f"the FLAIR ({shape}); expected a mask drawn on this FLAIR: resample it, or leave "
             "out --derivatives"
         )
-    record = {
-        "method": "from derivatives",
-        "file": path.name,
-        "stripped": False,
-        "notes": (f"Brain mask taken from {path}.", *stored.notes),
-        "description": "Brain mask taken from another derivative data set.",
-    }
+    record = BrainMaskRecord(
+        method="from derivatives",
+        file=path.name,
+        stripped=False,
+        notes=(f"Brain mask taken from {path}.", *stored.notes),
+        description="Brain mask taken from another derivative data set.",
+    )
     return np.ascontiguousarray(found > 0), record

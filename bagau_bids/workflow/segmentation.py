@@ -1,18 +1,21 @@
 """The network and what is measured on its result, as nipype interfaces."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import UNSET
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 from numpy.typing import NDArray
 
 from bagau_bids.bids.records import (
     BrainMaskRecord,
     ConformRecord,
+    MeasureRecord,
+    Model,
     RegionsRecord,
     RegistrationRecord,
+    SegmentationRecord,
 )
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.workflow.preprocessing import RecipeInputSpec
@@ -68,7 +71,7 @@ class Segmentation(Step):
     memory_gb = 2.5  # for the full-width network
     threaded = True
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> SegmentationRecord:
         from bagau_bids.network.inference import segment
         from bagau_bids.network.slices import add_t1, network_input, require_white_matter
         from bagau_bids.network.weights import load_weights
@@ -97,30 +100,31 @@ class Segmentation(Step):
         if result.infarct_probability is not None:
             infarct = result.infarct_probability
             self._save("infarct_probability", folder, infarct, affine, np.float32)
-        return {
-            "notes": result.notes,
-            "device": result.device,
-            "precision": result.precision,
-            "batch_size": result.batch_size,
-            "tta": self.inputs.tta,
-            "models": [
+        return SegmentationRecord(
+            notes=result.notes,
+            device=result.device,
+            precision=result.precision,
+            batch_size=result.batch_size,
+            tta=self.inputs.tta,
+            models=tuple(
                 _told(Path(path), network)
                 for path, network in zip(self.inputs.weights, networks, strict=True)
-            ],
-        }
+            ),
+        )
 
 
-def _told(path: Path, network: "LoadedNetwork") -> dict[str, Any]:
+def _told(path: Path, network: "LoadedNetwork") -> Model:
     """Say which network it was."""
-    names = {"wmh": "ThresholdBeforeCalibration", "infarct": "InfarctThresholdBeforeCalibration"}
-    return {
-        "Name": path.stem,
-        "Architecture": network.card.architecture,
-        "Version": network.card.version,
-        "SHA256": network.card.sha256,
-        "Outputs": network.outputs,
-        **{names[output]: point for output, point in network.operating_points.items()},
-    }
+    points = network.operating_points
+    return Model(
+        name=path.stem,
+        architecture=network.card.architecture,
+        version=network.card.version,
+        sha256=network.card.sha256,
+        outputs=network.outputs,
+        threshold_before_calibration=points["wmh"],
+        infarct_threshold_before_calibration=points.get("infarct", UNSET),
+    )
 
 
 class MeasureInputSpec(TissueInputSpec):
@@ -159,7 +163,7 @@ class Measure(Step):
     name = "measure"
     memory_gb = 1.2
 
-    def _process(self, folder: Path) -> dict[str, Any]:
+    def _process(self, folder: Path) -> MeasureRecord:
         from bagau_bids.measures.scan import measure_scan
 
         probability, affine = load_image(self.inputs.probability)
@@ -185,12 +189,12 @@ class Measure(Step):
             self._results["derivatives"]["infarct_probseg"] = self.inputs.infarct_probability
         for name, table in measured.tables.items():
             self._tabulate(name, folder, table)
-        return {
-            "notes": measured.notes,
-            "quality": asdict(measured.figures),
-            "flags": [asdict(flag) for flag in measured.flags],
-            "infarct_ml": measured.infarct_ml,
-        }
+        return MeasureRecord(
+            notes=measured.notes,
+            quality=measured.figures,
+            flags=measured.flags,
+            infarct_ml=measured.infarct_ml,
+        )
 
     def _maps(self, shape: tuple[int, ...], affine: NDArray) -> "Maps":
         from bagau_bids.measures.scan import Maps

@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import catalogue
+from bagau_bids.bids.records import StepRecord
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, ProcessingError
 from bagau_bids.files import together, write_json, write_table
@@ -101,16 +102,21 @@ class Step(SimpleInterface):
                 limited_threads(self.inputs.num_threads),
             ):
                 record = self._process(folder)
-            duration_s = round(time.monotonic() - started, 1)
-            write_json(folder / RECORD_FILE, {**record, "duration_s": duration_s})
-        self._results["record"] = str(folder / RECORD_FILE)
+            if record is not None:
+                duration_s = round(time.monotonic() - started, 1)
+                record = msgspec.structs.replace(record, duration_s=duration_s)
+                write_json(folder / RECORD_FILE, record)
+                self._results["record"] = str(folder / RECORD_FILE)
         own = {key: row for key, row in catalogue().files.items() if row.step == self.name}
         needed = {key for key, row in own.items() if not row.optional and row.kind != "record"}
         assert needed <= self._results["derivatives"].keys() <= own.keys(), self.name
         return runtime
 
-    def _process(self, folder: Path) -> dict[str, Any]:
-        """Do the work inside `folder`, set the outputs, and return the step's record."""
+    def _process(self, folder: Path) -> StepRecord | None:
+        """Do the work inside `folder`, set the outputs, and return the step's record.
+
+        A step that only brings files into another form has none.
+        """
         raise NotImplementedError
 
     def _folders(self, folder: Path) -> tuple[Path, ...]:

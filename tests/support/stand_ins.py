@@ -8,11 +8,12 @@ import hashlib
 import nibabel as nib
 import numpy as np
 
+from bagau_bids.bids.records import Attempt
 from bagau_bids.network.cards import Card
 from bagau_bids.network.inference import Segmentation
 from bagau_bids.network.weights import LoadedNetwork
 from bagau_bids.preprocessing.brain_mask import BrainMask
-from bagau_bids.preprocessing.registration import Attempt, Registration
+from bagau_bids.preprocessing.registration import Registration
 from bagau_bids.preprocessing.t1w import T1w
 from bagau_bids.preprocessing.transforms import TemplateTransform
 

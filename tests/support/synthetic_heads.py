@@ -5,7 +5,8 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 
-from bagau_bids.preprocessing.registration import Attempt, Registration
+from bagau_bids.bids.records import Attempt
+from bagau_bids.preprocessing.registration import Registration
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.synthesis import heads
 from bagau_bids.synthesis.deformation import PoseSettings

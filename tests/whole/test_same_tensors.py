@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from network_spy import Spy, loaded
 
+from bagau_bids.bids.records import Attempt
 from bagau_bids.bids.scans import Scan
 from bagau_bids.datasets.labelled import LabelledScan, prepare_scan
 from bagau_bids.preprocessing.brain_mask import BrainMask
-from bagau_bids.preprocessing.registration import Attempt, Registration
+from bagau_bids.preprocessing.registration import Registration
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import TemplateTransform
 from bagau_bids.synthesis.pool import training_shard

@@ -1,11 +1,10 @@
 """The steps before the network: where a brain mask comes from."""
 
-from typing import Any
-
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bagau_bids.bids.records import BrainMaskRecord
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.workflow.preprocessing import BrainMask, mask_from_file
 from bagau_bids.workflow.step import read_record, save_image
@@ -23,7 +22,7 @@ def test_mask_from_file_follows_the_orientation(tmp_path):
     image.as_reoriented(change).to_filename(tmp_path / "m.nii.gz")
     found, record = mask_from_file(tmp_path / "m.nii.gz", mask.shape, AFFINE)
     np.testing.assert_array_equal(found, mask > 0)
-    assert str(tmp_path / "m.nii.gz") in record["notes"][0]
+    assert str(tmp_path / "m.nii.gz") in record.notes[0]
 
 
 def test_mask_of_another_grid_is_refused(tmp_path):
@@ -58,7 +57,7 @@ def test_the_record_says_how_the_brain_mask_was_made(
     monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: found)
     save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
     outputs = BrainMask(flair=tmp_path / "f.nii.gz").run(cwd=tmp_path).outputs
-    record = read_record(outputs.record, dict[str, Any])
-    assert record["method"] == method
-    assert words in record["description"]
-    assert ("network" in record["description"]) == (not stripped)
+    record = read_record(outputs.record, BrainMaskRecord)
+    assert record.method == method
+    assert words in record.description
+    assert ("network" in record.description) == (not stripped)

@@ -321,11 +321,12 @@ def test_a_scan_without_ventricles_has_no_regions_by_distance(go, tmp_path, monk
     import pandas as pd
 
     from bagau_bids.measures import regions
+    from bagau_bids.preprocessing import brain_map
 
     def nowhere(flair, *_):
         return regions.Ventricles(np.zeros(flair.shape, bool), "template", None, None, ())
 
-    monkeypatch.setattr(regions, "find_ventricles", nowhere)
+    monkeypatch.setattr(brain_map, "find_ventricles", nowhere)
     go("sub-01")
     folder = tmp_path / "out" / "sub-01" / "anat"
     rows = pd.read_csv(folder / "sub-01_label-WMH_desc-volumes_morph.tsv", sep="\t")

@@ -1,0 +1,95 @@
+"""Where things are in the brain of a FLAIR: ventricles, regions, and areas that ask for a look."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bagau_bids.measures import suspects
+from bagau_bids.measures.regions import (
+    Ventricles,
+    brain_map,
+    distance_mm,
+    find_ventricles,
+    partition,
+)
+from bagau_bids.preprocessing.template_regions import (
+    carry_regions,
+    covered_fraction,
+    load_template_regions,
+)
+
+
+@dataclass(frozen=True)
+class BrainMap:
+    """What `map_brain` found.
+
+    Attributes
+    ----------
+    ventricles
+        The lateral ventricles, and from where they are known.
+    regions
+        (X, Y, Z) uint8, region of every voxel of the brain, see `measures.regions.partition`.
+    told_regions
+        (X, Y, Z) uint8, the same where it can be told, the ventricles apart.
+    suspects
+        Large areas that reach the cortex.
+    coverage
+        Share of the template's brain in the field of view.
+    """
+
+    ventricles: Ventricles
+    regions: npt.NDArray[np.uint8]
+    told_regions: npt.NDArray[np.uint8]
+    suspects: tuple[suspects.Suspect, ...]
+    coverage: float
+
+
+def map_brain(
+    flair: npt.NDArray,
+    affine: npt.NDArray,
+    brain_mask: npt.NDArray[np.bool_],
+    wm_probseg: npt.NDArray,
+    points: npt.NDArray,
+    points_affine: npt.NDArray,
+    known_lesions: npt.NDArray[np.bool_] | None,
+    rule: str,
+) -> BrainMap:
+    """Outline the ventricles of a FLAIR, and tell the regions of its brain apart.
+
+    Parameters
+    ----------
+    flair
+        (X, Y, Z), bias corrected, axes in RAS order.
+    affine
+        (4, 4), voxel to world, mm.
+    brain_mask, wm_probseg
+        (X, Y, Z), the latter of the registered template, 0 to 1.
+    points, points_affine
+        (3, I, J, K) and (4, 4), as by `bagau_bids.preprocessing.transforms.lattice_field`.
+    known_lesions
+        (X, Y, Z); their cavities are no ventricles, and they do not ask for a look.
+    rule
+        What is periventricular, one of `bagau_bids.config.PERIVENTRICULAR_RULES`.
+    """
+    template = load_template_regions()
+    groups, right = carry_regions(template, points, points_affine, flair.shape, affine)
+    tissue = brain_mask if known_lesions is None else brain_mask & ~known_lesions
+    ventricles = find_ventricles(flair, affine, tissue, wm_probseg, groups)
+    distance = distance_mm(ventricles.mask, affine)
+    regions = partition(groups, right, brain_mask, distance, affine, rule)
+    anatomy = suspects.Anatomy(
+        brain_mask=tissue,
+        ventricles=ventricles.mask,
+        groups=groups,
+        right=right,
+        to_template=suspects.fit_template(points, points_affine),
+        white_matter=suspects.white_matter_level(flair, tissue, wm_probseg),
+    )
+    return BrainMap(
+        ventricles=ventricles,
+        regions=regions,
+        told_regions=brain_map(regions, ventricles.mask, distance),
+        suspects=suspects.find_suspects(flair, affine, anatomy),
+        coverage=covered_fraction(template, points, points_affine, groups, affine),
+    )

@@ -152,7 +152,7 @@ def test_threads_stay_within_the_total(build, nprocs, threads):
 def test_another_version_of_the_recipe_makes_a_step_run_again(build, tmp_path, name):
     t1w = tmp_path / "sub-01_T1w.nii.gz"
     t1w.touch()
-    inputs = nodes_of(build(materials={"t1w": t1w}))[name].inputs
+    inputs = nodes_of(build(t1w=Given(t1w, "bids:raw:x")))[name].inputs
     assert inputs.recipe == PREPROCESSING_VERSION
     before = inputs.get_hashval()
     inputs.recipe = "next"

@@ -84,10 +84,10 @@ def main() -> None:
 
 def _with_atlas(scan, name):
     """Give a scan with the white-matter map zero, or moved by whole pixels of 1 mm."""
-    atlas = np.zeros_like(scan.inputs.atlas)
+    atlas = np.zeros_like(scan.inputs.channels["atlas"])
     if name != "zero":
-        atlas = np.roll(scan.inputs.atlas, MOVED_MM[name], axis=(1, 2))
-    return replace(scan, inputs=replace(scan.inputs, atlas=atlas))
+        atlas = np.roll(scan.inputs.channels["atlas"], MOVED_MM[name], axis=(1, 2))
+    return replace(scan, inputs=scan.inputs.with_channels(atlas=atlas))
 
 
 if __name__ == "__main__":

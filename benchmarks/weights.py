@@ -108,7 +108,7 @@ def report_faults(
     """Print the Dice of each scan under each fault of the atlas."""
     for scan in scans:
         for name, fault in FAULTS.items():
-            inputs = replace(scan.inputs, atlas=fault(scan.inputs.atlas))
+            inputs = scan.inputs.with_channels(atlas=fault(scan.inputs.channels["atlas"]))
             found = segment(networks, inputs, scan.brain_mask, tta=tta).probability >= 0.5
             score = dice(*comparable_masks(scan.reference, found))
             print(f"{scan.name}, atlas {name}: Dice {score:.3f}")

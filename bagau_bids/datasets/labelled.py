@@ -283,10 +283,12 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
         t1 = t1w_on_flair(t1w, flair.data, flair.affine, scan.brain_mask)
         with threadpool_limits(1, user_api="blas"):
             inputs = add_t1(scan.inputs, t1.data, scan.affine, scan.brain_mask)
-        _save_arrays(of_t1, {"t1": inputs.t1, "notes": np.array(t1.notes, dtype=np.str_)})
+        _save_arrays(
+            of_t1, {"t1": inputs.channels["t1"], "notes": np.array(t1.notes, dtype=np.str_)}
+        )
     with np.load(of_t1, allow_pickle=False) as stored:
         notes = (*scan.inputs.notes, *stored["notes"].tolist())
-        inputs = replace(scan.inputs, t1=stored["t1"], notes=notes)
+        inputs = replace(scan.inputs.with_channels(t1=stored["t1"]), notes=notes)
     return replace(scan, inputs=inputs, key=of_t1.stem)
 
 
@@ -317,8 +319,7 @@ def _preprocess(labelled: LabelledScan, template: "Template", registration: str)
     require_white_matter(wm_probseg, mask)
     plane = asdict(inputs.plane)
     return {
-        "flair": inputs.flair,
-        "atlas": inputs.atlas,
+        **inputs.channels,
         "brain": inputs.brain,
         "notes": np.array(inputs.notes, dtype=np.str_),
         "brain_mask": mask,
@@ -341,7 +342,10 @@ def plane_of(arrays: Mapping[str, NDArray]) -> SlicePlane:
 def _scan_from(labelled: LabelledScan, name: str, arrays: dict[str, Any]) -> TrainingScan:
     plane = plane_of(arrays)
     inputs = NetworkInput(
-        arrays["flair"], arrays["atlas"], arrays["brain"], plane, tuple(arrays["notes"].tolist())
+        {name: arrays[name] for name in ("flair", "atlas")},
+        arrays["brain"],
+        plane,
+        tuple(arrays["notes"].tolist()),
     )
     return TrainingScan(
         name=name,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bagau_bids.errors import UsageError
+from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.cards import INFARCT, WMH
 from bagau_bids.network.slices import (
     BoolArray,
@@ -191,10 +191,8 @@ def mirror(inputs: NetworkInput) -> NetworkInput:
     """Network input with left and right swapped about the middle of the plane."""
     return replace(
         inputs,
-        flair=inputs.flair[:, ::-1].copy(),
-        atlas=inputs.atlas[:, ::-1].copy(),
+        channels={name: slices[:, ::-1].copy() for name, slices in inputs.channels.items()},
         brain=inputs.brain[:, ::-1].copy(),
-        t1=None if inputs.t1 is None else inputs.t1[:, ::-1].copy(),
     )
 
 
@@ -236,9 +234,15 @@ class _Runner:
 
     def probability(self, network: LoadedNetwork, inputs: NetworkInput) -> FloatArray:
         """Probability slices of each output, (O, Z, size, size), 0 in those without brain."""
-        result = np.zeros((len(network.outputs), *inputs.flair.shape), np.float32)
+        result = np.zeros((len(network.outputs), *inputs.brain.shape), np.float32)
         remaining = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
-        given = {name: inputs.named(name) for name in network.inputs}
+        missing = [name for name in network.inputs if name not in inputs.channels]
+        if missing:
+            raise ProcessingError(
+                f"the network asks for {' and '.join(missing)} and the scan was prepared without "
+                "it; expected all inputs that the card of the weights names"
+            )
+        given = {name: inputs.channels[name] for name in network.inputs}
         model = network.model.to(self.device)
         while remaining.size:
             batch = remaining[: self.batch_size]

@@ -68,41 +68,24 @@ class NetworkInput:
 
     Parameters
     ----------
-    flair : (Z, size, size) float32 array
-        Z-scored in the brain, clipped, 0 away from the brain.
-    atlas : (Z, size, size) float32 array
-        White-matter probability in [0, 1].
+    channels : dict of str to (Z, size, size) float32 array
+        ``flair``: z-scored in the brain, clipped, 0 away from the brain. ``atlas``: white-matter
+        probability in [0, 1]. ``t1``: as the FLAIR, of the T1w; only where a network asks for it.
     brain : (Z, size, size) bool array
         The brain mask.
     plane : SlicePlane
     notes : tuple of str
         What was out of the ordinary; empty for most scans.
-    t1 : (Z, size, size) float32 array or None
-        As `flair`, of the T1w; None where no network asks for it.
     """
 
-    flair: FloatArray
-    atlas: FloatArray
+    channels: dict[str, FloatArray]
     brain: BoolArray
     plane: SlicePlane
     notes: tuple[str, ...] = ()
-    t1: FloatArray | None = None
 
-    def named(self, name: str) -> FloatArray:
-        """Slices of one input of a network: ``flair``, ``atlas`` or ``t1``.
-
-        Raises
-        ------
-        ProcessingError
-            If the scan was prepared without it.
-        """
-        slices: FloatArray | None = getattr(self, name)
-        if slices is None:
-            raise ProcessingError(
-                f"the network asks for {name} and the scan was prepared without it; expected "
-                "all inputs that the card of the weights names"
-            )
-        return slices
+    def with_channels(self, **channels: FloatArray) -> "NetworkInput":
+        """Return the same scan with further channels, or others in place of its own."""
+        return replace(self, channels={**self.channels, **channels})
 
 
 def network_input(
@@ -147,8 +130,10 @@ def network_input(
     z_scored = normalise_flair(average_thin_slices(flair, thickness_mm), counted)
     atlas = to_slices(average_thin_slices(wm_probseg, thickness_mm), plane)
     return NetworkInput(
-        flair=_near_brain(to_slices(z_scored, plane), brain),
-        atlas=np.clip(atlas, 0.0, 1.0),
+        {
+            "flair": _near_brain(to_slices(z_scored, plane), brain),
+            "atlas": np.clip(atlas, 0.0, 1.0),
+        },
         brain=brain,
         plane=plane,
         notes=notes,
@@ -210,7 +195,7 @@ def add_t1(
     mask = np.asarray(brain_mask, dtype=bool)
     averaged = average_thin_slices(t1, float(voxel_sizes(affine)[2]))
     slices = to_slices(_z_score(averaged, mask, "T1w"), inputs.plane)
-    return replace(inputs, t1=_near_brain(slices, inputs.brain))
+    return inputs.with_channels(t1=_near_brain(slices, inputs.brain))
 
 
 def _near_brain(slices: FloatArray, brain: BoolArray) -> FloatArray:

@@ -112,10 +112,8 @@ def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
     margin = (inputs.plane.size - PLANE_SIZE) // 2
     window = slice(margin, margin + PLANE_SIZE)
     return Shard(
-        flair=inputs.flair[kept, window, window],
-        atlas=inputs.atlas[kept, window, window],
         target=target[kept, window, window],
-        t1=None if inputs.t1 is None else inputs.t1[kept, window, window],
+        **{name: slices[kept, window, window] for name, slices in inputs.channels.items()},
     )
 
 

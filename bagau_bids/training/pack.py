@@ -212,8 +212,10 @@ def read_validation(folder: Path) -> list[TrainingScan]:
     for entry in read_pack_file(folder)["validation"]:
         arrays = _load(folder / VALIDATION / f"{entry['name']}.npz")
         inputs = NetworkInput(
-            flair=decode_flair(arrays["flair"]),
-            atlas=arrays["atlas"].astype(np.float32) / np.float32(255),
+            channels={
+                "flair": decode_flair(arrays["flair"]),
+                "atlas": arrays["atlas"].astype(np.float32) / np.float32(255),
+            },
             brain=arrays["brain"],
             plane=plane_of(arrays),
         )
@@ -254,8 +256,8 @@ def _slices_of(scan: TrainingScan) -> dict[str, NDArray]:
 
 def _whole(scan: TrainingScan) -> dict[str, NDArray]:
     return {
-        "flair": encode_flair(scan.inputs.flair),
-        "atlas": encode_atlas(scan.inputs.atlas),
+        "flair": encode_flair(scan.inputs.channels["flair"]),
+        "atlas": encode_atlas(scan.inputs.channels["atlas"]),
         "brain": scan.inputs.brain,
         "brain_mask": scan.brain_mask,
         "reference": scan.reference,

@@ -247,17 +247,17 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
 def test_cache_of_the_t1w_follows_the_t1w_alone(tmp_path, labelled, quick_steps, t1w):
     calls, cache = quick_steps[0], tmp_path / "cache"
     without = prepare_scan(labelled, TEMPLATE, "robust", cache)
-    assert without.inputs.t1 is None
+    assert "t1" not in without.inputs.channels
     first = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
-    assert first.inputs.t1 is not None
+    assert "t1" in first.inputs.channels
     assert (calls, len(list(cache.iterdir()))) == (["brain"], 2)
     image = nib.load(t1w)
     save(t1w, image.get_fdata()[::-1].astype("f4"), image.affine)
     second = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
     assert (calls, len(list(cache.iterdir()))) == (["brain"], 3)
-    assert not np.array_equal(first.inputs.t1, second.inputs.t1)
+    assert not np.array_equal(first.inputs.channels["t1"], second.inputs.channels["t1"])
     assert len({without.key, first.key, second.key}) == 3
-    np.testing.assert_array_equal(first.inputs.flair, second.inputs.flair)
+    np.testing.assert_array_equal(first.inputs.channels["flair"], second.inputs.channels["flair"])
 
 
 def test_scan_without_t1w_is_refused_where_one_is_wanted(tmp_path, labelled, quick_steps):

@@ -83,7 +83,7 @@ def test_only_slices_with_brain_are_run():
     assert [len(batch) for batch, _ in model.seen] == [2, 2, 1]
     inputs = network_input(flair, affine, brain, atlas)
     given = np.concatenate([batch[:, 0] for batch, _ in model.seen])
-    np.testing.assert_array_equal(given, inputs.flair[2:7])
+    np.testing.assert_array_equal(given, inputs.channels["flair"][2:7])
 
 
 def test_no_white_matter_is_an_error_and_no_empty_mask():
@@ -193,8 +193,8 @@ def test_mirrored_scan_has_its_t1_mirrored_too():
     flair, affine, brain, atlas = make_scan()
     inputs = add_t1(network_input(flair, affine, brain, atlas), -flair, affine, brain)
     mirrored = inference.mirror(inputs)
-    np.testing.assert_array_equal(mirrored.t1, inputs.t1[:, ::-1])
-    np.testing.assert_array_equal(mirrored.flair, inputs.flair[:, ::-1])
+    np.testing.assert_array_equal(mirrored.channels["t1"], inputs.channels["t1"][:, ::-1])
+    np.testing.assert_array_equal(mirrored.channels["flair"], inputs.channels["flair"][:, ::-1])
 
 
 def test_no_network_is_refused():
@@ -307,9 +307,11 @@ def test_known_lesions_do_not_count_for_the_z_score():
     known[12:30, 12:40, 2:7] = True
     bright = np.where(known, 400, flair)
     counted = brain & ~known
-    aside = network_input(bright, affine, brain, atlas, known).flair
-    plain = network_input(np.where(known, 100, flair), affine, brain, atlas, known).flair
-    inside = network_input(bright, affine, brain, atlas).flair
+    aside = network_input(bright, affine, brain, atlas, known).channels["flair"]
+    plain = network_input(np.where(known, 100, flair), affine, brain, atlas, known).channels[
+        "flair"
+    ]
+    inside = network_input(bright, affine, brain, atlas).channels["flair"]
     far = to_slices(ndimage.binary_dilation(known, iterations=3), place_plane(brain, affine)[0])
     np.testing.assert_array_equal(aside[far == 0], plain[far == 0])
     assert np.abs(inside - aside)[far == 0].max() > 0.5

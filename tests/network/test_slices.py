@@ -112,15 +112,15 @@ def test_network_input_is_zero_beyond_five_mm_of_the_brain_in_plane():
     flair, brain, affine = head((0.8, 0.8))
     flair[~brain] = 1e4
     inputs = network_input(flair, affine, brain, brain.astype(np.float32))
-    assert inputs.flair.shape == (6, PLANE_SIZE, PLANE_SIZE)
-    assert inputs.flair.dtype == inputs.atlas.dtype == np.float32
+    assert inputs.channels["flair"].shape == (6, PLANE_SIZE, PLANE_SIZE)
+    assert inputs.channels["flair"].dtype == inputs.channels["atlas"].dtype == np.float32
     for number in range(6):
         if not inputs.brain[number].any():
-            assert (inputs.flair[number] == 0).all()
+            assert (inputs.channels["flair"][number] == 0).all()
             continue
         distance = ndimage.distance_transform_edt(~inputs.brain[number])
-        assert (inputs.flair[number][distance > 5] == 0).all()
-        assert (inputs.flair[number][(distance > 2) & (distance <= 5)] == 10).all()
+        assert (inputs.channels["flair"][number][distance > 5] == 0).all()
+        assert (inputs.channels["flair"][number][(distance > 2) & (distance <= 5)] == 10).all()
     assert inputs.notes == ()
 
 
@@ -128,7 +128,7 @@ def test_network_input_does_not_depend_on_gain_and_offset():
     flair, brain, affine = head((1.0, 1.0))
     first = network_input(flair, affine, brain, brain * 0.5)
     second = network_input(7 * flair - 90, affine, brain, brain * 0.5)
-    np.testing.assert_allclose(first.flair, second.flair, atol=1e-3)
+    np.testing.assert_allclose(first.channels["flair"], second.channels["flair"], atol=1e-3)
 
 
 @pytest.mark.parametrize("thickness_mm", [0.6, 0.8, 1.0, 1.2, 2.0, 2.9])
@@ -168,7 +168,7 @@ def test_thin_scan_looks_to_the_network_like_a_thick_one():
         brain = np.ones(flair.shape, bool)
         inputs = network_input(flair.astype(np.float32), affine, brain, np.zeros_like(flair))
         middles = round(3 / thickness_mm) * np.arange(10) + round(3 / thickness_mm) // 2
-        seen.append(inputs.flair[middles, 60:140, 60:140])
+        seen.append(inputs.channels["flair"][middles, 60:140, 60:140])
     thick_seen, thin_seen = seen
     bright, dark = thick_seen[5, 20:30, 20:30], thick_seen[5, 20:30, 5:15]
     assert thin_seen.std() == pytest.approx(thick_seen.std(), rel=0.02)
@@ -186,7 +186,7 @@ def test_brain_is_centred():
 def test_long_brain_gets_a_larger_plane_and_a_note():
     flair, brain, affine = head((1.0, 1.0), extent_mm=(150, 224), shape_mm=(190, 250))
     inputs = network_input(flair, affine, brain, flair * 0)
-    assert inputs.flair.shape[1:] == (256, 256)
+    assert inputs.channels["flair"].shape[1:] == (256, 256)
     assert inputs.notes
     assert "more than the usual 200 mm" in inputs.notes[0]
     back = from_slices(to_slices(flair, inputs.plane), inputs.plane)

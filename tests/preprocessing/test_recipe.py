@@ -44,8 +44,8 @@ def results(folder):
         "brain_mask": figures(np.argwhere(brain)),
         "bias_field": figures(made.corrected[brain] / scan.data[brain].mean()),
         "registration": figures(wm_probseg[brain]),
-        "flair": figures(inputs.flair[inputs.brain]),
-        "atlas": figures(inputs.atlas[inputs.brain]),
+        "flair": figures(inputs.channels["flair"][inputs.brain]),
+        "atlas": figures(inputs.channels["atlas"][inputs.brain]),
     }
 
 

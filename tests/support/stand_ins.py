@@ -88,9 +88,13 @@ def segment(networks, inputs, brain_mask, *, device, batch_size, tta):
     """Bright is a lesion where the atlas is, a little less with a bright T1w and when mirrored."""
     x, y = (np.rint(inputs.plane.pixels_of_voxels(axis)).astype(int) for axis in (0, 1))
     bright = 24 * np.mean([network.operating_points["wmh"] for network in networks])
-    slices = np.where(inputs.atlas > 0.1, inputs.flair / bright + inputs.atlas / 100, 0)
-    if inputs.t1 is not None:
-        slices -= np.tanh(inputs.t1) / 20
+    slices = np.where(
+        inputs.channels["atlas"] > 0.1,
+        inputs.channels["flair"] / bright + inputs.channels["atlas"] / 100,
+        0,
+    )
+    if "t1" in inputs.channels:
+        slices -= np.tanh(inputs.channels["t1"]) / 20
     slices = np.clip(0.98 * slices if tta else slices, 0, 1)[:, x.clip(0, 199)][
         :, :, y.clip(0, 199)
     ]

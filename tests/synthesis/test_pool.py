@@ -138,6 +138,6 @@ def test_training_slices_are_those_of_the_network_input(length_mm):
     result = training_shard(inputs, reference)
     margin = (inputs.plane.size - 200) // 2
     window = (slice(1, 4), slice(margin, margin + 200), slice(margin, margin + 200))
-    np.testing.assert_array_equal(result.flair, inputs.flair[window])
-    np.testing.assert_array_equal(result.atlas, inputs.atlas[window])
+    np.testing.assert_array_equal(result.flair, inputs.channels["flair"][window])
+    np.testing.assert_array_equal(result.atlas, inputs.channels["atlas"][window])
     assert result.target.sum(axis=(1, 2)).tolist() == [0, 64, 0]

@@ -440,9 +440,9 @@ def test_ablations_and_inputs():
 def test_network_with_t1_learns_from_it_alone(tmp_path):
     """The lesion shows on the T1w only: what is learned came through the T1 channel."""
     scan = training_scan()
-    blind = np.where(scan.inputs.brain, scan.inputs.flair.clip(-1, 1), 0).astype(np.float32)
-    t1 = -scan.inputs.flair
-    scan = replace(scan, inputs=replace(scan.inputs, flair=blind * 0, t1=t1))
+    flair = scan.inputs.channels["flair"]
+    blind, t1 = np.zeros_like(flair), -flair
+    scan = replace(scan, inputs=scan.inputs.with_channels(flair=blind, t1=t1))
     data = TrainingData(SlicePool([training_shard(scan.inputs, scan.reference)]), None, [scan])
     settings = replace(
         QUICK,

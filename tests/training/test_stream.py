@@ -136,8 +136,12 @@ def test_flair_codes_keep_zero_and_half_a_step():
 def test_pack_gives_back_what_was_put_in(packed):
     (scan,) = pack.read_validation(packed)
     expected = scan_of("3")
-    np.testing.assert_allclose(scan.inputs.flair, expected.inputs.flair, atol=0.04)
-    np.testing.assert_allclose(scan.inputs.atlas, expected.inputs.atlas, atol=0.003)
+    np.testing.assert_allclose(
+        scan.inputs.channels["flair"], expected.inputs.channels["flair"], atol=0.04
+    )
+    np.testing.assert_allclose(
+        scan.inputs.channels["atlas"], expected.inputs.channels["atlas"], atol=0.003
+    )
     np.testing.assert_array_equal(scan.reference, expected.reference)
     np.testing.assert_array_equal(scan.brain_mask, expected.brain_mask)
     assert scan.inputs.plane == expected.inputs.plane

@@ -120,16 +120,20 @@ def test_the_network_sees_left_on_low_rows_and_front_on_high_columns(stored):
     scan = conform(stored[0])
     _, brain, lesions = _paint(scan.data.shape, scan.affine)
     inputs = network_input(scan.data, scan.affine, brain, lesions.astype("f4"))
-    depth, size, _ = inputs.atlas.shape
+    atlas = inputs.channels["atlas"]
+    depth, size, _ = atlas.shape
     low, high = slice(0, size // 2), slice(size // 2, size)
-    upper, lower = inputs.atlas[depth // 2 + 2 :], inputs.atlas[: depth // 2]
+    upper, lower = (
+        inputs.channels["atlas"][depth // 2 + 2 :],
+        inputs.channels["atlas"][: depth // 2],
+    )
     assert upper[:, low, high].sum() > 800  # left front
     assert upper[:, low, low].sum() > 800  # left top, a little to the back
     assert lower[:, high, low].sum() > 800  # right back
     assert upper[:, high, high].sum() == 0
     assert lower[:, low, low].sum() == 0
-    bright = inputs.flair > 4
-    assert _dice(bright, inputs.atlas > 0.5) > 0.9
+    bright = inputs.channels["flair"] > 4
+    assert _dice(bright, inputs.channels["atlas"] > 0.5) > 0.9
 
 
 def test_the_template_arrives_where_the_anatomy_is(stored, tmp_path):

@@ -208,7 +208,12 @@ def two_outputs(path, card=None):
     flair, affine = reorient(head(), AFFINE)
     inputs = network_input(flair, affine, flair > 50, np.where(flair > 50, np.float32(0.8), 0))
     with torch.inference_mode():
-        logits = model(*(torch.from_numpy(x)[:, None] for x in (inputs.flair, inputs.atlas)))
+        logits = model(
+            *(
+                torch.from_numpy(x)[:, None]
+                for x in (inputs.channels["flair"], inputs.channels["atlas"])
+            )
+        )
     for channel in range(2):
         inside = logits[:, channel][torch.from_numpy(inputs.brain)]
         scale = 3 / inside.std()

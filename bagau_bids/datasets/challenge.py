@@ -5,13 +5,11 @@ that of 2017, ``<site or scanner>/<number>/``, which held training data alone. W
 files of a case, and how scanners are called, is data (``data/wmh_challenge.json``).
 """
 
-import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from bagau_bids.datasets.cases import (
     raw_placement,
 )
 from bagau_bids.errors import UsageError
+from bagau_bids.files import read_shipped
 
 IMAGES = ("orig", "pre")
 SPLITS = ("training", "test")
@@ -43,8 +42,7 @@ OBSERVER_TEXT = "Outlined by observer {label} of the challenge: 1 white matter h
 @cache
 def challenge_facts() -> dict[str, Any]:
     """Return what is known of the data: scanners, files, description of the data set."""
-    text = files("bagau_bids.data").joinpath("wmh_challenge.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    return read_shipped("wmh_challenge.json", dict[str, Any])
 
 
 def find_cases(source: Path, images: str = "orig") -> Collection:

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from bagau_bids.bids.tables import Column, column_descriptions
 from bagau_bids.errors import UsageError
 from bagau_bids.files import write_json, write_table, write_text
 
@@ -111,9 +112,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _columns(kind: str) -> dict[str, Any]:
-    name = {"cases": "experiment_cases.json", "table": "experiment.json"}[kind]
-    return json.loads(files("bagau_bids.data").joinpath("tables", name).read_text("utf-8"))
+def _columns(kind: str) -> dict[str, Column]:
+    return column_descriptions({"cases": "experiment_cases", "table": "experiment"}[kind])
 
 
 def _table(
@@ -138,9 +138,9 @@ def _table(
             )
     table = pd.DataFrame(rows, columns=list(_columns("table")), dtype=object)
     for name, described in _columns("table").items():
-        if described.get("Units") in ("scans", "folds"):
+        if described.units in ("scans", "folds"):
             table[name] = table[name].astype("Int64")
-        elif "Units" in described:
+        elif described.units:
             table[name] = table[name].astype("Float64").round(2)
     return table
 

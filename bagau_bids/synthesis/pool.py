@@ -10,7 +10,6 @@ Beside them, ``pool.json`` says from what a synthetic pool was drawn.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagau_bids.errors import UsageError
-from bagau_bids.files import claim_origin, replacing
+from bagau_bids.files import claim_origin, read_json, replacing
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
 # Labels of a target; what is not judged is "other pathology" in the WMH challenge. An infarct is
@@ -219,19 +218,8 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
     path = folder / ORIGIN_FILE
     if not path.is_file():
         return None
-    try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(
-            f"{path}: not a JSON file ({error}), expected what 'bagau synthetic-pool' wrote; "
-            "copy the pool again"
-        ) from error
-    if not isinstance(origin, dict):
-        raise UsageError(
-            f"{path}: found a {type(origin).__name__}, expected a JSON object as "
-            "'bagau synthetic-pool' writes it; copy the pool again"
-        )
-    return origin
+    hint = "expected what 'bagau synthetic-pool' wrote; copy the pool again"
+    return read_json(path, dict[str, Any], hint)
 
 
 def describe_pool(pool: SlicePool, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import os
 
+import nibabel as nib
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.workflow.step import (
+    Step,
     describe_failure,
     limited_threads,
     load_image,
@@ -54,3 +56,24 @@ def test_threads_are_set_and_set_back(monkeypatch):
         assert {pool["num_threads"] for pool in blas} == {1}
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("keys", "right"),
+    [(["brain_mask"], True), ([], False), (["brain_mask", "wmh_mask"], False)],
+)
+def test_step_hands_over_what_the_catalogue_says_of_it(tmp_path, keys, right):
+    class Outline(Step):
+        name = "brain_mask"
+
+        def _process(self, folder):
+            for key in keys:
+                self._derive(key, folder, np.full((2, 3, 4), 7.0), AFFINE)
+
+    if not right:
+        with pytest.raises(AssertionError, match="brain_mask"):
+            Outline().run(cwd=tmp_path)
+        return
+    (path,) = Outline().run(cwd=tmp_path).outputs.derivatives.values()
+    assert nib.load(path).get_data_dtype() == np.uint8  # as the catalogue says
+    assert np.all(load_image(path)[0] == 7)

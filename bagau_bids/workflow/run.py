@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET, UnsetType
 from nipype import config as nipype_config
 from nipype.pipeline import engine as pe
 
@@ -24,6 +25,7 @@ from bagau_bids import __version__
 from bagau_bids.bids.belongings import find_belongings
 from bagau_bids.bids.derivatives import bids_uri, derivative_path
 from bagau_bids.bids.description import write_dataset_files
+from bagau_bids.bids.records import Failure, Options, Record, Steps
 from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError
@@ -224,22 +226,20 @@ def _run(workflows: Mapping[Scan, pe.Workflow], config: Config, tracker: Tracker
 
 def _record_failure(config: Config, result: ScanOutcome) -> None:
     """Leave a processing record that says why a scan failed, for the reports."""
-    failure = {"step": result.step, "message": result.reason}
+    crash_file: str | UnsetType = UNSET
     if result.crash_file is not None:
-        failure["crash_file"] = result.crash_file.relative_to(config.output_dir).as_posix()
-    write_json(
-        derivative_path(config.output_dir, result.scan.entities, "record"),
-        {
-            "status": "failed",
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source": bids_uri("raw", result.scan.path.relative_to(config.bids_dir)),
-            "entities": result.scan.entities,
-            "options": result_options(config.processing),
-            "versions": {"bagau-bids": __version__},
-            "failure": failure,
-            "steps": {},
-        },
+        crash_file = result.crash_file.relative_to(config.output_dir).as_posix()
+    record = Record(
+        status="failed",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=bids_uri("raw", result.scan.path.relative_to(config.bids_dir)),
+        entities=dict(result.scan.entities),
+        options=Options(**result_options(config.processing)),
+        versions={"bagau-bids": __version__},
+        failure=Failure(step=result.step, message=result.reason, crash_file=crash_file),
+        steps=Steps(),
     )
+    write_json(derivative_path(config.output_dir, result.scan.entities, "record"), record)
 
 
 @contextmanager

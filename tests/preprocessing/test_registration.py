@@ -6,6 +6,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from msgspec import structs
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
@@ -201,7 +202,7 @@ def ladder(monkeypatch, template):
 
         def attempt(name, start, *rest):
             outcome = queue.pop(0) if queue else outcomes[-1]
-            return dataclasses.replace(outcome, start=name), TemplateTransform(start)
+            return structs.replace(outcome, start=name), TemplateTransform(start)
 
         monkeypatch.setattr(registration, "_attempt", attempt)
         flair, affine, brain, _ = make_scan(np.eye(3))
@@ -232,7 +233,7 @@ def test_a_poor_or_crashed_attempt_is_followed_by_another_start(ladder, first):
 
 
 def test_when_none_is_good_the_best_is_taken_and_said_to_be_doubtful(ladder):
-    better = dataclasses.replace(POOR, overlap=0.85)
+    better = structs.replace(POOR, overlap=0.85)
     found = ladder(POOR, better, POOR)
     assert found.used.overlap == 0.85
     assert len(found.attempts) == 7
@@ -308,8 +309,8 @@ def test_a_dropped_bspline_is_tried_again_from_up_to_two_more_starts(stages, ove
 )
 def test_each_reason_to_drop_a_bspline(change, reason):
     affine = Attempt("", "affine", overlap=0.9, mutual_information=0.1)
-    bspline = dataclasses.replace(affine, stage="bspline", overlap=0.95, mutual_information=0.3)
-    found = registration._implausible(dataclasses.replace(bspline, **change), affine)
+    bspline = structs.replace(affine, stage="bspline", overlap=0.95, mutual_information=0.3)
+    found = registration._implausible(structs.replace(bspline, **change), affine)
     assert (reason in found) if reason else found == ""
 
 

@@ -338,11 +338,11 @@ class Session:
 
 
 def _load(scan: ScanResults) -> Session:
-    flair, affine = load_image(scan.path("preproc_flair"))
+    flair = load_image(scan.path("preproc_flair"))
     brain, lesions = (
-        load_image_on(scan.path(name), flair, affine) != 0 for name in ("brain_mask", "wmh_mask")
+        load_image_on(scan.path(name), flair) != 0 for name in ("brain_mask", "wmh_mask")
     )
-    return Session(Image(flair, affine), brain, lesions, read_transform(scan))
+    return Session(flair, brain, lesions, read_transform(scan))
 
 
 def compare_sessions(before: Session, after: Session) -> tuple[pd.DataFrame, Compared, np.ndarray]:

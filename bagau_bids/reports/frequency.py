@@ -76,8 +76,8 @@ def _write_map(output_dir: Path, template: str, scans: Sequence[ScanResults]) ->
     gathered, used, problems = LesionFrequency(), [], []
     for scan in scans:
         try:
-            mask, affine = load_image(scan.path("wmh_mask"))
-            gathered.add(mask, affine, read_transform(scan))
+            mask = load_image(scan.path("wmh_mask"))
+            gathered.add(mask.data, mask.affine, read_transform(scan))
             used.append(scan)
         except ProcessingError as error:
             problems.append(f"{scan.stem}_FLAIR is not in the lesion frequency map: {error}")
@@ -181,15 +181,16 @@ def _mean_flair(scans: Sequence[ScanResults]) -> np.ndarray:
     weight = np.zeros(grid.shape, dtype=np.float32)
     for scan in scans[:BACKGROUND_SCANS]:
         try:
-            flair, affine = load_image(scan.path("preproc_flair"))
-            brain = load_image_on(scan.path("brain_mask"), flair, affine)
+            flair = load_image(scan.path("preproc_flair"))
+            brain = load_image_on(scan.path("brain_mask"), flair)
             transform = read_transform(scan)
         except ProcessingError:
             continue
         if not brain.any():
             continue
-        shown = np.where(brain != 0, flair, 0) / max(float(np.median(flair[brain != 0])), 1e-6)
+        level = max(float(np.median(flair.data[brain != 0])), 1e-6)
+        shown = np.where(brain != 0, flair.data, 0) / level
         points = inverse_field(transform, grid.shape, grid.affine, FIELD_STEP_MM)
-        total += sample(shown, affine, points)
-        weight += sample(brain != 0, affine, points)
+        total += sample(shown, flair.affine, points)
+        weight += sample(brain != 0, flair.affine, points)
     return np.where(weight >= 0.5 * max(float(weight.max()), 1), total / np.maximum(weight, 1), 0)

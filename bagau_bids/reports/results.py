@@ -17,7 +17,7 @@ from bagau_bids.bids.records import Failure, Record, Steps, read_record
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.flags import Flag
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 # Files without which a scan counts as incomplete.
 EXPECTED = (
@@ -183,8 +183,8 @@ def read_table(path: Path, kind: type[Row]) -> list[Row]:
         ) from error
 
 
-def load_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Load an image in RAS order: data (X, Y, Z) float32 and affine (4, 4).
+def load_image(path: Path) -> Image:
+    """Load an image in RAS order, float32.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def load_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         image = nib.Nifti1Image.from_filename(path)
-        return reorient(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+        return Image(*reorient(np.asarray(image.dataobj, dtype=np.float32), image.affine))
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise ProcessingError(
             f"{path}: cannot be read ({error}); expected a NIfTI image of this pipeline: process "
@@ -201,21 +201,21 @@ def load_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
         ) from error
 
 
-def load_image_on(path: Path, flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Load an image that must lie on the grid of the FLAIR, both in RAS order.
+def load_image_on(path: Path, flair: Image) -> np.ndarray:
+    """Load an image, (X, Y, Z), that must lie on the grid of the FLAIR, both in RAS order.
 
     Raises
     ------
     ProcessingError
         If it cannot be read, or lies on another grid.
     """
-    data, found = load_image(path)
-    if data.shape != flair.shape or not np.allclose(found, affine, atol=1e-3):
+    found, shape = load_image(path), flair.data.shape
+    if found.data.shape != shape or not np.allclose(found.affine, flair.affine, atol=1e-3):
         raise ProcessingError(
-            f"{path}: lies on another grid ({data.shape} voxels in RAS order) than the FLAIR "
-            f"({flair.shape}); expected images of one run: process the scan again"
+            f"{path}: lies on another grid ({found.data.shape} voxels in RAS order) than the "
+            f"FLAIR ({shape}); expected images of one run: process the scan again"
         )
-    return data
+    return found.data
 
 
 def _stem(filename: str) -> str:

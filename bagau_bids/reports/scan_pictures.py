@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bagau_bids import spaces
 from bagau_bids.files import write_bytes
 from bagau_bids.measures.regions import (
     COLOURS,
@@ -19,7 +20,6 @@ from bagau_bids.measures.suspects import FIGURES, Suspect
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed, embed_pair
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
-from bagau_bids.spaces import voxel_sizes
 
 BRAIN_COLOUR = "#2fb8ff"
 ATLAS_COLOUR = "#ff9f1c"
@@ -52,18 +52,15 @@ class Shown:
     Parameters
     ----------
     scan : ScanResults
-    flair : (X, Y, Z) float32 array
+    flair : spaces.Image
         Bias corrected.
-    affine : (4, 4) array
-        Voxel to world, mm.
     brain : (X, Y, Z) bool array
     window : tuple of float
         Values of the FLAIR shown black and white.
     """
 
     scan: ScanResults
-    flair: np.ndarray
-    affine: np.ndarray
+    flair: spaces.Image
     brain: np.ndarray
     window: tuple[float, float]
 
@@ -79,17 +76,17 @@ class Shown:
 
     def load(self, name: str) -> np.ndarray:
         """Load an image that must lie on the FLAIR's grid."""
-        return load_image_on(self.scan.path(name), self.flair, self.affine)
+        return load_image_on(self.scan.path(name), self.flair)
 
     def layout(
         self, strips: Sequence[tuple[int, Sequence[int]]], region: np.ndarray, columns: int
     ) -> figures.Mosaic:
         """Arrange slices, see `bagau_bids.reports.figures.mosaic`."""
-        return figures.mosaic(strips, region, self.affine, columns=columns)
+        return figures.mosaic(strips, region, self.flair.affine, columns=columns)
 
     def draw(self, layout: figures.Mosaic) -> Image.Image:
         """Draw the slices of the FLAIR."""
-        return figures.draw_slices(layout, self.flair, self.window)
+        return figures.draw_slices(layout, self.flair.data, self.window)
 
 
 def load_shown(scan: ScanResults) -> Shown | None:
@@ -102,9 +99,9 @@ def load_shown(scan: ScanResults) -> Shown | None:
     """
     if not scan.path("preproc_flair").is_file() or not scan.path("brain_mask").is_file():
         return None
-    flair, affine = load_image(scan.path("preproc_flair"))
-    brain = load_image_on(scan.path("brain_mask"), flair, affine) > 0
-    return Shown(scan, flair, affine, brain, figures.display_window(flair, brain))
+    flair = load_image(scan.path("preproc_flair"))
+    brain = load_image_on(scan.path("brain_mask"), flair) > 0
+    return Shown(scan, flair, brain, figures.display_window(flair.data, brain))
 
 
 # Makers of pictures by the part of the page they belong to; one makes nothing of images that are
@@ -118,7 +115,7 @@ def lesion_pictures(shown: Shown) -> Iterator[Picture]:
         return
     mask = shown.load("wmh_mask") > 0
     also = {name: shown.load(name) > 0 for name in OTHER_OUTLINES if shown.has(name)}
-    first, *others = figures.planes_shown(shown.affine)
+    first, *others = figures.planes_shown(shown.flair.affine)
     layers = _lesion_layers(shown, mask, also)
     outlined = np.any([mask, *also.values()], axis=0)
     which, slices = _lesion_slices(shown, outlined, first, LESION_SLICES)
@@ -129,7 +126,7 @@ def lesion_pictures(shown: Shown) -> Iterator[Picture]:
     if also:
         caption += " " + _outlines_in_words(also)
     if not others:
-        spacing = float(voxel_sizes(shown.affine)[first])
+        spacing = float(spaces.voxel_sizes(shown.flair.affine)[first])
         caption += (
             f" Other planes are not shown: slices lie {spacing:.1f} mm apart, and a lesion "
             "would be a few coarse steps there."
@@ -230,10 +227,10 @@ def suspect_pictures(shown: Shown) -> Iterator[Picture]:
     areas = recorded_areas(shown.scan)
     if not areas:
         return
-    framed = np.zeros(shown.flair.shape, bool)
+    framed = np.zeros(shown.flair.data.shape, bool)
     for area in areas:
         framed[tuple(slice(*edges) for edges in area.box)] = True
-    axis = figures.planes_shown(shown.affine)[0]
+    axis = figures.planes_shown(shown.flair.affine)[0]
     slices = figures.busiest_slices(framed, axis, SUSPECT_SLICES)
     layout = shown.layout([(axis, slices)], shown.brain, figures.balanced_columns(len(slices)))
     layers = [Layer("suspects", "frame", figures.draw_outline(layout, framed, SUSPECT_COLOUR))]
@@ -258,7 +255,7 @@ def before_after_pictures(shown: Shown) -> Iterator[Picture]:
     if not shown.has("conformed_flair"):
         return
     before = shown.load("conformed_flair")
-    layout = shown.layout(_overview(shown, 1), _head(shown.flair), OVERVIEW_COLUMNS)
+    layout = shown.layout(_overview(shown, 1), _head(shown.flair.data), OVERVIEW_COLUMNS)
     window = figures.display_window(before, shown.brain)
     pair = ("after", shown.draw(layout)), ("before", figures.draw_slices(layout, before, window))
     caption = (
@@ -272,7 +269,7 @@ def before_after_pictures(shown: Shown) -> Iterator[Picture]:
 
 def brain_pictures(shown: Shown) -> Iterator[Picture]:
     """Outline of the brain mask."""
-    layout = shown.layout(_overview(shown, 2), _head(shown.flair), OVERVIEW_COLUMNS)
+    layout = shown.layout(_overview(shown, 2), _head(shown.flair.data), OVERVIEW_COLUMNS)
     outline = figures.draw_outline(layout, shown.brain, BRAIN_COLOUR)
     layers = [Layer("brainmask", "outline", outline)]
     caption = "Outline of the brain mask. Lesions are looked for inside it only."

@@ -45,15 +45,15 @@ def scan_viewer(scan: ScanResults, sharing: int = 1) -> Markup:
 
 
 def _load(scan: ScanResults) -> stacks.Volumes:
-    flair, affine = load_image(scan.path("preproc_flair"))
+    flair = load_image(scan.path("preproc_flair"))
 
     def load(name: str) -> NDArray:
-        return load_image_on(scan.path(name), flair, affine)
+        return load_image_on(scan.path(name), flair)
 
     return stacks.Volumes(
-        flair,
-        affine,
-        figures.display_window(flair, load("brain_mask")),
+        flair.data,
+        flair.affine,
+        figures.display_window(flair.data, load("brain_mask")),
         load("wmh_mask") > 0 if scan.path("wmh_mask").is_file() else None,
         load("wmh_probseg") if scan.path("wmh_probseg").is_file() else None,
     )

@@ -13,6 +13,7 @@ from fake_derivatives import NEWER, drawn_head, write_failure, write_scan
 from page_checks import Page
 from PIL import Image
 
+from bagau_bids import spaces
 from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.description import write_citation
 from bagau_bids.config import Processing
@@ -420,7 +421,7 @@ def test_page_says_where_the_ventricles_come_from_and_what_was_averaged(tmp_path
 def test_one_slice_and_several_are_counted_in_words():
     mask = np.zeros((5, 6, 7), bool)
     mask[2, 3, 4] = True
-    shown = scan_pictures.Shown(None, mask * 1.0, np.eye(4), ~mask, (0.0, 1.0))
+    shown = scan_pictures.Shown(None, spaces.Image(mask * 1.0, np.eye(4)), ~mask, (0.0, 1.0))
     assert scan_pictures._lesion_slices(shown, mask, 2, 9) == ("The only slice with lesions", [4])
     mask[2, 3, 1] = True
     words, slices = scan_pictures._lesion_slices(shown, mask, 2, 9)

@@ -19,7 +19,7 @@ from bagau_bids.options import argument, option, part
 if TYPE_CHECKING:
     from bagau_bids.datasets.labelled import TrainingScan
     from bagau_bids.training.calibration import OperatingPoint
-    from bagau_bids.training.loop import ScanScore
+    from bagau_bids.training.slices import ScanScore
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def run(options: Options) -> int:
         operating_points,
         without_lesions,
     )
-    from bagau_bids.training.loop import validate
+    from bagau_bids.training.slices import validate
 
     if options.threads:
         torch.set_num_threads(options.threads)

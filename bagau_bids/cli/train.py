@@ -386,7 +386,7 @@ def _train(
     from bagau_bids.synthesis.pool import describe_pool, open_pool
     from bagau_bids.training.card import training_card
     from bagau_bids.training.checkpoint import CHECKPOINT
-    from bagau_bids.training.loop import Trainer, TrainingData
+    from bagau_bids.training.slices import SliceTrainer, TrainingData
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -408,20 +408,20 @@ def _train(
         licence=args.licence,
         synthetic_pool=None if pool is None else describe_pool(pool, origin),
     )
-    trainer = Trainer(settings, loop, data, args.output_dir, card)
+    trainer = SliceTrainer(settings, loop, data, args.output_dir, card)
     if args.resume and (args.output_dir / CHECKPOINT).is_file():
-        trainer.resume(args.init)
+        trainer.resume([args.init] if args.init else [])
     elif args.init is not None:
-        trainer.start_from(args.init)
+        trainer.start_from([args.init])
     log.info(
-        "%d real and %d synthetic slices, step %d of %d on %s",
+        "%d real and %d synthetic slices, %s on %s",
         len(data.real or ()),
         len(data.synthetic or ()),
-        trainer.step,
-        trainer.total_steps,
+        trainer.position,
         trainer.device,
     )
-    for score in trainer.run():
+    trainer.run()
+    for score in trainer.best_scores():
         log.info("best: %s Dice %.3f", score.scan, score.dice)
     log.info("weights: %s", args.output_dir / "best.safetensors")
     return EXIT_OK

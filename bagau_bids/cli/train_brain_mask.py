@@ -1,11 +1,14 @@
 """``bagau train-brain-mask``: train the brain-mask network on synthetic heads."""
 
+import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from bagau_bids.cli.labelled import device_option
 from bagau_bids.errors import EXIT_OK, UsageError
 from bagau_bids.options import argument, option
+from bagau_bids.training.settings import BrainMaskSettings, LoopSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Train, and return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     paths = sorted(options.label_maps.glob("*.nii.gz"))
     names = {path.name.removesuffix(".nii.gz"): path for path in paths}
     if not paths:
@@ -50,20 +54,24 @@ def run(options: Options) -> int:
     if set(options.held_out) == set(names):
         raise UsageError("--held-out names every label map, expected at least one to train on")
 
-    from bagau_bids.synthesis.labels import load_head
-    from bagau_bids.training.brain_mask import BrainTraining, train_brain_mask
+    import torch
 
-    train_brain_mask(
+    from bagau_bids.synthesis.labels import load_head
+    from bagau_bids.training.brain_mask import BrainMaskTrainer
+    from bagau_bids.training.checkpoint import CHECKPOINT, refuse_overwriting
+
+    if not options.resume:
+        refuse_overwriting(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    trainer = BrainMaskTrainer(
         [load_head(path) for name, path in names.items() if name not in options.held_out],
         [load_head(names[name]) for name in sorted(options.held_out)],
         options.out,
-        BrainTraining(
-            steps=options.steps,
-            seed=options.random_seed,
-            threads=options.threads,
-            workers=options.workers,
-            device=options.device,
-        ),
-        resume=options.resume,
+        BrainMaskSettings(steps=options.steps, seed=options.random_seed),
+        LoopSettings(device=options.device, validate_every=250, workers=options.workers),
     )
+    if options.resume and (options.out / CHECKPOINT).is_file():
+        trainer.resume()
+    trainer.run()
     return EXIT_OK

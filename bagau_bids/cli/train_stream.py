@@ -214,6 +214,7 @@ def run(args: argparse.Namespace) -> int:
     from bagau_bids.network.weights import load_weights
     from bagau_bids.training.checkpoint import CHECKPOINT, refuse_overwriting
     from bagau_bids.training.pack import describe_pack
+    from bagau_bids.training.settings import LoopSettings
     from bagau_bids.training.stream import StreamTrainer, device_of, read_stream_data
 
     if not args.resume:
@@ -226,17 +227,22 @@ def run(args: argparse.Namespace) -> int:
         workers = 0 if device.type == "cuda" else 1
     args.output_dir.mkdir(parents=True, exist_ok=True)
     data = read_stream_data(args.stream, settings, device)
+    loop = LoopSettings(
+        device=args.device,
+        log_every=50,
+        checkpoint_seconds=args.checkpoint_seconds,
+        workers=workers,
+    )
     trainer = StreamTrainer(
         settings,
+        loop,
         data,
         args.output_dir,
         {**describe_pack(args.stream, args.licence), "teachers": args.teachers},
         device=device,
-        workers=workers,
-        checkpoint_seconds=args.checkpoint_seconds,
     )
     if args.resume and (args.output_dir / CHECKPOINT).is_file():
-        trainer.resume()
+        trainer.resume(args.init)
     else:
         if args.init:
             trainer.start_from(args.init)
@@ -250,10 +256,10 @@ def run(args: argparse.Namespace) -> int:
         trainer.step,
         available_cpus(),
     )
-    for width, score in trainer.run().items():
-        log.info(
-            "%s: best score %.4f, %s", width, score, args.output_dir / f"{width}-best.safetensors"
-        )
+    trainer.run()
+    for learner in trainer.learners:
+        best = trainer.weights_path(learner, "best")
+        log.info("%s: best score %.4f, %s", learner.name, learner.best_score, best)
     return EXIT_OK
 
 

@@ -39,9 +39,9 @@ from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.training.card import training_card
 from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.curves import TRAINING
-from bagau_bids.training.loop import THRESHOLD as CUT
-from bagau_bids.training.loop import Trainer, TrainingData
 from bagau_bids.training.settings import LoopSettings
+from bagau_bids.training.slices import THRESHOLD as CUT
+from bagau_bids.training.slices import SliceTrainer, TrainingData
 
 COMPLETE, FAILURE = "complete.json", "failure.json"
 ENSEMBLE = "ensemble"
@@ -258,10 +258,10 @@ def _train(
         licence="not stated",
     )
     loop = LoopSettings(device=around.device, validate_every=experiment.validate_every)
-    trainer = Trainer(settings, loop, data, folder, card)
+    trainer = SliceTrainer(settings, loop, data, folder, card)
     if (folder / CHECKPOINT).is_file():
         trainer.resume()
-    log.info("%s, seed %d: step %d of %d", job.name, seed, trainer.step, trainer.total_steps)
+    log.info("%s, seed %d: %s", job.name, seed, trainer.position)
     trainer.run()
     steps = pd.read_csv(folder / TRAINING)
     assert data.real is not None
@@ -270,7 +270,7 @@ def _train(
         "steps": trainer.total_steps,
         "seconds_per_step": float(steps["seconds_per_step"].median()),
         "training_slices": len(data.real),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": sum(p.numel() for p in trainer.learners[0].model.parameters()),
     }
 
 

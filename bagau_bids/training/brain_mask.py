@@ -1,7 +1,9 @@
 """Training of the brain-mask network on synthetic heads, resumable to the step."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from bagau_bids.network.brain_unet import BrainUNet, BrainUNetConfig
 from bagau_bids.network.inference import choose_device
-from bagau_bids.network.weights import save_weights
 from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
 from bagau_bids.spaces import resample
 from bagau_bids.synthesis.engine import (
@@ -25,50 +26,17 @@ from bagau_bids.synthesis.engine import (
     synthesise,
 )
 from bagau_bids.synthesis.labels import Head
-from bagau_bids.training.checkpoint import (
-    CHECKPOINT,
-    load_state,
-    refuse_changes,
-    refuse_overwriting,
-    save_state,
-)
-from bagau_bids.training.curves import append_rows, drop_rows_after
-from bagau_bids.training.optimisation import (
-    cosine_share,
-    finite_gradient_norm,
-    finite_loss,
-    go_on_from,
-    move_average,
-    training_precision,
-)
-
-CURVE_NAME = "curve.csv"
-FREE_ON_RESUME = ("steps", "workers", "threads", "device")  # may differ from the run resumed
-NEXT_TRY = "with the variable ONEDNN_MAX_CPU_ISA set to AVX2, for single precision"
+from bagau_bids.training.loop import Judged, Learner, Trainer
+from bagau_bids.training.optimisation import reduced, training_precision
+from bagau_bids.training.settings import BrainMaskSettings, LoopSettings
 
 
 @dataclass(frozen=True)
-class BrainTraining:
-    """Hyper-parameters of the training; one synthetic head a step."""
+class HeadScore:
+    """Agreement with the truth of one synthetic head that was held out."""
 
-    steps: int = 4200
-    seed: int = 0
-    learning_rate: float = 7e-4
-    warmup_steps: int = 100
-    weight_decay: float = 1e-4
-    average_decay: float = 0.995  # of the moving average of the weights that is kept
-    validate_every: int = 250
-    validation_heads: int = 8
-    # A sample takes the first size that holds it; few sizes, as kernels are compiled for each.
-    sizes: tuple[tuple[int, int, int], ...] = (
-        (64, 80, 48),
-        (72, 88, 56),
-        (80, 88, 72),
-        (80, 104, 80),
-    )
-    workers: int = 1
-    threads: int = 2
-    device: str = "auto"
+    scan: str
+    dice: float
 
 
 class SyntheticHeads(IterableDataset):
@@ -151,94 +119,107 @@ def brain_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 - dice + functional.binary_cross_entropy_with_logits(logits, target)
 
 
-def train_brain_mask(
-    heads: Sequence[Head],
-    held_out: Sequence[Head],
-    out_dir: Path,
-    training: BrainTraining,
-    *,
-    resume: bool = False,
-    report: Callable[[str], None] = print,
-) -> BrainUNet:
-    """Train the network.
+class BrainMaskTrainer(Trainer):
+    """A training of the brain-mask network under way.
 
     Parameters
     ----------
     heads, held_out : sequence of Head
         Label maps to learn from, and to validate on (may be empty).
-    out_dir : Path
-        Gets a checkpoint, ``curve.csv`` and ``brain.safetensors`` with its card.
-    training : BrainTraining
-        Hyper-parameters.
-    resume : bool
-        Go on from the checkpoint in ``out_dir``, if there is one; without it a checkpoint there
-        is not overwritten.
-    report : callable
-        Told of the progress, a line at a time.
-
-    Returns
-    -------
-    BrainUNet
-        With the averaged weights.
-
-    Raises
-    ------
-    UsageError
-        If the folder holds a training and `resume` is not asked for, or was made with other
-        settings or label maps.
-    ProcessingError
-        If the loss or the gradient is no longer finite: what was saved before stays.
+    output_dir : Path
+        See :class:`bagau_bids.training.loop.Trainer`; the last weights are ``brain``.
+    settings : BrainMaskSettings
+    loop : LoopSettings
     """
-    if not resume:
-        refuse_overwriting(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(training.seed)
-    torch.set_num_threads(training.threads)
-    identity = {"label maps": _heads_digest(heads), "held out": _heads_digest(held_out)}
-    state = _TrainingState(training)
-    checkpoint = out_dir / CHECKPOINT
-    if resume and checkpoint.exists():
-        contents = load_state(checkpoint, state.device)
-        if "settings" in contents:
-            then = asdict(BrainTraining()) | contents["settings"]
-            refuse_changes(checkpoint, "settings", then, asdict(training), FREE_ON_RESUME)
-            refuse_changes(checkpoint, "label maps", contents["data"], identity)
-        else:  # may be hours of work, and what it was made with cannot be asked any more
-            report(f"{checkpoint}: does not say with which settings; taken to be those given now")
-        state.take(contents)
-        drop_rows_after(out_dir / CURVE_NAME, state.step)
-        report(f"resumed at step {state.step}")
-    settings = brain_mask_settings()
-    validation = held_out_pairs(held_out, training.validation_heads, training.seed + 1_000_003)
-    numbers = range(state.step, training.steps)
-    stream = SyntheticHeads(heads, training.seed, numbers, settings, training.sizes)
-    loader = DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=training.workers,
-        prefetch_factor=8 if training.workers else None,
-    )
-    losses: list[float] = []
-    for volume, target in loader:
-        losses.append(state.update(volume, target, go_on_from(checkpoint, NEXT_TRY)))
-        if state.step % training.validate_every == 0 or state.step == training.steps:
-            scores = [dice_at_half(state.average, *pair) for pair in validation]
-            row = {
-                "step": state.step,
-                "loss": round(float(np.mean(losses)), 5),
-                "validation_dice": round(float(np.mean(scores)), 5) if scores else "",
-                "validation_worst": round(float(np.min(scores)), 5) if scores else "",
-            }
-            losses.clear()
-            append_rows(out_dir / CURVE_NAME, [row])
-            save_state(checkpoint, {**state.contents(), "data": identity})
-            report(" ".join(f"{key}={value}" for key, value in row.items()))
-    save_weights(
-        out_dir / "brain.safetensors",
-        state.average,
-        {"name": "brain", "training": asdict(training), "synthesis": asdict(settings)},
-    )
-    return state.average
+
+    next_try = "with the variable ONEDNN_MAX_CPU_ISA set to AVX2, for single precision"
+    settings: BrainMaskSettings
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        held_out: Sequence[Head],
+        output_dir: Path,
+        settings: BrainMaskSettings,
+        loop: LoopSettings,
+    ) -> None:
+        device = choose_device(loop.device)
+        torch.manual_seed(settings.seed)
+        model = BrainUNet(BrainUNetConfig()).to(device)
+        for parameter in model.parameters():
+            if parameter.ndim == 5:  # the fast memory layout of 3-D kernels
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        learner = Learner(
+            "brain",
+            model,
+            optimizer,
+            ema_decay=settings.ema_decay,
+            ema_start=11,
+            clip_norm=settings.clip_norm,
+        )
+        identity = {"label maps": _heads_digest(heads), "held out": _heads_digest(held_out)}
+        super().__init__(settings, loop, [learner], identity, output_dir, {"name": "brain"})
+        self.warm_up_steps = settings.warm_up_steps
+        self.heads, self.deepest = heads, model.size_multiple
+        self.synthesis = brain_mask_settings()
+        self.held_out = held_out_pairs(
+            held_out, settings.validation_heads, settings.seed + 1_000_003
+        )
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Draw heads, in processes of their own where there are workers."""
+        numbers = range(self.step, self.settings.steps)
+        stream = SyntheticHeads(
+            self.heads, self.settings.seed, numbers, self.synthesis, self.settings.sizes
+        )
+        workers = 1 if self.loop.workers is None else self.loop.workers
+        loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+        )
+        self.samples = iter(loader)
+        yield
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input and target of one head, (1, 1, D, H, W) float tensors."""
+        volume, target = (one.to(self.device).float()[None, None] for one in next(self.samples))
+        return volume.to(memory_format=torch.channels_last_3d), target
+
+    def losses(
+        self, learner: Learner, batch: tuple[torch.Tensor, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """Loss of the head."""
+        volume, target = batch
+        deepest = min(volume.shape[2:]) // self.deepest
+        with reduced(self.device, training_precision(self.device, learner.model, deepest)):
+            logits = learner.model(volume)
+        yield brain_loss(logits.float(), target)
+
+    def judge(self, learner: Learner) -> Judged:
+        """Mask held-out heads; the score is the mean Dice."""
+        scores = [
+            HeadScore(f"held-out-{number:02d}", dice_at_half(learner.judged, *pair))
+            for number, pair in enumerate(self.held_out)
+        ]
+        dice = [one.dice for one in scores]
+        if not dice:
+            return Judged(-math.inf, "no head to validate on")
+        mean = float(np.mean(dice))
+        return Judged(mean, f"validation Dice {mean:.5f}, worst {min(dice):.5f}", scores)
+
+    def weights_path(self, learner: Learner, name: str) -> Path:
+        """Where weights are kept; the last ones are those to use."""
+        return self.output_dir / f"brain{'' if name == 'last' else f'-{name}'}.safetensors"
+
+    def recipe(self) -> dict[str, Any]:
+        """How heads are drawn."""
+        return {"synthesis": asdict(self.synthesis)}
 
 
 def _heads_digest(heads: Sequence[Head]) -> str:
@@ -249,70 +230,6 @@ def _heads_digest(heads: Sequence[Head]) -> str:
         digest.update(np.ascontiguousarray(head.labels).tobytes())
         digest.update(np.asarray(head.affine, np.float64).tobytes())
     return digest.hexdigest()
-
-
-class _TrainingState:
-    """Network, its moving average, optimiser and step count."""
-
-    def __init__(self, training: BrainTraining) -> None:
-        self.training = training
-        self.device = choose_device(training.device)
-        self.step = 0
-        self.model = BrainUNet(BrainUNetConfig()).to(self.device)
-        for parameter in self.model.parameters():
-            if parameter.ndim == 5:  # the fast memory layout of 3-D kernels
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-        self.average = BrainUNet(BrainUNetConfig()).to(self.device).eval()
-        self.average.load_state_dict(self.model.state_dict())
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-        )
-
-    def update(self, volume: torch.Tensor, target: torch.Tensor, remedy: str) -> float:
-        """Take one step and return the loss; `remedy` is what to do where it is no number."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.training)
-        image, wanted = (one.to(self.device).float()[None, None] for one in (volume, target))
-        deepest = min(volume.shape) // self.model.size_multiple
-        precision = training_precision(self.device, self.model, deepest)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            logits = self.model(image.to(memory_format=torch.channels_last_3d))
-        loss = brain_loss(logits.float(), wanted)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        value = finite_loss(float(loss.detach()), self.step, remedy)
-        finite_gradient_norm(self.model, self.step, remedy)  # the clip would hide it
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.step += 1
-        decay = min(self.training.average_decay, self.step / (self.step + 10))
-        move_average(self.average, self.model, decay)
-        return value
-
-    def take(self, contents: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`contents` gave."""
-        self.step = contents["step"]
-        self.model.load_state_dict(contents["model"])
-        self.average.load_state_dict(contents["average"])
-        self.optimiser.load_state_dict(contents["optimiser"])
-
-    def contents(self) -> dict[str, Any]:
-        """Everything that is needed to go on."""
-        return {
-            "settings": asdict(self.training),
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-
-
-def learning_rate(step: int, training: BrainTraining) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth."""
-    warm = min(1.0, (step + 1) / training.warmup_steps)
-    return training.learning_rate * warm * cosine_share(min(1.0, step / training.steps))
 
 
 def dice_at_half(model: nn.Module, volume: NDArray, target: NDArray) -> float:

@@ -59,7 +59,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     ----------
     path : Path
     rows : sequence of mapping
-        All with the same keys, ``step`` first; may be empty.
+        All with the same keys, ``step`` first; may be empty. See :func:`rounded`.
     """
     if not rows:
         return
@@ -68,7 +68,12 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         if new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(rounded, rows))
+
+
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give numbers five significant digits."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
 def drop_rows_after(path: Path, step: int) -> None:

@@ -8,8 +8,7 @@ that point Dice is taken, and what is found where nothing is.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,11 +100,6 @@ class Judgement:
     infarct_called_wmh: float = np.nan
     infarct_dice: float = np.nan
     wmh_outside_cm2: float = np.nan
-
-    @classmethod
-    def columns(cls) -> list[str]:
-        """Names of what a line holds."""
-        return [field.name for field in fields(cls)]
 
 
 @dataclass(frozen=True)
@@ -317,14 +311,3 @@ def _score(lines: Sequence[Judgement]) -> float:
     if healthy:
         score -= float(np.median(healthy)) / EMPTY_ML_PER_DICE
     return score
-
-
-def as_rows(step: int, verdict: Verdict) -> list[dict[str, Any]]:
-    """Lines of ``validation.csv``, ``step`` first."""
-    return [
-        {"step": step, **{k: _short(v) for k, v in asdict(line).items()}} for line in verdict.lines
-    ]
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,42 +1,26 @@
-"""Training of a slice network: resumable to the step, validated on whole scans.
+"""The loop under every training: resumable to the step, judged on the way, stopped by a signal.
 
-What step number s computes depends on the settings, the data and s alone, so a run that was
-stopped goes on as if it had not been.
+A training is a subclass of :class:`Trainer` that says what it draws, what it loses and how it is
+judged. What step number s computes depends on the settings, the data and s alone, so a training
+that was stopped goes on as if it had not been.
 """
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
-from bagau_bids.measures.metrics import case_scores
-from bagau_bids.network.inference import choose_device, segment
-from bagau_bids.network.weights import (
-    LoadedNetwork,
-    build_network,
-    in_training,
-    load_weights,
-    save_weights,
-)
-from bagau_bids.synthesis.pool import (
-    Shard,
-    SlicePool,
-    join_shards,
-    pool_digest,
-    take_slices,
-    training_shard,
-)
-from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
+from bagau_bids.network.cards import UNCALIBRATED
+from bagau_bids.network.weights import architecture_of, load_weights, save_weights
 from bagau_bids.training.calibration import note_lost_calibration
 from bagau_bids.training.checkpoint import CHECKPOINT, load_state, refuse_changes, save_state
 from bagau_bids.training.curves import (
@@ -44,518 +28,454 @@ from bagau_bids.training.curves import (
     VALIDATION,
     append_rows,
     drop_rows_after,
+    rounded,
     save_curves,
 )
-from bagau_bids.training.losses import cross_entropy_loss, tversky_loss
 from bagau_bids.training.optimisation import (
+    LARGEST_NORM,
+    average_decay,
     cosine_share,
     finite_gradient_norm,
     finite_loss,
     go_on_from,
     move_average,
     stop_on_signal,
-    training_precision,
 )
-from bagau_bids.training.settings import (
-    ABLATIONS,
-    INPUTS,
-    WIDTHS,
-    LoopSettings,
-    TrainingSettings,
-)
+from bagau_bids.training.settings import LoopSettings
 from bagau_bids.training.widening import widen
-
-FREE_ON_RESUME = ("epochs", "steps", "precision")  # may differ from the run that is resumed
-THRESHOLD = 0.5
-NEXT_TRY = "--precision float32; where that diverges too, start again with a lower --lr"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What a network is trained and judged on.
+class Learner:
+    """A network under training, its optimiser, and the moving average that is judged.
 
     Parameters
     ----------
-    real : SlicePool or None
-        Slices of the training scans.
-    synthetic : SlicePool or None
-    validation : sequence of TrainingScan
-        Whole scans of held-out subjects.
-    training_keys : sequence of str
-        What identifies the scans of `real`, in their order.
-    """
-
-    real: SlicePool | None
-    synthetic: SlicePool | None
-    validation: Sequence[TrainingScan]
-    training_keys: Sequence[str] = ()
-
-    @classmethod
-    def of_scans(
-        cls,
-        training: Sequence[TrainingScan],
-        validation: Sequence[TrainingScan],
-        synthetic: SlicePool | None = None,
-    ) -> Self:
-        """Take all slices with brain of the scans to train on."""
-        real = SlicePool([training_shard(scan.inputs, scan.reference) for scan in training])
-        return cls(real, synthetic, validation, [scan.key for scan in training])
-
-    def identity(self) -> dict[str, Any]:
-        """Tell these data from others, by part, as a checkpoint can hold it."""
-        return {
-            "training": list(self.training_keys),
-            "validation": [scan.key for scan in self.validation],
-            "synthetic_pool": None if self.synthetic is None else pool_digest(self.synthetic),
-        }
-
-
-@dataclass(frozen=True)
-class ScanScore:
-    """Agreement with the reference of one held-out scan, at native resolution."""
-
-    scan: str
-    dice: float
-    hausdorff95_mm: float
-    volume_difference_percent: float
-    lesion_recall: float
-    lesion_f1: float
-    reference_ml: float
-    result_ml: float
-
-    @classmethod
-    def measures(cls) -> list[str]:
-        """Names of what is measured: all fields but the scan's name."""
-        return [field.name for field in fields(cls) if field.name != "scan"]
-
-
-def network_of(settings: TrainingSettings) -> nn.Module:
-    """Make the untrained network that the settings ask for.
-
-    Parameters
-    ----------
-    settings : TrainingSettings
-        Ablations belong to BAGAU-Net, a choice of inputs to the U-Net.
-
-    Raises
-    ------
-    UsageError
-        If ablations or inputs do not belong to the architecture.
-    """
-    config: dict[str, Any] = {"widths": WIDTHS[settings.width]}
-    if settings.architecture == "bagau_net":
-        if settings.inputs != TrainingSettings.inputs:
-            raise UsageError(
-                f"--inputs {' '.join(settings.inputs)}: bagau_net has "
-                f"{' and '.join(TrainingSettings.inputs)}; other inputs need --architecture unet"
-            )
-        config.update({name: name not in settings.ablations for name in ABLATIONS})
-    else:
-        if settings.ablations:
-            raise UsageError(
-                f"--ablation {' '.join(settings.ablations)}: expected --architecture bagau_net; "
-                "the inputs of the U-Net are chosen with --inputs"
-            )
-        config["inputs"] = tuple(name for name in INPUTS if name in settings.inputs)
-    torch.manual_seed(settings.seed)
-    return build_network(settings.architecture, config)
-
-
-def count_steps(settings: TrainingSettings, data: TrainingData) -> int:
-    """Optimiser steps of a training: as given, or from the epochs over the real slices."""
-    if settings.steps is not None:
-        return settings.steps
-    slices = data.real if data.real is not None else data.synthetic
-    assert slices is not None
-    return settings.epochs * math.ceil(len(slices) / settings.batch_size)
-
-
-def draw_batch(data: TrainingData, settings: TrainingSettings, step: int) -> Shard:
-    """Slices of one step, real and synthetic in random order.
-
-    Each pool is gone through in an order drawn anew for each pass.
-
-    Returns
-    -------
-    Shard
-        Of ``batch_size`` slices.
-    """
-    before, after = _synthetic_before(settings, step), _synthetic_before(settings, step + 1)
-    parts = []
-    if data.synthetic is not None and after > before:
-        numbers = _in_random_order(len(data.synthetic), before, after, settings.seed + 1)
-        parts.append(data.synthetic.read(numbers))
-    first, last = step * settings.batch_size - before, (step + 1) * settings.batch_size - after
-    if data.real is not None and last > first:
-        numbers = _in_random_order(len(data.real), first, last, settings.seed)
-        parts.append(data.real.read(numbers))
-    return take_slices(join_shards(parts), _batch_order(settings, step))
-
-
-def draw_weights(settings: TrainingSettings, step: int) -> NDArray[np.float32]:
-    """Tversky weight of false negatives for each slice of :func:`draw_batch`, (batch,) array.
-
-    Synthetic slices may have another: what raters leave out differs between data sets, and
-    only real masks tell how those of their own scanner are drawn.
-    """
-    real, synthetic = settings.false_negative_weight, settings.synthetic_false_negative_weight
-    count = _synthetic_before(settings, step + 1) - _synthetic_before(settings, step)
-    drawn_first = _batch_order(settings, step) < count
-    return np.where(drawn_first, real if synthetic is None else synthetic, real).astype(np.float32)
-
-
-def _synthetic_before(settings: TrainingSettings, step: int) -> int:
-    """Count the synthetic slices of all steps before one."""
-    return round(step * settings.batch_size * settings.synthetic_fraction)
-
-
-def _batch_order(settings: TrainingSettings, step: int) -> NDArray[np.int64]:
-    """Random order of a step's slices, synthetic ones having the lowest numbers."""
-    return np.random.default_rng((settings.seed, step)).permutation(settings.batch_size)
-
-
-def _in_random_order(length: int, first: int, last: int, seed: int) -> list[int]:
-    """Numbers at places `first` to `last` of an endless series of permutations."""
-    passes = range(first // length, (last - 1) // length + 1)
-    series = [np.random.default_rng((seed, number)).permutation(length) for number in passes]
-    start = first - passes.start * length
-    return [int(n) for n in np.concatenate(series)[start : start + last - first]]
-
-
-def validate(
-    network: LoadedNetwork,
-    scans: Sequence[TrainingScan],
-    device: torch.device,
-    batch_size: int = 8,
-) -> list[ScanScore]:
-    """Segment whole scans and compare with their references on the FLAIR's own grid.
-
-    Parameters
-    ----------
-    network : LoadedNetwork
-        Put into evaluation mode.
-    scans : sequence of TrainingScan
-    device : torch.device
-    batch_size : int
-    """
-    network.model.eval()
-    scores = []
-    for scan in scans:
-        result = segment(
-            [network], scan.inputs, scan.brain_mask, device=device, batch_size=batch_size
-        )
-        found = (result.probability >= THRESHOLD).astype(np.uint8)
-        measured = case_scores(scan.reference, found, scan.affine)
-        kept = {name: getattr(measured, name) for name in ScanScore.measures()}
-        scores.append(ScanScore(scan=scan.name, **kept))
-    return scores
-
-
-class Trainer:
-    """A training under way: its network, optimiser, step, and what is written of it.
-
-    Parameters
-    ----------
-    settings : TrainingSettings
-    loop : LoopSettings
-    data : TrainingData
-    output_dir : Path
-        Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, ``curves.png``, and
-        ``best`` and ``last`` weights with their cards, and ``step-N`` where validated weights
-        are kept.
-    card : dict
-        What the cards say besides what the trainer knows (data, licence).
+    name : str
+        Tells it from others that learn from the same batches.
+    model : torch.nn.Module
+        On its device.
+    optimizer : torch.optim.Optimizer
+        Of the model's parameters.
+    ema_decay : float
+        Share of the average that stays at each step, once it has warmed up; 0: no average.
+    ema_start : int
+        As in :func:`bagau_bids.training.optimisation.average_decay`.
+    clip_norm : float
+        Longer gradients are shortened to this.
+    patient : bool
+        Whether a loss or gradient that is none is told when the log is written, so that nothing
+        waits for the device, or before it is learned.
     """
 
     def __init__(
         self,
-        settings: TrainingSettings,
+        name: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        ema_decay: float,
+        ema_start: int = 10,
+        clip_norm: float = math.inf,
+        patient: bool = False,
+    ) -> None:
+        self.name, self.model, self.optimizer = name, model, optimizer
+        self.ema_decay, self.ema_start = ema_decay, ema_start
+        self.clip_norm, self.patient = clip_norm, patient
+        self.average = copy.deepcopy(model).eval() if ema_decay else None
+        self.device = next(model.parameters()).device
+        self.best_score = -math.inf
+        self.threshold = UNCALIBRATED  # at which volumes fitted when it was last judged
+        self.initial: dict[str, str] | None = None  # file and SHA-256 of the first weights
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The average, or the network itself where there is none."""
+        return self.model if self.average is None else self.average
+
+    def take_over(self, weights: Path, network: nn.Module, sha256: str, seed: int) -> None:
+        """Start from another network, widened where it is narrower.
+
+        Raises
+        ------
+        ValueError
+            If they differ in more than their widths, or these do not divide its own.
+        """
+        widen(network, self.model, seed)
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+        self.initial = {"file": weights.name, "sha256": sha256}
+
+    def learn(self, losses: Iterable[Tensor], rate: float, step: int, remedy: str) -> None:
+        """Take one step of the optimiser and of the average.
+
+        Parameters
+        ----------
+        losses : iterable of scalar tensors
+            Each is forgotten before the next is asked for; their sum is learned.
+        rate : float
+            Learning rate.
+        step : int
+        remedy : str
+            What to do where the sum or its gradient is no number.
+        """
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros_like(self.loss_sum)
+        for loss in losses:
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if not self.patient:  # a clip makes any gradient short, also one that is none
+            finite_loss(float(total), step, remedy)
+            finite_gradient_norm(float(norm), step, remedy)
+        self.finite &= (norm <= LARGEST_NORM) & torch.isfinite(total)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            decay = average_decay(step, self.ema_decay, self.ema_start)
+            move_average(self.average, self.model, decay)
+        self.loss_sum += total
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed training needs."""
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_score": self.best_score,
+            "threshold": self.threshold,
+            "initial": self.initial,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_score, self.threshold = state["best_score"], state["threshold"]
+        self.initial = state["initial"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a validation found of one network.
+
+    Parameters
+    ----------
+    score : float
+        The higher, the better.
+    text : str
+        For the log.
+    rows : sequence of dataclasses
+        Of ``validation.csv``, without the step.
+    facts : mapping
+        For the card of weights that are kept, besides the rows.
+    """
+
+    score: float
+    text: str
+    rows: Sequence[Any] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """A training under way; subclasses say what is drawn, lost and judged.
+
+    Parameters
+    ----------
+    settings : dataclass
+        Of what is computed.
+    loop : LoopSettings
+    learners : sequence of Learner
+        All learn from the same batches.
+    identity : mapping
+        Of the data, by part, as a checkpoint can hold it.
+    output_dir : Path
+        Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, ``curves.png``, and
+        ``best`` and ``last`` weights with their cards, and ``step-N`` where validated weights
+        are kept.
+    card : mapping
+        What the cards say besides what the trainer knows (data, licence).
+    """
+
+    free_on_resume: ClassVar[tuple[str, ...]] = ("steps",)  # settings that may be others then
+    next_try: ClassVar[str]  # what to do otherwise where a training diverged
+    settings: Any
+
+    def __init__(
+        self,
+        settings: Any,
         loop: LoopSettings,
-        data: TrainingData,
+        learners: Sequence[Learner],
+        identity: Mapping[str, Any],
         output_dir: Path,
         card: Mapping[str, Any],
     ) -> None:
-        self.settings, self.loop, self.data = settings, loop, data
-        self.output_dir, self.card = output_dir, dict(card)
-        self.device = choose_device(loop.device)
-        self.total_steps = count_steps(settings, data)
-        network: Any = network_of(settings)
-        self.model: nn.Module = network.to(self.device, memory_format=torch.channels_last)
-        self.average = network_of(settings).to(self.device) if settings.ema_decay else None
-        self.optimizer = self._make_optimizer()
-        self.initial_weights: dict[str, str] | None = None  # file and SHA-256
-        self.step = 0
-        self.best_dice = -1.0
-        self.augmentation = AugmentationSettings()
+        self.settings, self.loop, self.learners = settings, loop, list(learners)
+        self.identity, self.output_dir, self.card = dict(identity), output_dir, dict(card)
+        self.device = self.learners[0].device
+        self.total_steps: int | None = settings.steps
+        self.warm_up_steps = 0
+        self.step, self.elapsed = 0, 0.0
+        self.stop: list[int] = []  # signals that came
+        self._logged = (0, 0.0)  # step and time of the last line of the log
 
-    def start_from(self, weights: Path) -> None:
-        """Take over the weights of a network of the same architecture, widened where narrower.
+    # --- what a training says of itself
+
+    def draw(self) -> Any:
+        """Give the batch of the step."""
+        raise NotImplementedError
+
+    def losses(self, learner: Learner, batch: Any) -> Iterable[Tensor]:
+        """Give the losses of a batch, or those of its parts, one after another."""
+        raise NotImplementedError
+
+    def judge(self, learner: Learner) -> Judged:
+        """Measure a network by what it does not learn from."""
+        raise NotImplementedError
+
+    def adapt(self, network: nn.Module, learner: Learner) -> nn.Module:
+        """Fit a network to be taken over; ValueError where it is another than the learner's."""
+        return network
+
+    def recipe(self) -> dict[str, Any]:
+        """Say what the cards of weights tell of the recipe besides settings and step."""
+        return {"total_steps": self.total_steps}
+
+    def notes(self) -> dict[str, Any]:
+        """Further columns of ``training.csv``."""
+        return {}
+
+    def feeding(self) -> AbstractContextManager[Any]:
+        """Have something beside the loop that batches come from."""
+        return nullcontext()
+
+    def due(self, before: float) -> bool:
+        """Whether to judge now, after a step that began at a progress of `before`."""
+        return self.step % self.loop.validate_every == 0 or self.progress >= 1
+
+    def after_step(self, before: float) -> None:
+        """Do what is due besides, after a step that began at a progress of `before`."""
+
+    def state(self) -> dict[str, Any]:
+        """Give what a resumed training needs besides learners, step and time."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+
+    # --- the loop
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+        assert self.total_steps is not None
+        return min(1.0, self.step / self.total_steps)
+
+    @property
+    def position(self) -> str:
+        """Where it is, for messages."""
+        return f"step {self.step} of {self.total_steps}"
+
+    def rate(self) -> float:
+        """Learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+        warm = min(1.0, (self.step + 1) / max(self.warm_up_steps, 1))
+        share = cosine_share(self.progress)
+        rate: float = self.settings.learning_rate * warm * share
+        return rate
+
+    def run(self) -> None:
+        """Train to the end, or until SIGTERM or SIGINT.
+
+        Raises
+        ------
+        ProcessingError
+            If a loss or gradient is no longer finite: what was saved before stays. If a signal
+            stopped the training, after its state was saved.
+        """
+        with stop_on_signal() as self.stop, self.feeding():
+            self._restart_clock()
+            began, saved = time.monotonic() - self.elapsed, time.monotonic()
+            while self.progress < 1 and not self.stop:
+                before = self.progress
+                self.train_step()
+                self.elapsed = time.monotonic() - began
+                judged = self.due(before)
+                if judged or self.step % self.loop.log_every == 0:
+                    self.write_log()
+                if judged:
+                    self.validate()
+                self.after_step(before)
+                if time.monotonic() - saved > self.loop.checkpoint_seconds or judged:
+                    self.save_checkpoint()
+                    saved = time.monotonic()
+            self.save_checkpoint()
+        if self.stop:
+            raise ProcessingError(f"stopped by a signal at {self.position}: go on with --resume")
+        for learner in self.learners:
+            self.export(learner, "last")
+
+    def train_step(self) -> None:
+        """Draw a batch and have all networks learn from it."""
+        batch, rate = self.draw(), self.rate()
+        remedy = go_on_from(self.output_dir / CHECKPOINT, self.next_try)
+        for learner in self.learners:
+            learner.learn(self.losses(learner, batch), rate, self.step, remedy)
+        self.step += 1
+
+    def write_log(self) -> None:
+        """Write a line of ``training.csv`` and of the log: what was since the last one."""
+        self.check_finite()
+        steps = self.step - self._logged[0]
+        losses = {one.name: float(one.loss_sum) / steps for one in self.learners}
+        for learner in self.learners:
+            learner.loss_sum.zero_()
+        self.record(losses, (time.monotonic() - self._logged[1]) / steps)
+        self._restart_clock()
+
+    def record(self, losses: Mapping[str, float], seconds_per_step: float) -> None:
+        """Put mean losses into the table and the log."""
+        row = {
+            "step": self.step,
+            "loss": losses[self.learners[0].name],
+            "learning_rate": self.rate(),
+            "seconds_per_step": seconds_per_step,
+            **self.notes(),
+            **({f"loss_{k}": v for k, v in losses.items()} if len(losses) > 1 else {}),
+        }
+        append_rows(self.output_dir / TRAINING, [row])
+        shown = (f"{losses[one.name]:.4f} ({one.name})" for one in self.learners)
+        log.info("%s: loss %s, %.3f s a step", self.position, ", ".join(shown), seconds_per_step)
+
+    def _restart_clock(self) -> None:
+        self._logged = (self.step, time.monotonic())
+
+    def check_finite(self) -> None:
+        """Make sure that nothing was learned that is no number."""
+        for learner in self.learners:
+            if not bool(learner.finite):
+                remedy = go_on_from(self.output_dir / CHECKPOINT, self.next_try)
+                raise ProcessingError(
+                    f"a loss or gradient of {learner.name} was no number before step "
+                    f"{self.step}: training diverged; {remedy}"
+                )
+
+    def validate(self) -> None:
+        """Judge all networks, and keep the weights of the best score of each."""
+        for learner in self.learners:
+            found = self.judge(learner)
+            rows = [rounded(asdict(row)) for row in found.rows]
+            append_rows(self.output_dir / VALIDATION, [{"step": self.step, **row} for row in rows])
+            log.info("step %d: %s", self.step, found.text)
+            facts = {**found.facts, "validation": rows}
+            if self.loop.keep_validated:
+                self.export(learner, f"step-{self.step:06d}", facts)
+            if found.score > learner.best_score:
+                learner.best_score = found.score
+                self.export(learner, "best", facts)
+        save_curves(self.output_dir)
+        self._restart_clock()
+
+    def weights_path(self, learner: Learner, name: str) -> Path:
+        """Where weights of a network are kept."""
+        return self.output_dir / f"{name}.safetensors"
+
+    def export(self, learner: Learner, name: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Write the weights that are judged, with a card that holds these facts."""
+        card = {
+            **self.card,
+            "initial_weights": learner.initial and learner.initial["file"],
+            "initial_weights_sha256": learner.initial and learner.initial["sha256"],
+            "recipe": {**asdict(self.settings), "step": self.step, **self.recipe()},
+            "validation": [],
+            **(facts or {}),
+        }
+        save_weights(self.weights_path(learner, name), learner.judged, card)
+
+    # --- where it starts
+
+    def start_from(self, weights: Sequence[Path]) -> None:
+        """Take over weights, widened where narrower: one file for all networks, or one for each.
 
         Raises
         ------
         UsageError
             If they are of another architecture, or their widths do not divide these.
         """
-        network = load_weights(weights)
-        other, card = network.model, network.card
-        configs: list[Any] = [other.config, self.model.config]
-        theirs, ours = (asdict(config) | {"widths": ()} for config in configs)
-        try:
-            if card.architecture != self.settings.architecture or theirs != ours:
-                raise ValueError("the networks differ in more than their widths")
-            widen(other, self.model, self.settings.seed)
-        except ValueError as error:
+        for learner, path in self._paired(weights):
+            network = load_weights(path)
+            card = network.card
+            try:
+                adapted = self.adapt(network.model, learner)
+                learner.take_over(path, adapted, card.sha256, self.settings.seed)
+            except ValueError as error:
+                raise UsageError(
+                    f"--init {path}: {card.architecture} with {card.config} ({error}); "
+                    f"expected {architecture_of(learner.model)} with {learner.model.config}, or "
+                    "with widths that divide these: give other weights, or change --width, "
+                    "--architecture or --ablation"
+                ) from error
+            note_lost_calibration(path, network)
+
+    def _paired(self, weights: Sequence[Path]) -> list[tuple[Learner, Path]]:
+        if len(weights) not in (1, len(self.learners)):
             raise UsageError(
-                f"--init {weights}: {card.architecture} with {card.config} ({error}); "
-                f"expected {self.settings.architecture} with {self.model.config}, or with widths "
-                "that divide these: change --width, --architecture or --ablation"
-            ) from error
-        note_lost_calibration(weights, network)
-        if self.average is not None:
-            self.average.load_state_dict(self.model.state_dict())
-        self.initial_weights = {"file": weights.name, "sha256": card.sha256}
-
-    def run(self) -> list[ScanScore]:
-        """Train to the last step, or until SIGTERM or SIGINT.
-
-        Returns
-        -------
-        scores : list of ScanScore
-            Of the checkpoint with the best mean Dice; empty if none was validated.
-
-        Raises
-        ------
-        ProcessingError
-            If the loss or the gradient is no longer finite: what was saved before stays. If a
-            signal stopped the training, after its state was saved.
-        """
-        last_checkpoint = last_log = time.monotonic()
-        losses: list[float] = []
-        with stop_on_signal() as stop:
-            while self.step < self.total_steps and not stop:
-                losses.append(self._train_step())
-                self.step += 1
-                finished = self.step == self.total_steps
-                judged = self.step % self.loop.validate_every == 0 or finished
-                if self.step % self.loop.log_every == 0 or judged:
-                    now = time.monotonic()
-                    self._log_training(losses, (now - last_log) / len(losses))
-                    losses, last_log = [], now
-                if judged:
-                    self._validate()
-                    save_curves(self.output_dir)
-                if time.monotonic() - last_checkpoint > self.loop.checkpoint_seconds or finished:
-                    self.save_checkpoint()
-                    last_checkpoint = time.monotonic()
-        if stop:
-            self.save_checkpoint()
-            raise ProcessingError(
-                f"stopped by a signal at step {self.step} of {self.total_steps}: go on with "
-                "--resume"
+                f"--init: {len(weights)} files for {len(self.learners)} widths; expected one for "
+                "all or one for each"
             )
-        self._export("last")
-        return self._best_scores()
+        return [(one, weights[n % len(weights)]) for n, one in enumerate(self.learners)]
 
     def save_checkpoint(self) -> None:
         """Write everything that ``--resume`` needs, by an atomic rename."""
+        self.check_finite()
         state = {
             "settings": asdict(self.settings),
-            "data": self.data.identity(),
-            "initial_weights": self.initial_weights,
+            "data": self.identity,
             "step": self.step,
-            "best_dice": self.best_dice,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "elapsed": self.elapsed,
+            "learners": {one.name: one.state() for one in self.learners},
+            **self.state(),
         }
         save_state(self.output_dir / CHECKPOINT, state)
 
-    def resume(self, weights: Path | None = None) -> None:
+    def resume(self, weights: Sequence[Path] = ()) -> None:
         """Go on where the checkpoint of the output folder was saved.
 
         Parameters
         ----------
-        weights : Path or None
-            Those that the training is said to have started from; None for those that the
+        weights : sequence of Path
+            Those that the training is said to have started from; none for those that the
             checkpoint names.
 
         Raises
         ------
         UsageError
-            If it was made with other settings, on other data or from other weights.
+            If it was made with other settings, on other data, from other weights, or by another
+            version.
         """
         path = self.output_dir / CHECKPOINT
         state = load_state(path, self.device)
-        then = asdict(TrainingSettings()) | state["settings"]  # older ones lack some settings
-        refuse_changes(path, "settings", then, asdict(self.settings), FREE_ON_RESUME)
-        self._check_origin(path, state, weights)
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best_dice = state["step"], state["best_dice"]
+        if "learners" not in state:
+            raise UsageError(
+                f"{path}: the state of a training of another version, expected one of this; train "
+                "into another folder, from its weights with --init where the command has it"
+            )
+        then = asdict(type(self.settings)()) | state["settings"]  # older ones lack some settings
+        refuse_changes(path, "settings", then, asdict(self.settings), self.free_on_resume)
+        refuse_changes(path, "data", state["data"], self.identity)
+        for learner in self.learners:
+            learner.restore(state["learners"][learner.name])
+        for learner, given in self._paired(weights) if weights else ():
+            was = {"SHA-256": learner.initial and learner.initial["sha256"]}
+            now = {"SHA-256": load_weights(given).card.sha256}
+            refuse_changes(path, "initial weights", was, now)
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.restore(state)
         for name in (TRAINING, VALIDATION):
             drop_rows_after(self.output_dir / name, self.step)
-
-    def _check_origin(self, path: Path, state: Mapping[str, Any], weights: Path | None) -> None:
-        """Compare data and initial weights with those of a checkpoint, and take over the latter.
-
-        A checkpoint from before these were kept is gone on from all the same: it may be days of
-        work, and what it was made with cannot be asked any more.
-        """
-        given = None
-        if weights is not None:
-            given = {"file": weights.name, "sha256": load_weights(weights).card.sha256}
-        if "data" not in state:
-            log.warning(
-                "%s: from a version that did not keep which data and initial weights it was made "
-                "with; they are taken to be those given now",
-                path,
-            )
-            self.initial_weights = given
-            return
-        refuse_changes(path, "data", state["data"], self.data.identity())
-        self.initial_weights = state["initial_weights"]
-        if given is not None:
-            then = (self.initial_weights or {}).get("sha256")
-            refuse_changes(
-                path, "initial weights", {"SHA-256": then}, {"SHA-256": given["sha256"]}
-            )
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
-        return kind(
-            self.model.parameters(),
-            lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-        )
-
-    def _learning_rate(self) -> float:
-        if self.settings.schedule == "constant":
-            return self.settings.learning_rate
-        return self.settings.learning_rate * cosine_share(self.step / self.total_steps)
-
-    def _train_step(self) -> float:
-        """One optimiser step over all micro-batches; returns the mean loss."""
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        slices = draw_batch(self.data, self.settings, self.step)
-        weights = torch.from_numpy(draw_weights(self.settings, self.step)).to(self.device)
-        generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.step)
-        total = 0.0
-        size = self.settings.batch_size
-        for first in range(0, size, self.settings.micro_batch_size):
-            last = min(first + self.settings.micro_batch_size, size)
-            batch = self._varied(take_slices(slices, np.arange(first, last)), generator)
-            loss = self._loss(*batch, weights[first:last]) * ((last - first) / size)
-            loss.backward()
-            total += float(loss.detach())
-        remedy = go_on_from(self.output_dir / CHECKPOINT, NEXT_TRY)
-        finite_loss(total, self.step, remedy)
-        finite_gradient_norm(self.model, self.step, remedy)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            # The decay grows from 0.1 over the first steps, so that the start is forgotten.
-            decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-            move_average(self.average, self.model, decay)
-        return total
-
-    def _varied(
-        self, slices: Shard, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Named inputs of the network and the target, (N, 1, crop) each, after augmentation."""
-
-        def tensor(array: NDArray) -> Tensor:
-            return torch.from_numpy(array)[:, None].to(self.device)
-
-        guides = [tensor(array) for array in (slices.atlas, slices.t1) if array is not None]
-        flair, guide, target = augment(
-            tensor(slices.flair),
-            torch.cat(guides, dim=1),
-            tensor(slices.target),
-            self.settings.crop,
-            generator,
-            self.augmentation,
-        )
-        given = {"flair": flair, "atlas": guide[:, :1]}
-        if slices.t1 is not None:
-            given["t1"] = vary_intensity(guide[:, 1:], generator, self.augmentation)
-        return {name: given[name] for name in in_training(self.model).inputs}, target
-
-    def _loss(self, given: Mapping[str, Tensor], target: Tensor, weights: Tensor) -> Tensor:
-        levels = len(WIDTHS[self.settings.width])
-        deepest = min(self.settings.crop) // 2 ** (levels - 1)
-        wanted = training_precision(self.device, self.model, deepest)
-        reduced = wanted != torch.float32 and self.settings.precision == "auto"
-        with torch.autocast(self.device.type, wanted, enabled=reduced):
-            logits = self.model(
-                **{
-                    name: tensor.contiguous(memory_format=torch.channels_last)
-                    for name, tensor in given.items()
-                }
-            )
-        loss = tversky_loss(logits, target, false_negative_weight=weights)
-        if self.settings.loss == "tversky+ce":
-            loss = loss + cross_entropy_loss(logits, target)
-        return loss
-
-    def _judged(self) -> nn.Module:
-        return self.average if self.average is not None else self.model
-
-    def _validate(self) -> None:
-        scores = validate(in_training(self._judged()), self.data.validation, self.device)
-        append_rows(
-            self.output_dir / VALIDATION,
-            [{"step": self.step, **_rounded(asdict(score))} for score in scores],
-        )
-        mean = float(np.mean([score.dice for score in scores]))
-        log.info(
-            "step %d: validation Dice %.3f (%s)",
-            self.step,
-            mean,
-            ", ".join(f"{score.scan} {score.dice:.3f}" for score in scores),
-        )
-        if self.loop.keep_validated:
-            self._export(f"step-{self.step:06d}", scores)
-        if mean > self.best_dice:
-            self.best_dice = mean
-            self._export("best", scores)
-
-    def _export(self, name: str, scores: Sequence[ScanScore] = ()) -> None:
-        recipe = {**asdict(self.settings), "step": self.step, "total_steps": self.total_steps}
-        card = {
-            **self.card,
-            "initial_weights": self.initial_weights and self.initial_weights["file"],
-            "initial_weights_sha256": self.initial_weights and self.initial_weights["sha256"],
-            "recipe": {**recipe, "augmentation": asdict(self.augmentation)},
-            "validation": [_rounded(asdict(score)) for score in scores],
-        }
-        save_weights(self.output_dir / f"{name}.safetensors", self._judged(), card)
-
-    def _best_scores(self) -> list[ScanScore]:
-        best = load_weights(self.output_dir / "best.safetensors")
-        return [ScanScore(**score) for score in best.card.validation]
-
-    def _log_training(self, losses: Sequence[float], seconds_per_step: float) -> None:
-        row = {
-            "step": self.step,
-            "loss": float(np.mean(losses)),
-            "learning_rate": self._learning_rate(),
-            "seconds_per_step": seconds_per_step,
-        }
-        append_rows(self.output_dir / TRAINING, [_rounded(row)])
-        log.info(
-            "step %d of %d: loss %.4f, %.2f s a step",
-            self.step,
-            self.total_steps,
-            row["loss"],
-            seconds_per_step,
-        )
-
-
-def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}

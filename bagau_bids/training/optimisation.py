@@ -3,12 +3,14 @@
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.network.inference import working_precision
@@ -31,9 +33,27 @@ def cosine_share(progress: float) -> float:
     return LOWEST_RATE + (1 - LOWEST_RATE) * cosine
 
 
-@torch.no_grad()
+def average_decay(step: int, decay: float, start: int = 10) -> float:
+    """Share of a moving average that stays at a step.
+
+    It grows over the first steps from one over `start`, so that the first weights are forgotten.
+
+    Parameters
+    ----------
+    step : int
+        From 0.
+    decay : float
+        The largest share.
+    start : int
+    """
+    return min(decay, (1 + step) / (start + step))
+
+
 def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move an exponential average of parameters and batch-norm statistics on by a step.
+
+    torch's ``AveragedModel`` counts steps in a tensor that it asks the device for at each step,
+    and takes the mean of batch norm's counters; its formula is used here alone.
 
     Parameters
     ----------
@@ -45,11 +65,12 @@ def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         Share of the average that stays.
     """
     current = model.state_dict()
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(current[name], 1 - decay)
-        else:
-            value.copy_(current[name])
+    pairs = [(mine, current[name]) for name, mine in average.state_dict().items()]
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    get_ema_multi_avg_fn(decay)([m for m, _ in floats], [t for _, t in floats], None)
+    for mine, theirs in pairs:
+        if not mine.is_floating_point():
+            mine.copy_(theirs)
 
 
 def finite_loss(loss: float, step: int, remedy: str) -> float:
@@ -73,32 +94,23 @@ def finite_loss(loss: float, step: int, remedy: str) -> float:
     raise ProcessingError(f"the loss is {loss} at step {step}: training diverged; {remedy}")
 
 
-def finite_gradient_norm(model: nn.Module, step: int, remedy: str) -> float:
-    """Norm of all gradients of a network; call this before they are clipped or used.
-
-    A clip by norm makes any gradient small, also one that is none.
+def finite_gradient_norm(norm: float, step: int, remedy: str) -> float:
+    """Give the norm of a gradient back if it can be one; call this before the gradient is used.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        After the backward pass.
+    norm : float
+        Euclidean, over all parameters, before the gradient is clipped.
     step : int
-        Which step it is, for the message.
+        Which step it is of, for the message.
     remedy : str
         What to do, for the message: see :func:`go_on_from`.
-
-    Returns
-    -------
-    float
-        Euclidean norm over all parameters.
 
     Raises
     ------
     ProcessingError
         If it is not finite or beyond :data:`LARGEST_NORM`.
     """
-    gradients = [one.grad for one in model.parameters() if one.grad is not None]
-    norm = float(torch.stack([one.float().norm() for one in gradients]).norm())
     if norm <= LARGEST_NORM:  # false for what is not a number
         return norm
     raise ProcessingError(
@@ -148,6 +160,11 @@ def training_precision(device: torch.device, model: nn.Module, deepest: int) -> 
     convolutions = (one for one in model.modules() if isinstance(one, nn.Conv2d | nn.Conv3d))
     reach = max(max(one.kernel_size) for one in convolutions)
     return torch.float32 if deepest < reach else working_precision(device)
+
+
+def reduced(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
+    """Run the convolutions in this precision."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 @contextmanager

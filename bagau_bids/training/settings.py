@@ -47,6 +47,7 @@ class LoopSettings:
     log_every: int = 20
     checkpoint_seconds: float = 120.0
     keep_validated: bool = False  # weights of every validation, beside best and last
+    workers: int | None = None  # processes that draw synthetic data
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,24 @@ class StreamSettings:
     least_slices: int = 300  # in the ring before the first step
     synthetic_validation: int = 8  # whole scans with lesions, and as many without
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class BrainMaskSettings:
+    """What makes a training of the brain-mask network; one synthetic head a step."""
+
+    steps: int = 4200
+    seed: int = 0
+    learning_rate: float = 7e-4
+    warm_up_steps: int = 100
+    weight_decay: float = 1e-4
+    ema_decay: float = 0.995
+    clip_norm: float = 1.0
+    validation_heads: int = 8
+    # A sample takes the first size that holds it; few sizes, as kernels are compiled for each.
+    sizes: tuple[tuple[int, int, int], ...] = (
+        (64, 80, 48),
+        (72, 88, 56),
+        (80, 88, 72),
+        (80, 104, 80),
+    )

@@ -1,15 +1,14 @@
 """Streaming training: synthetic slices drawn while it trains, everything else on the device.
 
 Networks of several widths may learn from the same batches. A training ends after a number of
-steps or of seconds, is judged by :mod:`bagau_bids.training.judging` on the way, keeps the best
-weights of each width on disk, and goes on from its checkpoint where it was cut off.
+steps or of seconds, and is judged by :mod:`bagau_bids.training.judging` on the way.
 """
 
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.errors import UsageError
 from bagau_bids.network.cards import UNCALIBRATED
 from bagau_bids.network.inference import choose_device
-from bagau_bids.network.weights import (
-    LoadedNetwork,
-    build_network,
-    in_training,
-    load_weights,
-    save_weights,
-)
+from bagau_bids.network.weights import LoadedNetwork, build_network, in_training
 from bagau_bids.synthesis.heads import load_training_heads
 from bagau_bids.synthesis.pool import WMH
 from bagau_bids.training.augmentation import (
@@ -35,37 +28,21 @@ from bagau_bids.training.augmentation import (
     augment,
     transplant,
 )
-from bagau_bids.training.calibration import note_lost_calibration
-from bagau_bids.training.checkpoint import CHECKPOINT, load_state, refuse_changes, save_state
-from bagau_bids.training.curves import (
-    TRAINING,
-    VALIDATION,
-    append_rows,
-    drop_rows_after,
-    save_curves,
-)
 from bagau_bids.training.drawing import Drawing
 from bagau_bids.training.judging import (
     HEALTHY,
     SYNTHETIC,
     InfarctSlices,
     JudgedScan,
-    Verdict,
-    as_rows,
     held_out_infarcts,
     judge,
     synthetic_scans,
 )
+from bagau_bids.training.loop import Judged, Learner, Trainer
 from bagau_bids.training.losses import cross_entropy_loss, missed_lesion_loss, tversky_loss
-from bagau_bids.training.optimisation import (
-    LARGEST_NORM,
-    cosine_share,
-    go_on_from,
-    stop_on_signal,
-    training_precision,
-)
+from bagau_bids.training.optimisation import reduced, training_precision
 from bagau_bids.training.pack import HEADS, read_pack_file, read_real, read_stroke, read_validation
-from bagau_bids.training.settings import WIDTHS, StreamSettings
+from bagau_bids.training.settings import WIDTHS, LoopSettings, StreamSettings
 from bagau_bids.training.sources import (
     Batch,
     RealSource,
@@ -73,11 +50,8 @@ from bagau_bids.training.sources import (
     StrokeSettings,
     StrokeSource,
 )
-from bagau_bids.training.widening import widen
 
-FREE_ON_RESUME = ("steps", "seconds", "validate_at", "ring_slices", "least_slices")
 SYNTHETIC_SEED = 977  # of the scans to judge by; no scan to train on has it
-LOG_EVERY = 50
 
 log = logging.getLogger(__name__)
 
@@ -139,124 +113,26 @@ def read_stream_data(folder: Path, settings: StreamSettings, device: torch.devic
     )
 
 
-class Learner:
-    """A network under training, its moving average and its optimiser.
-
-    Parameters
-    ----------
-    width : str
-    settings : StreamSettings
-    device : torch.device
-    """
-
-    def __init__(self, width: str, settings: StreamSettings, device: torch.device) -> None:
-        self.width, self.settings, self.device = width, settings, device
-        torch.manual_seed(settings.seed)
-        config = {"widths": WIDTHS[width], "outputs": settings.outputs}
-        channels_last: Any = {"memory_format": torch.channels_last}
-        self.model = build_network("bagau_net", config).to(device, **channels_last)
-        self.average = build_network("bagau_net", config).to(device, **channels_last).eval()
-        self.average.load_state_dict(self.model.state_dict())
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=device.type == "cuda",
-        )
-        self.precision = training_precision(device, self.model, min(settings.crop) // 16)
-        self.best_score = -math.inf
-        self.threshold = UNCALIBRATED  # at which volumes fitted when it was last judged
-        self.initial: dict[str, str] | None = None
-        self.losses = torch.zeros((), device=device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
-
-    def start_from(self, weights: Path) -> None:
-        """Take over weights, widened where they are narrower, with new outputs where they lack.
-
-        Raises
-        ------
-        UsageError
-            If they are of another architecture, or their widths do not divide these.
-        """
-        network = load_weights(weights)
-        card = network.card
-        try:
-            widen(
-                with_outputs(network.model, self.settings.outputs), self.model, self.settings.seed
-            )
-        except ValueError as error:
-            raise UsageError(
-                f"--init {weights}: {card.architecture} with {card.config} ({error}); "
-                f"expected bagau_net with widths that divide {WIDTHS[self.width]}: give other "
-                "weights, or another --width"
-            ) from error
-        note_lost_calibration(weights, network)
-        self.average.load_state_dict(self.model.state_dict())
-        self.initial = {"file": weights.name, "sha256": card.sha256}
-
-    def learn(self, batch: Batch, weights: Tensor, rate: float, step: int) -> None:
-        """Take one step of the optimiser and of the average; nothing waits for the device."""
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with reduced(self.device, self.precision):
-            logits = self.model(flair=batch.flair, atlas=batch.atlas)
-        loss = self._loss(logits, batch, weights)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.settings.clip_norm, foreach=True
-        )
-        self.finite &= (norm <= LARGEST_NORM) & torch.isfinite(loss.detach())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._move_average(min(self.settings.ema_decay, (1 + step) / (10 + step)))
-        self.losses += loss.detach()
-
-    def _loss(self, logits: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-        settings = self.settings
-        total = torch.zeros((), device=logits.device)
-        for number, output in enumerate(settings.outputs):
-            one = logits[:, number : number + 1].float()
-            loss = tversky_loss(
-                one, batch.target, false_negative_weight=weights, output=output
-            ) + cross_entropy_loss(one, batch.target, output=output)
-            if output == "wmh":
-                total = total + loss
-                if settings.lesion_weight:
-                    missed = missed_lesion_loss(one, batch.target, batch.lesion_share)
-                    total = total + settings.lesion_weight * missed
-            else:
-                total = total + settings.infarct_weight * loss
-        return total
-
-    @torch.no_grad()
-    def _move_average(self, decay: float) -> None:
-        current = self.model.state_dict()
-        pairs = [(mine, current[name]) for name, mine in self.average.state_dict().items()]
-        floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-        torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], 1 - decay)
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
-
-    def state(self) -> dict[str, Any]:
-        """All that a resumed training needs."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best_score": self.best_score,
-            "threshold": self.threshold,
-            "initial": self.initial,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best_score, self.threshold = state["best_score"], state["threshold"]
-        self.initial = state["initial"]
+def learner_of(width: str, settings: StreamSettings, device: torch.device) -> Learner:
+    """Make an untrained network of a width that learns."""
+    torch.manual_seed(settings.seed)
+    config = {"widths": WIDTHS[width], "outputs": settings.outputs}
+    channels_last: Any = {"memory_format": torch.channels_last}
+    model = build_network("bagau_net", config).to(device, **channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=device.type == "cuda",
+    )
+    return Learner(
+        width,
+        model,
+        optimizer,
+        ema_decay=settings.ema_decay,
+        clip_norm=settings.clip_norm,
+        patient=True,
+    )
 
 
 def with_outputs(model: nn.Module, outputs: Sequence[str]) -> nn.Module:
@@ -298,11 +174,6 @@ def with_outputs(model: nn.Module, outputs: Sequence[str]) -> nn.Module:
 _NO = -4.0  # logit of a pixel at first: a probability of 0.02
 
 
-def reduced(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
-    """Run the convolutions in this precision."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
 def any_sizes() -> AbstractContextManager[Any]:
     """Take the first kernels that will do: trying all out for each new size takes far longer."""
     context: AbstractContextManager[Any] = torch.backends.cudnn.flags(
@@ -311,67 +182,59 @@ def any_sizes() -> AbstractContextManager[Any]:
     return context
 
 
-class StreamTrainer:
+class StreamTrainer(Trainer):
     """A streaming training under way.
 
     Parameters
     ----------
     settings : StreamSettings
+    loop : LoopSettings
+        With the number of processes that draw synthetic slices; 0 to draw on the device.
     data : StreamData
     output_dir : Path
-        Gets ``checkpoint.pt``, ``training.csv``, ``validation.csv``, ``curves.png``, and for each
-        width ``<width>-best`` and ``<width>-last`` weights with their cards.
-    card : dict
+        See :class:`bagau_bids.training.loop.Trainer`; names of weights begin with their width.
+    card : mapping
         What the cards say besides what the trainer knows (data, licence).
-    device : str
-        As ``--device``.
-    workers : int
-        Processes that draw synthetic slices; 0 to draw on the device.
-    checkpoint_seconds : float
+    device : torch.device
+        Where `data` are.
     """
+
+    free_on_resume = ("steps", "seconds", "validate_at", "ring_slices", "least_slices")
+    next_try = "a lower --lr"
+    settings: StreamSettings
 
     def __init__(
         self,
         settings: StreamSettings,
+        loop: LoopSettings,
         data: StreamData,
         output_dir: Path,
         card: Mapping[str, Any],
         *,
         device: torch.device,
-        workers: int = 0,
-        checkpoint_seconds: float = 900.0,
     ) -> None:
         if (settings.steps is None) == (settings.seconds is None):
             raise UsageError("--steps and --seconds: expected one of them, to say when to end")
-        self.settings, self.data, self.output_dir = settings, data, output_dir
-        self.card, self.device, self.workers = dict(card), device, workers
-        self.checkpoint_seconds = checkpoint_seconds
-        self.learners = [Learner(width, settings, device) for width in settings.widths]
+        learners = [learner_of(width, settings, device) for width in settings.widths]
+        super().__init__(settings, loop, learners, data.identity, output_dir, card)
+        self.data, self.warm_up_steps = data, settings.warm_up_steps
+        self.precision = training_precision(device, learners[0].model, min(settings.crop) // 16)
         self.ring = SliceStore(settings.ring_slices, device)
         self.generator = torch.Generator(device)
-        self.step, self.elapsed = 0, 0.0
         self.used, self.scans_before = 0.0, 0  # synthetic slices used; scans drawn by earlier runs
-        self.waited = 0.0
-        self._resumed_at = 0.0
-        self._started = 0.0
+        self.drawing: Drawing | None = None
 
     @property
     def progress(self) -> float:
         """Share of the training that is done, 0 to 1."""
-        if self.settings.steps is not None:
-            return min(1.0, self.step / self.settings.steps)
-        assert self.settings.seconds is not None
+        if self.settings.seconds is None:
+            return super().progress
         return min(1.0, self.elapsed / self.settings.seconds)
 
-    def start_from(self, weights: Sequence[Path]) -> None:
-        """Take over weights: one file for all widths, or one for each."""
-        if len(weights) not in (1, len(self.learners)):
-            raise UsageError(
-                f"--init: {len(weights)} files for {len(self.learners)} widths; expected one for "
-                "all or one for each"
-            )
-        for number, learner in enumerate(self.learners):
-            learner.start_from(weights[number % len(weights)])
+    @property
+    def position(self) -> str:
+        """Where it is, for messages."""
+        return f"step {self.step} ({100 * self.progress:.0f} %)"
 
     def label_stroke(self, teachers: Sequence[LoadedNetwork]) -> None:
         """Label the slices of stroke patients by the mean probability of networks, as a start.
@@ -387,7 +250,7 @@ class StreamTrainer:
         placed = [one.model.to(self.device, **channels_last) for one in teachers]
 
         def probability(flair: Tensor, atlas: Tensor) -> Tensor:
-            with reduced(self.device, self.learners[0].precision):
+            with reduced(self.device, self.precision):
                 found = [one(flair=flair, atlas=atlas)[:, :1].float().sigmoid() for one in placed]
             return torch.stack(found).mean(0)
 
@@ -395,48 +258,28 @@ class StreamTrainer:
             self.data.stroke.label_by(probability, 0.0)
         self._tell_labels(f"{len(placed)} networks")
 
-    def run(self) -> dict[str, float]:
-        """Train to the end, or until SIGTERM or SIGINT.
-
-        Returns
-        -------
-        scores : dict of str to float
-            Of the best weights of each width.
-
-        Raises
-        ------
-        ProcessingError
-            If a loss or gradient is not finite, the drawing failed, or a signal stopped the
-            training, after its state was saved.
-        """
-        drawing = Drawing(
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Draw synthetic slices beside the loop, and begin with some."""
+        self.drawing = Drawing(
             self.data.heads_dir,
             self.ring,
             self.settings.seed,
             self.scans_before,
-            self.workers,
+            self.loop.workers or 0,
         )
-        drawing.permit(self.settings.least_slices + self.settings.batch_size)
-        drawing.start()
+        self.drawing.permit(self.settings.least_slices + self.settings.batch_size)
+        self.drawing.start()
         try:
-            with stop_on_signal() as stop:
-                self._fill(drawing, stop)
-                self._train(drawing, stop)
+            self._fill(self.drawing)
+            yield
         finally:
-            drawing.stop()
-        if stop:
-            raise ProcessingError(
-                f"stopped by a signal at step {self.step} ({100 * self.progress:.0f} %): go on "
-                "with --resume"
-            )
-        for learner in self.learners:
-            self._export(learner, "last", None)
-        return {learner.width: learner.best_score for learner in self.learners}
+            self.drawing.stop()
 
-    def _fill(self, drawing: Drawing, stop: list[int]) -> None:
+    def _fill(self, drawing: Drawing) -> None:
         """Wait for the first synthetic slices."""
         began = time.monotonic()
-        while len(self.ring) < self.settings.least_slices and not stop:
+        while len(self.ring) < self.settings.least_slices and not self.stop:
             drawing.check()
             time.sleep(0.05)
         log.info(
@@ -445,51 +288,24 @@ class StreamTrainer:
             time.monotonic() - began,
         )
 
-    def _train(self, drawing: Drawing, stop: list[int]) -> None:
-        settings = self.settings
-        relabel = [share for share in settings.relabel_at if share > self.progress]
-        validate = [share for share in settings.validate_at if share > self.progress]
-        self._started, self._resumed_at = time.monotonic(), self.elapsed
-        last_save = time.monotonic()
-        mark = (time.monotonic(), self.step)
-        while not stop:
-            self.elapsed = self._resumed_at + time.monotonic() - self._started
-            if validate and self.progress >= validate[0]:
-                while validate and self.progress >= validate[0]:
-                    validate.pop(0)
-                if self.step > mark[1]:
-                    mark = self._log(drawing, mark)
-                self._validate()
-                mark = (time.monotonic(), self.step)
-            if relabel and self.progress >= relabel[0]:
-                relabel.pop(0)
-                self._relabel()
-            if self.progress >= 1:
-                break
-            self._step()
-            if self.step % LOG_EVERY == 0:
-                mark = self._log(drawing, mark)
-            if time.monotonic() - last_save > self.checkpoint_seconds:
-                self._check_finite()
-                self.save_checkpoint(drawing.drawn)
-                last_save = time.monotonic()
-            drawing.permit(settings.ring_slices / 2 + self.used / settings.reuse)
-        self._check_finite()
-        self.save_checkpoint(drawing.drawn)
+    def after_step(self, before: float) -> None:
+        """Label slices of stroke patients anew where it is time, and let more slices be drawn."""
+        if self._passed(self.settings.relabel_at, before):
+            self._relabel()
+        assert self.drawing is not None
+        self.drawing.permit(self.settings.ring_slices / 2 + self.used / self.settings.reuse)
 
-    def _step(self) -> None:
-        settings = self.settings
-        self.generator.manual_seed((settings.seed << 32) + self.step)
-        batch, weights = self._batch()
-        warm = min(1.0, (self.step + 1) / max(settings.warm_up_steps, 1))
-        rate = settings.learning_rate * warm * cosine_share(self.progress)
-        for learner in self.learners:
-            learner.learn(batch, weights, rate, self.step)
-        self.step += 1
+    def due(self, before: float) -> bool:
+        """Judge at shares of the training."""
+        return self._passed(self.settings.validate_at, before)
 
-    def _batch(self) -> tuple[Batch, Tensor]:
+    def _passed(self, shares: Sequence[float], before: float) -> bool:
+        return any(before < share <= self.progress for share in shares)
+
+    def draw(self) -> tuple[Batch, Tensor]:
         """Slices of all sources, augmented, and the weight of what is missed in each."""
         settings, generator = self.settings, self.generator
+        generator.manual_seed((settings.seed << 32) + self.step)
         counts = batch_counts(
             settings, self.step, self.data.real is not None, self.data.stroke is not None
         )
@@ -525,6 +341,27 @@ class StreamTrainer:
         weights[: counts[0]] = settings.synthetic_false_negative_weight
         return batch, weights.to(self.device, non_blocking=True)
 
+    def losses(self, learner: Learner, batch: tuple[Batch, Tensor]) -> Iterator[Tensor]:
+        """Loss of the batch, over all outputs."""
+        slices, weights = batch
+        with reduced(self.device, self.precision):
+            logits = learner.model(flair=slices.flair, atlas=slices.atlas)
+        settings = self.settings
+        total = torch.zeros((), device=logits.device)
+        for number, output in enumerate(settings.outputs):
+            one = logits[:, number : number + 1].float()
+            loss = tversky_loss(
+                one, slices.target, false_negative_weight=weights, output=output
+            ) + cross_entropy_loss(one, slices.target, output=output)
+            if output == "wmh":
+                total = total + loss
+                if settings.lesion_weight:
+                    missed = missed_lesion_loss(one, slices.target, slices.lesion_share)
+                    total = total + settings.lesion_weight * missed
+            else:
+                total = total + settings.infarct_weight * loss
+        yield total
+
     def _relabel(self) -> None:
         """Label the stroke slices by the average of the widest network."""
         if self.data.stroke is None:
@@ -532,12 +369,12 @@ class StreamTrainer:
         learner = self.learners[0]
 
         def probability(flair: Tensor, atlas: Tensor) -> Tensor:
-            with reduced(self.device, learner.precision):
-                return learner.average(flair=flair, atlas=atlas)[:, :1].float().sigmoid()
+            with reduced(self.device, self.precision):
+                return learner.judged(flair=flair, atlas=atlas)[:, :1].float().sigmoid()
 
         with any_sizes():
             self.data.stroke.label_by(probability, learner.threshold - UNCALIBRATED)
-        self._tell_labels(f"{learner.width} at {learner.threshold:.2f}")
+        self._tell_labels(f"{learner.name} at {learner.threshold:.2f}")
 
     def _tell_labels(self, by: str) -> None:
         assert self.data.stroke is not None
@@ -549,132 +386,66 @@ class StreamTrainer:
             100 * share,
         )
 
-    def _judged(self, learner: Learner) -> Verdict:
+    def judge(self, learner: Learner) -> Judged:
+        """Segment everything that is there to judge by."""
         with any_sizes():
-            average = in_training(learner.average)
-            return judge(learner.width, average, self.data.scans, self.data.infarcts, self.device)
-
-    def _validate(self) -> None:
-        for learner in self.learners:
-            began = time.monotonic()
-            verdict = self._judged(learner)
-            learner.threshold = verdict.threshold
-            append_rows(self.output_dir / VALIDATION, as_rows(self.step, verdict))
-            log.info(
-                "step %d: %s scores %.4f at %.2f (%.1f s)",
-                self.step,
-                learner.width,
-                verdict.score,
-                verdict.threshold,
-                time.monotonic() - began,
+            network = in_training(learner.judged)
+            verdict = judge(
+                learner.name, network, self.data.scans, self.data.infarcts, self.device
             )
-            if verdict.score > learner.best_score:
-                learner.best_score = verdict.score
-                self._export(learner, "best", verdict)
-        save_curves(self.output_dir)
-
-    def _export(self, learner: Learner, name: str, verdict: Verdict | None) -> None:
-        card = {
-            **self.card,
-            "name": f"{learner.width}-{name}",
-            "initial_weights": learner.initial and learner.initial["file"],
-            "initial_weights_sha256": learner.initial and learner.initial["sha256"],
-            "recipe": {
-                **asdict(self.settings),
-                "augmentation": asdict(STREAM_AUGMENTATION),
-                "transplant": asdict(TransplantSettings()),
-                "stroke": asdict(StrokeSettings()),
-                "step": self.step,
-                "elapsed_seconds": round(self.elapsed, 1),
-                "slices_seen": self.step * self.settings.batch_size,
-                "device": self.device.type,
-            },
+        learner.threshold = verdict.threshold
+        calibration = {
+            "threshold": verdict.threshold,
+            "by": "volumes of all styles of labels that the training was validated on",
         }
-        if verdict is not None:
-            card["score"] = round(verdict.score, 5)
-            card["calibration"] = {
-                "threshold": verdict.threshold,
-                "by": "volumes of all styles of labels that the training was validated on",
-            }
-            card["validation"] = as_rows(self.step, verdict)
-        path = self.output_dir / f"{learner.width}-{name}.safetensors"
-        save_weights(path, learner.average, card)
+        return Judged(
+            verdict.score,
+            f"{learner.name} scores {verdict.score:.4f} at {verdict.threshold:.2f}",
+            verdict.lines,
+            {"score": round(verdict.score, 5), "calibration": calibration},
+        )
 
-    def _check_finite(self) -> None:
-        for learner in self.learners:
-            if not bool(learner.finite):
-                remedy = go_on_from(self.output_dir / CHECKPOINT, "a lower --lr")
-                raise ProcessingError(
-                    f"a loss or gradient of {learner.width} was no number before step "
-                    f"{self.step}: training diverged; {remedy}"
-                )
+    def adapt(self, network: nn.Module, learner: Learner) -> nn.Module:
+        """Give a network the outputs that it lacks."""
+        return with_outputs(network, self.settings.outputs)
 
-    def _log(self, drawing: Drawing, mark: tuple[float, int]) -> tuple[float, int]:
-        drawing.check()
-        self._check_finite()
-        losses = {one.width: float(one.losses) / (self.step - mark[1]) for one in self.learners}
-        for learner in self.learners:
-            learner.losses.zero_()
-        now = time.monotonic()
-        seconds = (now - mark[0]) / (self.step - mark[1])
-        row = {
-            "step": self.step,
-            "loss": round(losses[self.learners[0].width], 5),
-            "learning_rate": self.learners[0].optimizer.param_groups[0]["lr"],
-            "seconds_per_step": round(seconds, 5),
+    def weights_path(self, learner: Learner, name: str) -> Path:
+        """Where weights of a width are kept."""
+        return self.output_dir / f"{learner.name}-{name}.safetensors"
+
+    def recipe(self) -> dict[str, Any]:
+        """How slices are varied, and what was trained for how long."""
+        return {
+            "augmentation": asdict(STREAM_AUGMENTATION),
+            "transplant": asdict(TransplantSettings()),
+            "stroke": asdict(StrokeSettings()),
+            "elapsed_seconds": round(self.elapsed, 1),
+            "slices_seen": self.step * self.settings.batch_size,
+            "device": self.device.type,
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """How many slices were drawn, and how often they were used."""
+        assert self.drawing is not None
+        self.drawing.check()
+        return {
             "synthetic_slices_drawn": self.ring.added,
             "uses_of_a_slice": round(self.used / max(self.ring.added, 1), 2),
-            **{f"loss_{width}": round(loss, 5) for width, loss in losses.items()},
         }
-        append_rows(self.output_dir / TRAINING, [row])
-        log.info(
-            "step %d (%.1f %%): %s, %.3f s a step, %d slices drawn, used %.1f times",
-            self.step,
-            100 * self.progress,
-            ", ".join(f"{width} {loss:.4f}" for width, loss in losses.items()),
-            seconds,
-            self.ring.added,
-            row["uses_of_a_slice"],
-        )
-        return now, self.step
 
-    def save_checkpoint(self, scans_drawn: int) -> None:
-        """Write everything that ``--resume`` needs, by an atomic rename."""
-        state = {
-            "settings": asdict(self.settings),
-            "data": dict(self.data.identity),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "used": self.used,
-            "scans_drawn": self.scans_before + scans_drawn,
+    def state(self) -> dict[str, Any]:
+        """How many scans were drawn, and the labels of slices of stroke patients."""
+        drawn = 0 if self.drawing is None else self.drawing.drawn
+        return {
+            "scans_drawn": self.scans_before + drawn,
             "stroke_labels": None if self.data.stroke is None else self.data.stroke.target,
-            "learners": {one.width: one.state() for one in self.learners},
         }
-        save_state(self.output_dir / CHECKPOINT, state)
 
-    def resume(self) -> None:
-        """Go on where the checkpoint of the output folder was saved.
-
-        Synthetic slices are drawn on from where they were.
-
-        Raises
-        ------
-        UsageError
-            If it was made with other settings or on other data.
-        """
-        path = self.output_dir / CHECKPOINT
-        state = load_state(path, self.device)
-        refuse_changes(path, "settings", state["settings"], asdict(self.settings), FREE_ON_RESUME)
-        refuse_changes(path, "data", state["data"], self.data.identity)
-        for learner in self.learners:
-            learner.restore(state["learners"][learner.width])
-        self.step, self.elapsed = state["step"], state["elapsed"]
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Draw synthetic slices on from where they were; their use is counted anew."""
         if self.data.stroke is not None:
             self.data.stroke.restore(state["stroke_labels"].cpu().numpy())
-        # What is used of new slices is counted anew: the ring is empty.
         self.scans_before = state["scans_drawn"]
-        for name in (TRAINING, VALIDATION):
-            drop_rows_after(self.output_dir / name, self.step)
 
 
 def batch_counts(

@@ -14,7 +14,7 @@ from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import InputImageError
 from bagau_bids.experiments import schedule
 from bagau_bids.network.slices import network_input
-from bagau_bids.training import loop
+from bagau_bids.training import slices
 
 EXPERIMENT = """
 title = "Tiny"
@@ -115,7 +115,7 @@ def tiny(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(schedule, "Launcher", HereLauncher)
     monkeypatch.setattr(schedule, "run_all", one_after_the_other)
-    monkeypatch.setitem(loop.WIDTHS, "small", (4, 4, 6, 6, 8))
+    monkeypatch.setitem(slices.WIDTHS, "small", (4, 4, 6, 6, 8))
     return tmp_path
 
 
@@ -141,28 +141,28 @@ def test_whole_command_makes_the_table_and_again_does_nothing(tiny, capsys, monk
     assert "scans could not be preprocessed" in text  # participant 5
     assert "d: Tiny, 5 scans of 5 subjects" in text
     stamps = {p: p.stat().st_mtime_ns for p in (tiny / "out").rglob("*") if p.is_file()}
-    monkeypatch.setattr(loop.Trainer, "run", None)
+    monkeypatch.setattr(slices.SliceTrainer, "run", None)
     assert experiment(tiny) == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in (tiny / "out").rglob("*") if p.is_file()}
     assert "table.md (4 of 4 jobs)" in capsys.readouterr().out
 
 
 def test_failing_fold_is_named_and_the_others_are_done(tiny, capsys, monkeypatch):
-    run = loop.Trainer.run
+    run = slices.SliceTrainer.run
 
     def fail_in_fold_2(self):
         if "fold-2" in str(self.output_dir):
             raise RuntimeError("out of luck")
         return run(self)
 
-    monkeypatch.setattr(loop.Trainer, "run", fail_in_fold_2)
+    monkeypatch.setattr(slices.SliceTrainer, "run", fail_in_fold_2)
     assert experiment(tiny) == 1
     assert "net/fold-2: unexpected RuntimeError('out of luck')" in capsys.readouterr().out
     text = (tiny / "out/table.md").read_text()
     assert "- net/fold-2: unexpected RuntimeError('out of luck')" in text
     assert "| Net | " in text
     assert "1 of 2" in text
-    monkeypatch.setattr(loop.Trainer, "run", run)
+    monkeypatch.setattr(slices.SliceTrainer, "run", run)
     assert experiment(tiny) == 0
     assert "## Not done" not in (tiny / "out/table.md").read_text()
     assert not (tiny / "out/net/fold-2/failure.json").exists()

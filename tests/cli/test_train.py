@@ -21,7 +21,7 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.synthesis.engine import ENGINE_VERSION
 from bagau_bids.synthesis.pool import training_shard, write_shard
-from bagau_bids.training import loop
+from bagau_bids.training import slices
 from bagau_bids.training.settings import TrainingSettings
 
 
@@ -91,7 +91,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "bagau_bids.preprocessing.template.find_template", lambda *args, **options: None
     )
-    monkeypatch.setitem(loop.WIDTHS, "small", (4, 4, 6, 6, 8))
+    monkeypatch.setitem(slices.WIDTHS, "small", (4, 4, 6, 6, 8))
     labelled = dataset.LabelledScan(
         dataset.Scan(tmp_path / "x.nii", {"sub": "x"}), tmp_path / "m.nii"
     )

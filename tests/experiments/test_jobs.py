@@ -35,7 +35,7 @@ from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshol
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights
 from bagau_bids.synthesis.pool import training_shard
-from bagau_bids.training import loop
+from bagau_bids.training import slices
 
 MINIMAL = """
 title = "T"
@@ -142,7 +142,7 @@ def test_files_of_the_repository_are_the_tables_of_the_paper(repository):
     for system in reduced.systems:
         if system.trained:
             assert reduced.settings(system, 0).width == "full"
-            loop.network_of(replace(reduced.settings(system, 0), width="small"))
+            slices.network_of(replace(reduced.settings(system, 0), width="small"))
 
 
 def labelled(subject, number=0, dataset=0):
@@ -225,7 +225,7 @@ def training_scan(one, seed=0, lesion_z=3.0):
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """Three people on disk, one fold, and the experiment around them; networks are tiny."""
-    monkeypatch.setitem(loop.WIDTHS, "small", (4, 4, 6, 6, 8))
+    monkeypatch.setitem(slices.WIDTHS, "small", (4, 4, 6, 6, 8))
     scans = {}
     for number, subject in enumerate("abc"):
         folder = tmp_path / "bids" / f"sub-{subject}" / "anat"
@@ -268,7 +268,7 @@ def test_job_trains_judges_and_marks_itself(bench):
 def test_job_that_was_stopped_goes_on_from_its_checkpoint(bench, monkeypatch):
     around, fold, scans = bench
     job = Job(System("n", "N", "bagau_net"), fold)
-    step, done = loop.Trainer._train_step, []
+    step, done = slices.SliceTrainer.train_step, []
 
     def stop_at_second(self):
         if len(done) == 1:
@@ -277,7 +277,7 @@ def test_job_that_was_stopped_goes_on_from_its_checkpoint(bench, monkeypatch):
         done.append(self.step)
         return step(self)
 
-    monkeypatch.setattr(loop.Trainer, "_train_step", stop_at_second)
+    monkeypatch.setattr(slices.SliceTrainer, "train_step", stop_at_second)
     with pytest.raises(ProcessingError, match="stopped by a signal"):
         run_job(job, around, scans)
     assert not (around.folder(job) / COMPLETE).exists()
@@ -286,7 +286,7 @@ def test_job_that_was_stopped_goes_on_from_its_checkpoint(bench, monkeypatch):
         done.append(self.step)
         return step(self)
 
-    monkeypatch.setattr(loop.Trainer, "_train_step", counted)
+    monkeypatch.setattr(slices.SliceTrainer, "train_step", counted)
     run_job(job, around, scans)
     assert done == [0, 1]
     assert is_complete(job, around)

@@ -8,6 +8,7 @@ from torch import nn
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.training.optimisation import (
+    average_decay,
     cosine_share,
     finite_gradient_norm,
     finite_loss,
@@ -36,22 +37,17 @@ def test_average_keeps_its_share_of_parameters_and_statistics():
     assert float(model.weight.detach()) == 5.0
 
 
-def with_gradients(*values):
-    """Two layers whose gradients are these."""
-    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in values), nn.Linear(1, 1))
-    for layer, value in zip(model, values, strict=False):
-        layer.weight.grad = torch.full((1, 1), value)
-    return model
+@pytest.mark.parametrize(("step", "expected"), [(0, 1 / 10), (90, 0.91), (10_000, 0.998)])
+def test_average_warms_up(step, expected):
+    assert math.isclose(average_decay(step, 0.998), expected)
+    assert average_decay(0, 0.998, start=11) == 1 / 11
 
 
-def test_norm_of_the_gradient():
-    assert finite_gradient_norm(with_gradients(3.0, -4.0), 0, "") == 5.0
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e37, 2e6])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e37, 2e6])
 def test_a_gradient_that_is_none_is_told_with_the_step(value):
+    assert finite_gradient_norm(5.0, 7, "") == 5.0
     with pytest.raises(ProcessingError, match=r"gradient is \S+ at step 7, .*; do this"):
-        finite_gradient_norm(with_gradients(1.0, value), 7, "do this")
+        finite_gradient_norm(value, 7, "do this")
 
 
 def test_a_loss_that_is_no_number_is_told_with_the_step():

@@ -1,4 +1,4 @@
-"""The loop: learns, resumes to the step, stops on a signal, exports what was judged."""
+"""Training on pools of slices: learns, resumes to the step, exports what was judged."""
 
 import csv
 import hashlib
@@ -16,11 +16,13 @@ from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.synthesis.pool import Shard, SlicePool, training_shard
-from bagau_bids.training import loop, optimisation
+from bagau_bids.training import optimisation, slices
+from bagau_bids.training.augmentation import AugmentationSettings
 from bagau_bids.training.checkpoint import CHECKPOINT
-from bagau_bids.training.loop import (
+from bagau_bids.training.settings import LoopSettings, TrainingSettings
+from bagau_bids.training.slices import (
     ScanScore,
-    Trainer,
+    SliceTrainer,
     TrainingData,
     count_steps,
     draw_batch,
@@ -28,7 +30,6 @@ from bagau_bids.training.loop import (
     network_of,
     validate,
 )
-from bagau_bids.training.settings import LoopSettings, TrainingSettings
 
 QUICK = TrainingSettings(
     width="small", batch_size=3, micro_batch_size=2, steps=4, crop=(32, 32), precision="float32"
@@ -38,7 +39,7 @@ CPU = LoopSettings(device="cpu", validate_every=2, log_every=1)
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(loop.WIDTHS, "small", (4, 4, 6, 6, 8))
+    monkeypatch.setitem(slices.WIDTHS, "small", (4, 4, 6, 6, 8))
 
 
 def training_scan():
@@ -61,7 +62,7 @@ def data():
 
 def trainer(settings, data, folder, **loop_settings):
     folder.mkdir(exist_ok=True)
-    return Trainer(settings, replace(CPU, **loop_settings), data, folder, {"licence": "L"})
+    return SliceTrainer(settings, replace(CPU, **loop_settings), data, folder, {"licence": "L"})
 
 
 def rows(path):
@@ -72,7 +73,8 @@ def rows(path):
 def test_learns_an_easy_task(data, tmp_path):
     settings = replace(QUICK, steps=30, learning_rate=1e-2, loss="tversky+ce")
     made = trainer(settings, data, tmp_path / "o", validate_every=10)
-    scores = made.run()
+    made.run()
+    scores = made.best_scores()
     assert scores[0].dice > 0.5
     assert scores[0].reference_ml == pytest.approx(0.525)
     losses = [float(row["loss"]) for row in rows(tmp_path / "o" / "training.csv")]
@@ -107,18 +109,17 @@ def test_resumed_training_is_the_uninterrupted_one(data, tmp_path, ema):
     whole.run()
     first = trainer(settings, data, tmp_path / "parts")
     for _ in range(3):
-        first._train_step()
-        first.step += 1
+        first.train_step()
         if first.step == 2:
             first.save_checkpoint()
-            first._log_training([1.0], 1.0)
-    first._log_training([1.0], 1.0)  # a line beyond the checkpoint
+            first.write_log()
+    first.write_log()  # a line beyond the checkpoint
     second = trainer(settings, data, tmp_path / "parts")
     second.resume()
     assert second.step == 2
     second.run()
-    for name, value in whole._judged().state_dict().items():
-        torch.testing.assert_close(second._judged().state_dict()[name], value)
+    for name, value in whole.learners[0].judged.state_dict().items():
+        torch.testing.assert_close(second.learners[0].judged.state_dict()[name], value)
     steps = [int(row["step"]) for row in rows(tmp_path / "parts" / "training.csv")]
     assert steps == [2, 3, 4]
 
@@ -143,8 +144,8 @@ def test_learning_rate_follows_its_schedule(data, tmp_path, schedule, expected):
     made = trainer(settings, data, tmp_path / "o")
     used = []
     for made.step in (0, 2, 4, 6, 8):
-        made._train_step()
-        used.append(made.optimizer.param_groups[0]["lr"])
+        made.train_step()
+        used.append(made.learners[0].optimizer.param_groups[0]["lr"])
     np.testing.assert_allclose(used, expected, atol=1e-4)
 
 
@@ -158,11 +159,11 @@ def test_learning_rate_follows_its_schedule(data, tmp_path, schedule, expected):
 def test_weight_decay_is_that_of_the_optimizer(data, tmp_path, optimizer, expected):
     settings = replace(QUICK, optimizer=optimizer, learning_rate=0.1, weight_decay=0.5)
     made = trainer(settings, data, tmp_path / "o")
-    weight = made.model.head.weight
+    weight = made.learners[0].model.head.weight
     with torch.no_grad():
         weight.fill_(4.0)
     weight.grad = torch.zeros_like(weight)
-    made.optimizer.step()
+    made.learners[0].optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, expected))
 
 
@@ -179,10 +180,82 @@ def test_precision_of_the_network(data, tmp_path, monkeypatch, precision, side, 
     settings = replace(QUICK, precision=precision, crop=(side, side))
     made = trainer(settings, data, tmp_path / "o")
     computed = []
-    made.model.head.register_forward_hook(lambda *given: computed.append(given[-1].dtype))
-    made._train_step()
+    made.learners[0].model.head.register_forward_hook(
+        lambda *given: computed.append(given[-1].dtype)
+    )
+    made.train_step()
     assert set(computed) == {expected}
-    assert {weight.dtype for weight in made.model.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in made.learners[0].model.parameters()} == {torch.float32}
+
+
+class Pointwise(torch.nn.Module):
+    """No pixel or slice depends on another, so parts of a batch are what the whole is."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Conv2d(2, 1, 1)
+        torch.nn.init.constant_(self.head.weight, 0.3)
+        torch.nn.init.constant_(self.head.bias, -0.2)
+
+    def forward(self, flair, atlas):
+        return self.head(torch.cat((flair, atlas), dim=1))
+
+
+UNCHANGED = AugmentationSettings(
+    mirror=False,
+    rotation_deg=0,
+    shear_rad=0,
+    zoom=(1, 1),
+    gain=0,
+    offset=0,
+    log_gamma=0,
+    noise=0,
+    sharpness=(0, 0),
+    shading=0,
+    atlas_shift_probability=0,
+    atlas_blank_probability=0,
+)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 5, 6])
+def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(
+    data, tmp_path, monkeypatch, micro_batch_size
+):
+    monkeypatch.setattr(slices, "network_of", lambda settings: Pointwise())
+    monkeypatch.setattr(slices, "in_training", loaded)
+    settings = replace(
+        QUICK,
+        batch_size=5,
+        micro_batch_size=micro_batch_size,
+        synthetic_fraction=0.4,
+        false_negative_weight=0.2,
+        synthetic_false_negative_weight=0.9,
+        crop=(200, 200),
+    )
+    both = replace(data, synthetic=data.real)
+    made = trainer(settings, both, tmp_path / "o")
+    made.augmentation = UNCHANGED
+    found = []
+    made.learners[0].optimizer.register_step_pre_hook(
+        lambda *_: found.append([one.grad.clone() for one in made.learners[0].model.parameters()])
+    )
+    made.train_step()
+
+    batch, weights = draw_batch(both, settings, 0), torch.from_numpy(draw_weights(settings, 0))
+    assert len(set(weights.tolist())) == 2
+    oracle = Pointwise()
+    flair, atlas, truth = (
+        torch.from_numpy(one)[:, None].float() for one in (batch.flair, batch.atlas, batch.target)
+    )
+    assert truth.any()
+    probability = oracle(flair, atlas).sigmoid()
+    hit = (probability * truth).sum((1, 2, 3))
+    missed = ((1 - probability) * truth).sum((1, 2, 3))
+    invented = (probability * (1 - truth)).sum((1, 2, 3))
+    wrong = weights * missed + (1 - weights) * invented
+    (1 - (hit + 1) / (hit + wrong + 1)).sum().div(5).backward()
+    for mine, one in zip(found[0], oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine, one.grad, rtol=1e-4, atol=1e-7)
 
 
 def judge_with(monkeypatch, dices):
@@ -193,14 +266,15 @@ def judge_with(monkeypatch, dices):
         judged.append(network.model)
         return [ScanScore("sub-1_FLAIR", next(left), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
 
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(slices, "validate", validate)
     return judged
 
 
 def test_best_weights_are_those_of_the_best_validation(data, tmp_path, monkeypatch):
     judge_with(monkeypatch, [0.3, 0.6, 0.4])
     made = trainer(replace(QUICK, steps=6), data, tmp_path / "o", keep_validated=True)
-    (score,) = made.run()
+    made.run()
+    (score,) = made.best_scores()
     assert score.dice == 0.6
     best = load_weights(tmp_path / "o" / "best.safetensors")
     assert best.card.content["recipe"]["step"] == 4
@@ -213,18 +287,17 @@ def test_moving_average_is_what_is_judged_and_exported(data, tmp_path, monkeypat
     judged = judge_with(monkeypatch, [0.5, 0.6])
     settings = replace(QUICK, ema_decay=0.15, learning_rate=0.05)
     made = trainer(settings, data, tmp_path / "o")
-    expected, step = made.model.head.weight.detach().clone(), made._train_step
+    expected, step = made.learners[0].model.head.weight.detach().clone(), made.train_step
 
     def step_and_average():
-        loss = step()
         decay = min(0.15, (1 + made.step) / (10 + made.step))
-        expected.mul_(decay).add_(made.model.head.weight.detach(), alpha=1 - decay)
-        return loss
+        step()
+        expected.mul_(decay).add_(made.learners[0].model.head.weight.detach(), alpha=1 - decay)
 
-    monkeypatch.setattr(made, "_train_step", step_and_average)
+    monkeypatch.setattr(made, "train_step", step_and_average)
     made.run()
-    assert judged == [made.average, made.average]
-    assert (expected - made.model.head.weight).abs().max() > 5e-3
+    assert judged == [made.learners[0].average, made.learners[0].average]
+    assert (expected - made.learners[0].model.head.weight).abs().max() > 5e-3
     for name in ("best", "last"):
         stored = load_weights(tmp_path / "o" / f"{name}.safetensors").model
         torch.testing.assert_close(
@@ -267,7 +340,7 @@ def weights_file(folder, name, seed):
 def test_card_of_a_resumed_training_names_the_weights_it_started_from(data, tmp_path):
     first = weights_file(tmp_path, "first", 5)
     begun = trainer(QUICK, data, tmp_path / "o")
-    begun.start_from(first)
+    begun.start_from([first])
     begun.save_checkpoint()
     resumed = trainer(QUICK, data, tmp_path / "o")
     resumed.resume()
@@ -281,28 +354,25 @@ def test_resuming_from_other_weights_is_refused(data, tmp_path):
     first, second = (weights_file(tmp_path, name, n) for n, name in enumerate(("a", "b")))
     digest, other = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second))
     begun = trainer(QUICK, data, tmp_path / "o")
-    begun.start_from(first)
+    begun.start_from([first])
     begun.save_checkpoint()
-    trainer(QUICK, data, tmp_path / "o").resume(first)
+    trainer(QUICK, data, tmp_path / "o").resume([first])
     message = rf"made with other initial weights \(SHA-256: {digest} not {other}\)"
     with pytest.raises(UsageError, match=message):
-        trainer(QUICK, data, tmp_path / "o").resume(second)
+        trainer(QUICK, data, tmp_path / "o").resume([second])
     trainer(QUICK, data, tmp_path / "plain").save_checkpoint()
     with pytest.raises(UsageError, match=rf"\(SHA-256: None not {digest}\)"):
-        trainer(QUICK, data, tmp_path / "plain").resume(first)
+        trainer(QUICK, data, tmp_path / "plain").resume([first])
 
 
-def test_checkpoint_from_before_data_were_kept_is_resumed_with_a_warning(data, tmp_path, caplog):
-    first = weights_file(tmp_path, "first", 5)
+def test_checkpoint_of_another_version_is_refused(data, tmp_path):
     trainer(QUICK, data, tmp_path / "o").save_checkpoint()
     path = tmp_path / "o" / CHECKPOINT
     state = torch.load(path, weights_only=True)
-    del state["data"], state["initial_weights"]
+    del state["learners"]
     torch.save(state, path)
-    resumed = trainer(QUICK, other_data(data, "training")[0], tmp_path / "o")
-    resumed.resume(first)
-    assert "did not keep which data and initial weights" in caplog.text
-    assert resumed.initial_weights["file"] == "first.safetensors"
+    with pytest.raises(UsageError, match=f"{path}: the state of a training of another version"):
+        trainer(QUICK, data, tmp_path / "o").resume()
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
@@ -310,7 +380,7 @@ def test_lost_calibration_of_initial_weights_is_told(data, tmp_path, caplog, thr
     path = tmp_path / "init.safetensors"
     save_weights(path, network_of(QUICK), {"calibration": {"threshold": threshold}})
     made = trainer(QUICK, data, tmp_path / "o")
-    made.start_from(path)
+    made.start_from([path])
     told = f"{path}: their operating point of 0.80 is not taken over"
     assert (told in caplog.text) == (threshold == 0.8)
     assert ("'bagau calibrate' sets another" in caplog.text) == (threshold == 0.8)
@@ -323,14 +393,14 @@ def test_more_steps_may_be_asked_for_on_resuming(data, tmp_path):
 
 def test_sigterm_saves_and_stops(data, tmp_path, monkeypatch):
     made = trainer(replace(QUICK, steps=1000), data, tmp_path / "o")
-    step = made._train_step
+    step = made.train_step
 
     def step_and_signal():
         if made.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step()
+        step()
 
-    monkeypatch.setattr(made, "_train_step", step_and_signal)
+    monkeypatch.setattr(made, "train_step", step_and_signal)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ProcessingError, match="at step 3 of 1000: go on with --resume"):
         made.run()
@@ -343,7 +413,7 @@ def test_sigterm_saves_and_stops(data, tmp_path, monkeypatch):
 def test_divergence_is_told(data, tmp_path, monkeypatch):
     made = trainer(QUICK, data, tmp_path / "o")
     with torch.no_grad():
-        made.model.head.weight.fill_(float("nan"))
+        made.learners[0].model.head.weight.fill_(float("nan"))
     with pytest.raises(ProcessingError, match="the loss is nan at step 0: training diverged"):
         made.run()
 
@@ -351,19 +421,18 @@ def test_divergence_is_told(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e37, -1e30])
 def test_a_gradient_that_is_none_ends_the_training_before_it_is_learned(data, tmp_path, value):
     made = trainer(QUICK, data, tmp_path / "o")
-    made._train_step()
-    made.step = 1
+    made.train_step()
     made.save_checkpoint()
-    weight = made.model.head.weight
+    weight = made.learners[0].model.head.weight
     weight.register_hook(lambda gradient: torch.full_like(gradient, value))
-    before = {name: one.clone() for name, one in made.model.named_parameters()}
+    before = {name: one.clone() for name, one in made.learners[0].model.named_parameters()}
     kept = made.output_dir / CHECKPOINT
     told = (
         rf"gradient is \S+ at step 1, .* go on from {kept} with --resume and --precision float32"
     )
     with pytest.raises(ProcessingError, match=told):
         made.run()
-    for name, one in made.model.named_parameters():
+    for name, one in made.learners[0].model.named_parameters():
         assert torch.equal(one, before[name]), name
     assert torch.load(kept, weights_only=True)["step"] == 1
 
@@ -384,21 +453,21 @@ def test_fine_tuning_starts_from_given_weights(data, tmp_path):
     other = network_of(replace(QUICK, seed=5))
     save_weights(tmp_path / "init.safetensors", other, {})
     made = trainer(QUICK, data, tmp_path / "o")
-    made.start_from(tmp_path / "init.safetensors")
-    loaded = load_weights(tmp_path / "init.safetensors").model
-    for name, value in loaded.state_dict().items():
-        torch.testing.assert_close(made.model.state_dict()[name], value)
+    made.start_from([tmp_path / "init.safetensors"])
+    given = load_weights(tmp_path / "init.safetensors").model
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(made.learners[0].model.state_dict()[name], value)
 
 
 def test_a_wider_network_starts_with_the_function_of_the_narrow_one(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(loop.WIDTHS, "full", (8, 8, 12, 12, 16))
+    monkeypatch.setitem(slices.WIDTHS, "full", (8, 8, 12, 12, 16))
     narrow = network_of(QUICK).eval()
     save_weights(tmp_path / "init.safetensors", narrow, {})
     made = trainer(replace(QUICK, width="full"), data, tmp_path / "o")
-    made.start_from(tmp_path / "init.safetensors")
+    made.start_from([tmp_path / "init.safetensors"])
     flair, atlas = torch.randn(1, 1, 32, 32), torch.rand(1, 1, 32, 32)
     with torch.no_grad():
-        expected, found = narrow(flair, atlas), made.model.eval()(flair, atlas)
+        expected, found = narrow(flair, atlas), made.learners[0].model.eval()(flair, atlas)
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)  # stored in half precision
 
 
@@ -411,10 +480,10 @@ def test_a_wider_network_starts_with_the_function_of_the_narrow_one(data, tmp_pa
     ],
 )
 def test_weights_of_another_network_are_refused(data, tmp_path, monkeypatch, other, reason):
-    monkeypatch.setitem(loop.WIDTHS, "full", (4, 4, 6, 6, 10))
+    monkeypatch.setitem(slices.WIDTHS, "full", (4, 4, 6, 6, 10))
     save_weights(tmp_path / "init.safetensors", network_of(replace(QUICK, **other)), {})
     with pytest.raises(UsageError, match=reason) as told:
-        trainer(QUICK, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")
+        trainer(QUICK, data, tmp_path / "o").start_from([tmp_path / "init.safetensors"])
     assert "change --width, --architecture or --ablation" in str(told.value)
 
 
@@ -423,7 +492,7 @@ def test_a_u_net_with_the_atlas_does_not_start_from_one_without(data, tmp_path):
     alone = network_of(replace(unet, inputs=("flair",)))
     save_weights(tmp_path / "init.safetensors", alone, {})
     with pytest.raises(UsageError, match="differ in more than their widths"):
-        trainer(unet, data, tmp_path / "o").start_from(tmp_path / "init.safetensors")
+        trainer(unet, data, tmp_path / "o").start_from([tmp_path / "init.safetensors"])
 
 
 def test_ablations_and_inputs():
@@ -452,7 +521,9 @@ def test_network_with_t1_learns_from_it_alone(tmp_path):
         learning_rate=1e-2,
         loss="tversky+ce",
     )
-    scores = trainer(settings, data, tmp_path / "o", validate_every=10).run()
+    made = trainer(settings, data, tmp_path / "o", validate_every=10)
+    made.run()
+    scores = made.best_scores()
     assert scores[0].dice > 0.5
     card = load_weights(tmp_path / "o" / "best.safetensors").card.content
     assert card["inputs"] == ["flair", "t1"]

@@ -1,1 +1,1 @@
-"""Synthetic FLAIR images, data sets, losses and the training loops."""
+"""Losses, augmentation, the loop under all trainings, and what each draws and judges by."""

@@ -124,8 +124,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str] | None = None) -> Any:
         """Return what a command line says, as an instance of the dataclass of its options."""
-        args = self.parse_args(argv)
-        return _instance(args.section, vars(args)) if "section" in args else args
+        given = vars(self.parse_args(argv))
+        return _instance(given["section"], given)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, with dashes for the underscores of options."""

@@ -56,6 +56,22 @@ def _number(text: str) -> float:
         return math.nan
 
 
+def not_negative(text: str) -> float:
+    """Read a number of at least 0."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Read a number of more than 0 and at most 1."""
+    value = not_negative(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0 and at most 1")
+    return value
+
+
 def threshold(text: str) -> float:
     """Read a probability strictly between 0 and 1."""
     value = _number(text)

@@ -1,8 +1,7 @@
 """Options and steps of the subcommands that read data sets with lesion masks."""
 
-import argparse
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,87 +101,14 @@ def device_option(what: str, default: str = "auto", group: str | None = None) ->
     )
 
 
-def add_mask_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--masks`` and ``--extra``: where the masks of the data sets lie."""
-    parser.add_argument(
-        "--masks",
-        metavar="DERIVATIVE",
-        type=Path,
-        required=True,
-        help="derivative data set with a label-WMH_mask for each FLAIR: 0 background, 1 WMH, "
-        "2 other pathology (not judged)",
+def licence_option(group: str) -> Any:
+    """Return the field of ``--licence``, in a group of the help."""
+    return option(
+        "not stated",
+        "licence of the weights, for their card (default: %(default)s)",
+        group=group,
+        metavar="TEXT",
     )
-    parser.add_argument(
-        "--extra",
-        metavar=("BIDS_DIR", "DERIVATIVE"),
-        type=Path,
-        nargs=2,
-        action="append",
-        default=[],
-        help="a further data set and its masks; may be repeated",
-    )
-
-
-def add_template_options(
-    group: argparse._ActionsContainer, path: Callable[[str], Path] = Path
-) -> None:
-    """Add the options that decide where the template comes from.
-
-    Parameters
-    ----------
-    group : parser or group of a parser
-    path : callable
-        Type of a path on the command line.
-    """
-    group.add_argument(
-        "--template",
-        choices=TEMPLATES,
-        default=TEMPLATES[0],
-        help="template whose white-matter map guides the network (default: %(default)s)",
-    )
-    group.add_argument(
-        "--templateflow-home",
-        metavar="PATH",
-        type=path,
-        help="TemplateFlow folder (default: $TEMPLATEFLOW_HOME, then ~/.cache/templateflow)",
-    )
-    group.add_argument(
-        "--offline", action="store_true", help="never use the network, not even for the template"
-    )
-
-
-def add_registration_option(group: argparse._ActionsContainer) -> None:
-    """Add ``--registration``: how the template is brought to each FLAIR."""
-    group.add_argument(
-        "--registration",
-        choices=("robust", "paper"),
-        default="robust",
-        help="parameters of the registration of the template (default: %(default)s)",
-    )
-
-
-def add_device_option(group: argparse._ActionsContainer, what: str, default: str = "auto") -> None:
-    """Add ``--device``.
-
-    Parameters
-    ----------
-    group : parser or group of a parser
-    what : str
-        What runs there, with its verb, for the help.
-    default : str
-    """
-    group.add_argument(
-        "--device",
-        metavar="{auto,cpu,cuda,cuda:N}",
-        type=values.device,
-        default=default,
-        help=f"where {what}; auto: CUDA if usable (default: %(default)s)",
-    )
-
-
-def datasets(args: argparse.Namespace) -> list[tuple[Path, Path]]:
-    """Pair the data sets with their masks, the first one first."""
-    return [(args.bids_dir, args.masks), *((bids, masks) for bids, masks in args.extra)]
 
 
 def labelled_scans(
@@ -215,20 +141,3 @@ def labelled_scans(
         for note in notes:
             log.info("%s", note)
     return labelled
-
-
-def template_of(args: argparse.Namespace, cache_dir: Path) -> "Template":
-    """Find the template that the options name.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        With the options of :func:`add_template_options`.
-    cache_dir : Path
-        For files made from it.
-    """
-    from bagau_bids.preprocessing.template import find_template
-
-    return find_template(
-        args.template, args.templateflow_home, offline=args.offline, cache_dir=cache_dir
-    )

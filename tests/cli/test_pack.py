@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 def parse(*options):
     arguments = ["train", "--stream", "/pack", "/out", *options]
     module = toolbox.load_subcommand("train-stream")
-    return toolbox.build_parser("train", module).parse_args(arguments)
+    return toolbox.build_parser("train", module).read(arguments).recipe
 
 
 def test_defaults_are_those_of_the_settings():

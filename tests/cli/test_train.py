@@ -28,7 +28,7 @@ from bagau_bids.training.settings import TrainingSettings
 def parse(*options):
     module = toolbox.load_subcommand("train")
     parser = toolbox.build_parser("train", module)
-    return parser.parse_args(["train", "/bids", "--masks", "/masks", "/out", *options])
+    return parser.read(["train", "/bids", "--masks", "/masks", "/out", *options])
 
 
 def test_defaults_are_the_recipe_of_the_paper():
@@ -61,9 +61,10 @@ def test_options_reach_the_settings():
 
 
 def test_data_sets_may_be_added():
-    args = parse("--extra", "/b2", "/m2", "--extra", "/b3", "/m3", "--validation", "sub-01", "x")
-    assert [[str(p) for p in pair] for pair in args.extra] == [["/b2", "/m2"], ["/b3", "/m3"]]
-    assert args.validation == ["01", "x"]
+    said = parse("--extra", "/b2", "/m2", "--extra", "/b3", "/m3", "--validation", "sub-01", "x")
+    pairs = [tuple(map(str, pair)) for pair in said.data.pairs]
+    assert pairs == [("/bids", "/masks"), ("/b2", "/m2"), ("/b3", "/m3")]
+    assert said.validation == ("01", "x")
 
 
 @pytest.fixture

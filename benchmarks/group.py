@@ -32,6 +32,7 @@ from bagau_bids.measures.flags import raised_flags
 from bagau_bids.measures.quality import Figures
 from bagau_bids.measures.regions import REGIONS
 from bagau_bids.preprocessing.transforms import TemplateTransform, write_itk_forward
+from bagau_bids.spaces import Image
 
 TEMPLATE = "MNI152NLin2009cSym"
 SHAPE, SPACING = (256, 256, 24), (0.9, 0.9, 6.0)
@@ -122,9 +123,9 @@ def _variant(folder: Path, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     index = np.where(distance <= 10, REGIONS.index("periventricular"), REGIONS.index("deep"))
     regions = np.where(brain, 1 + 2 * index + (mm[0] > 0), 0)
     return {
-        "volumes_table": lesions.volume_table(mask, affine, brain, regions),
-        "lesions_table": lesions.lesion_table(labels, affine, probability, flair, brain),
-        "fazekas_table": fazekas_table(mask, distance, regions, affine),
+        "volumes_table": lesions.volume_table(Image(mask, affine), brain, regions),
+        "lesions_table": lesions.lesion_table(Image(labels, affine), probability, flair, brain),
+        "fazekas_table": fazekas_table(Image(mask, affine), distance, regions),
     }
 
 

@@ -49,7 +49,7 @@ from bagau_bids.preprocessing.transforms import (
     lattice_field,
     sample,
 )
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 from bagau_bids.synthesis.engine import SynthesisSettings, synthesise
 from bagau_bids.synthesis.labels import load_head
 
@@ -264,10 +264,12 @@ def figures(case: Case, template: Template, network: LoadedNetwork) -> Figures:
         overlap=float(2 * (inside & brain).sum() / (inside.sum() + brain.sum())),
         mutual_information=case.information,
         coverage=covered_fraction(regions, points, lattice, groups, affine),
-        csf=find_ventricles(case.flair, affine, brain, wm, groups).csf,
+        csf=find_ventricles(Image(case.flair, affine), brain, wm, groups).csf,
     )
     probability = found.probability
-    return scan_quality(case.flair, affine, brain, wm, probability >= 0.5, probability, registered)
+    return scan_quality(
+        Image(case.flair, affine), brain, wm, probability >= 0.5, probability, registered
+    )
 
 
 def count_found(halves: dict[str, list[Row]]) -> None:

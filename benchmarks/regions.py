@@ -24,7 +24,7 @@ from bagau_bids.preprocessing.recipe import preprocess
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import carry_regions, load_template_regions
 from bagau_bids.preprocessing.transforms import lattice_field
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 from bagau_bids.synthesis.engine import AtlasSettings, SynthesisSettings, synthesise
 from bagau_bids.synthesis.labels import load_head
 
@@ -64,11 +64,11 @@ def measure(
     groups, right = carry_regions(
         load_template_regions(), points, lattice, flair.shape, scan.affine
     )
-    found = find_ventricles(flair, scan.affine, brain, result.wm_probseg, groups)
+    found = find_ventricles(Image(flair, scan.affine), brain, result.wm_probseg, groups)
 
     def periventricular(ventricles: NDArray) -> NDArray:
         distance = distance_mm(ventricles, scan.affine)
-        return partition(groups, right, brain, distance, scan.affine, "10mm")[scan.wmh_mask]
+        return partition(Image(groups, scan.affine), right, brain, distance, "10mm")[scan.wmh_mask]
 
     expected = periventricular(true)
     ml = float(voxel_sizes(scan.affine).prod()) / 1000

@@ -36,7 +36,7 @@ from bagau_bids.measures.suspects import (
 from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.template_regions import carry_regions, load_template_regions
 from bagau_bids.preprocessing.transforms import lattice_field, read_itk_forward, sample
-from bagau_bids.spaces import reorient, resample, voxel_sizes
+from bagau_bids.spaces import Image, reorient, resample, voxel_sizes
 
 GAINS = (0.2, 0.35, 0.5)
 SIZES_CM2 = (0, 1, 3, 10, np.inf)
@@ -94,7 +94,9 @@ def report_slices(path: Path) -> None:
             to_template=np.eye(4),
             white_matter=white_matter_level(image, brain, groups == WHITE_MATTER),
         )
-        bright = [one for one in find_suspects(image, affine, anatomy) if one.kind == "bright"]
+        bright = [
+            one for one in find_suspects(Image(image, affine), anatomy) if one.kind == "bright"
+        ]
         hit = any(infarct[tuple(slice(*edges) for edges in one.box[:2])].any() for one in bright)
         rows.append((infarct.sum() / 100, bool(bright), hit))
     areas, found, hits = (np.array(column) for column in zip(*rows, strict=True))
@@ -144,7 +146,7 @@ def report_scans(places: Sequence[tuple[Path, str]]) -> None:
     """Print what is found in scans as they are."""
     for out, stem in places:
         case = load(out, stem)
-        areas = find_suspects(case.flair, case.affine, case.anatomy)
+        areas = find_suspects(Image(case.flair, case.affine), case.anatomy)
         words = [f"{one.kind} {one.volume_ml} ml, {one.place}, {one.template_mm}" for one in areas]
         named = sum(len(flagged(areas, kind)) for kind in FIGURES)
         print(f"{stem}: {named} flagged; {'; '.join(words) or 'nothing'}", flush=True)
@@ -186,7 +188,7 @@ def painted(
         added *= 1 + 0.25 * texture / texture.std()
         for gain in GAINS:
             flair = (case.flair + gain * added).astype(np.float32)
-            areas = flagged(find_suspects(flair, case.affine, case.anatomy))
+            areas = flagged(find_suspects(Image(flair, case.affine), case.anatomy))
             hit = any((soft[tuple(slice(*e) for e in one.box)] > 0.5).any() for one in areas)
             yield volume_ml, gain, hit
 

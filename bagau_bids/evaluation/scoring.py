@@ -11,7 +11,7 @@ from bagau_bids.errors import InputImageError
 from bagau_bids.evaluation.pairs import MaskPair, Unpaired
 from bagau_bids.measures.metrics import CaseScores, case_scores
 from bagau_bids.preprocessing.conform import StoredVolume, read_volume
-from bagau_bids.spaces import grid_distance_mm, reorient
+from bagau_bids.spaces import Image, grid_distance_mm, reorient
 
 REFERENCE_LABELS = (0, 1, 2)
 EIGHT_BIT_WMH = 255  # what editors of 8-bit masks write for 1
@@ -22,23 +22,15 @@ _MOST_VALUES = 6  # that a message lists
 
 
 @dataclass(frozen=True)
-class Mask:
-    """A mask that may be compared.
+class Mask(Image):
+    """A mask that may be compared: labels, uint8, in RAS order.
 
     Parameters
     ----------
-    path : Path
-    data : (X, Y, Z) uint8 array
-        Labels in RAS order.
-    affine : (4, 4) array
-        Voxel to world of that order, mm.
     stored : StoredVolume
         The mask as it lies in its file.
     """
 
-    path: Path
-    data: NDArray[np.uint8]
-    affine: NDArray[np.float64]
     stored: StoredVolume
 
 
@@ -107,7 +99,7 @@ def evaluate_pair(pair: MaskPair, *, threshold: float | None = None) -> CaseResu
         reference, result = read_pair(pair, threshold=threshold)
     except InputImageError as error:
         return CaseResult(pair.case, None, str(error), pair, pair.entities)
-    scores = case_scores(reference.data, result.data, reference.affine)
+    scores = case_scores(reference, result.data)
     return CaseResult(pair.case, scores, "", pair, pair.entities)
 
 
@@ -139,7 +131,7 @@ def read_reference_mask(path: Path) -> Mask:
     values = _distinct_values(path, stored)
     whole = np.rint(values)
     if whole.tolist() == [0, EIGHT_BIT_WMH] and np.allclose(values, whole, atol=_ROUNDING):
-        return _mask(path, stored, np.rint(stored.values) != 0)
+        return _mask(stored, np.rint(stored.values) != 0)
     if not np.isin(whole, REFERENCE_LABELS).all() or not np.allclose(
         values, whole, atol=_ROUNDING
     ):
@@ -148,7 +140,7 @@ def read_reference_mask(path: Path) -> Mask:
             "pathology, not judged), or 0 and 255 (WMH): give a mask, not a map of lesions or "
             "probabilities"
         )
-    return _mask(path, stored, np.rint(stored.values))
+    return _mask(stored, np.rint(stored.values))
 
 
 def read_result_mask(path: Path, *, threshold: float | None = None) -> Mask:
@@ -171,10 +163,10 @@ def read_result_mask(path: Path, *, threshold: float | None = None) -> Mask:
     if np.allclose(values, whole, atol=_ROUNDING):
         foreground = np.unique(whole[whole != 0])
         if not foreground.size or foreground.tolist() in ([1], [EIGHT_BIT_WMH]):
-            return _mask(path, stored, np.rint(stored.values) != 0)
+            return _mask(stored, np.rint(stored.values) != 0)
     elif values.min() >= 0 and values.max() <= 1 + _ROUNDING:
         if threshold is not None:
-            return _mask(path, stored, stored.values >= threshold)
+            return _mask(stored, stored.values >= threshold)
         raise InputImageError(
             f"{path}: values {_listed(values)}, a probability map and not a mask; expected 0 and "
             "1: give the mask made from it, or say with --threshold from which probability on a "
@@ -223,9 +215,9 @@ def _distinct_values(path: Path, stored: StoredVolume) -> NDArray:
     return values
 
 
-def _mask(path: Path, stored: StoredVolume, labels: NDArray) -> Mask:
+def _mask(stored: StoredVolume, labels: NDArray) -> Mask:
     data, affine = reorient(labels.astype(np.uint8), stored.affine)
-    return Mask(path, data, affine, stored)
+    return Mask(data, affine, stored)
 
 
 def _listed(values: NDArray) -> str:

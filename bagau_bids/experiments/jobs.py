@@ -36,6 +36,7 @@ from bagau_bids.measures.metrics import challenge_scores
 from bagau_bids.network.cards import Card
 from bagau_bids.network.inference import choose_device, segment
 from bagau_bids.network.weights import LoadedNetwork, load_weights
+from bagau_bids.spaces import Image
 from bagau_bids.training.card import training_card
 from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.curves import TRAINING
@@ -313,7 +314,7 @@ def _judge_rater(
 def _row(
     job: Job, member: str, one: LabelledScan, scan: TrainingScan, mask: np.ndarray
 ) -> dict[str, Any]:
-    scores = asdict(challenge_scores(scan.reference, mask, scan.affine))
+    scores = asdict(challenge_scores(Image(scan.reference, scan.affine), mask))
     voxel_ml = voxel_volume_mm3(scan.affine) / 1000
     return {
         "system": job.system.name,

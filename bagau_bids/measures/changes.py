@@ -5,6 +5,7 @@ import pandas as pd
 from scipy import ndimage
 
 from bagau_bids.measures.lesions import label_lesions, voxel_volume_mm3
+from bagau_bids.spaces import Image
 
 NEW, GONE, GROWING, SHRINKING, STABLE, SMALL = (
     "new",
@@ -22,7 +23,7 @@ SMALLEST_MM3 = np.pi / 6 * 3.0**3
 FACTOR = 1.15**3
 
 
-def lesion_changes(before: np.ndarray, after: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
+def lesion_changes(before: Image, after: np.ndarray) -> pd.DataFrame:
     """Compare the lesions of two sessions.
 
     Lesions of both sessions that overlap or touch (26 neighbours) belong together, however many
@@ -30,30 +31,30 @@ def lesion_changes(before: np.ndarray, after: np.ndarray, affine: np.ndarray) ->
 
     Parameters
     ----------
-    before, after : (X, Y, Z) arrays
-        Masks of the earlier and the later session on one grid of about cubic voxels, non-zero
-        inside; only what both scans cover.
-    affine : (4, 4) array
-        Voxel to world (mm).
+    before : Image
+        Mask of the earlier session on a grid of about cubic voxels, non-zero inside; only what
+        both scans cover.
+    after : (X, Y, Z) array
+        The same of the later session, on the same grid.
 
     Returns
     -------
     table : DataFrame
         One row a lesion, the largest first; described in ``data/tables/lesion_changes.json``.
     """
-    first, second = np.asarray(before) != 0, np.asarray(after) != 0
+    first, second = before.data != 0, np.asarray(after) != 0
     if first.shape != second.shape:
         raise ValueError(f"masks of one grid expected: {first.shape}, {second.shape}")
     labels = label_lesions(first | second)
     count = int(labels.max())
-    voxel_mm3 = voxel_volume_mm3(affine)
+    voxel_mm3 = voxel_volume_mm3(before.affine)
 
     def volumes(mask: np.ndarray) -> np.ndarray:
         return np.bincount(labels[mask], minlength=count + 1)[1:] * voxel_mm3
 
     old, new = volumes(first), volumes(second)
     centres = ndimage.center_of_mass(labels > 0, labels, range(1, count + 1)) if count else []
-    world = np.reshape(centres, (-1, 3)) @ affine[:3, :3].T + affine[:3, 3]
+    world = np.reshape(centres, (-1, 3)) @ before.affine[:3, :3].T + before.affine[:3, 3]
     return pd.DataFrame(
         {
             "index": np.arange(1, count + 1),

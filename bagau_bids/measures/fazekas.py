@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bagau_bids.measures.lesions import label_lesions
 from bagau_bids.measures.regions import infratentorial, ventricles_seen
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 
 TOUCHING_MM = 3.0  # a lesion that comes this near to the ventricles is a cap or a band
 DEEP_MM = 10.0  # beyond this distance from the ventricles white matter is deep
@@ -26,21 +26,17 @@ DEEP_DIAMETER_MM = (10.0, 25.0)
 _DIRECTIONS = 36
 
 
-def fazekas_table(
-    mask: NDArray, ventricle_distance_mm: NDArray, regions: NDArray, affine: NDArray
-) -> pd.DataFrame:
+def fazekas_table(mask: Image, ventricle_distance_mm: NDArray, regions: NDArray) -> pd.DataFrame:
     """Estimate both grades.
 
     Parameters
     ----------
-    mask : (X, Y, Z) array
+    mask : Image
         WMH, non-zero inside; RAS order.
     ventricle_distance_mm : (X, Y, Z) array
-        Distance to the lateral ventricles; infinite where there are none.
+        Distance to the lateral ventricles on the grid of `mask`; infinite where there are none.
     regions : (X, Y, Z) int array
         As by `measures.regions.partition`, of any rule: tells what is infratentorial.
-    affine : (4, 4) array
-        Voxel to world, mm.
 
     Returns
     -------
@@ -54,9 +50,10 @@ def fazekas_table(
         return pd.DataFrame(
             {"scale": scales, "fazekas_estimate": pd.NA, "measured_mm": pd.NA},
         )
-    above = (np.asarray(mask) != 0) & ~infratentorial(regions)
+    above = (mask.data != 0) & ~infratentorial(regions)
     thickness = band_thickness_mm(above, ventricle_distance_mm)
-    diameter = longest_axial_diameter_mm(above & (ventricle_distance_mm > DEEP_MM), affine)
+    deep = above & (ventricle_distance_mm > DEEP_MM)
+    diameter = longest_axial_diameter_mm(Image(deep, mask.affine))
     if diameter < SMALLEST_FOCUS_MM:
         diameter = 0.0
     return pd.DataFrame(
@@ -91,24 +88,23 @@ def band_thickness_mm(mask: NDArray, ventricle_distance_mm: NDArray) -> float:
     return max(reach, default=0.0)
 
 
-def longest_axial_diameter_mm(mask: NDArray, affine: NDArray) -> float:
+def longest_axial_diameter_mm(mask: Image) -> float:
     """Largest extent of a lesion within one axial slice, mm; 0 without any.
 
     Parameters
     ----------
-    mask : (X, Y, Z) bool array
-        In RAS order, so that the last axis runs from slice to slice.
-    affine : (4, 4) array
-        Voxel to world, mm. A voxel counts with its mean width in the slice.
+    mask : Image
+        Bool, in RAS order, so that the last axis runs from slice to slice. A voxel counts with its
+        mean width in the slice.
     """
     structure = np.zeros((3, 3, 3), bool)
     structure[:, :, 1] = True  # neighbours in the slice only
-    labels, _ = ndimage.label(mask, structure)
+    labels, _ = ndimage.label(mask.data, structure)
     inside = np.nonzero(labels)
     if not inside[0].size:
         return 0.0
     label = labels[inside] - 1
-    across, along = np.asarray(affine, float)[:3, 0], np.asarray(affine, float)[:3, 1]
+    across, along = mask.affine[:3, 0], mask.affine[:3, 1]
     first = across / np.linalg.norm(across)
     second = along - (along @ first) * first
     second /= np.linalg.norm(second)
@@ -119,4 +115,4 @@ def longest_axial_diameter_mm(mask: NDArray, affine: NDArray) -> float:
         high = ndimage.maximum(position, label, np.arange(len(widest)))
         low = ndimage.minimum(position, label, np.arange(len(widest)))
         widest = np.maximum(widest, np.asarray(high) - np.asarray(low))
-    return float(widest.max() + voxel_sizes(affine)[:2].mean())
+    return float(widest.max() + voxel_sizes(mask.affine)[:2].mean())

@@ -6,6 +6,7 @@ import numpy as np
 
 from bagau_bids.config import INFARCT_THRESHOLD
 from bagau_bids.measures.lesions import remove_small_lesions, voxel_volume_mm3
+from bagau_bids.spaces import Image
 
 
 def tell_apart(
@@ -66,9 +67,8 @@ class Found:
 
 
 def find(
-    wmh: np.ndarray,
+    wmh: Image,
     infarct: np.ndarray | None,
-    affine: np.ndarray,
     *,
     threshold: float,
     min_size_mm3: float = 0.0,
@@ -78,16 +78,18 @@ def find(
 
     Parameters
     ----------
-    wmh, infarct, threshold
+    wmh : Image
+    infarct, threshold
         As for `tell_apart`.
-    affine : (4, 4) array
-        Voxel to world (mm).
     min_size_mm3 : float
         Smaller lesions, and smaller infarcts, are neither in the end.
     wanted : bool
         Whether infarcts are wanted as a result.
     """
-    is_wmh, is_infarct = tell_apart(wmh, infarct, threshold)
+    is_wmh, is_infarct = tell_apart(wmh.data, infarct, threshold)
     told = infarct is not None
-    reported = remove_small_lesions(is_infarct, affine, min_size_mm3) if told and wanted else None
-    return Found(remove_small_lesions(is_wmh, affine, min_size_mm3), is_infarct, told, reported)
+
+    def large(mask: np.ndarray) -> np.ndarray:
+        return remove_small_lesions(Image(mask, wmh.affine), min_size_mm3)
+
+    return Found(large(is_wmh), is_infarct, told, large(is_infarct) if told and wanted else None)

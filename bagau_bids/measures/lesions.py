@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import ndimage
 
 from bagau_bids.measures.regions import BY_DISTANCE, REGIONS, SIDES, region_number, regions_of_rule
+from bagau_bids.spaces import Image
 
 # A lesion of exactly the minimum size stays although |det(affine)| carries rounding errors.
 RELATIVE_TOLERANCE = 1e-6
@@ -51,15 +52,13 @@ def label_lesions(mask: np.ndarray) -> np.ndarray:
     return rank[labels]
 
 
-def remove_small_lesions(mask: np.ndarray, affine: np.ndarray, min_size_mm3: float) -> np.ndarray:
+def remove_small_lesions(mask: Image, min_size_mm3: float) -> np.ndarray:
     """Drop lesions smaller than a volume.
 
     Parameters
     ----------
-    mask : (X, Y, Z) array
+    mask : Image
         Non-zero inside lesions.
-    affine : (4, 4) array
-        Voxel to world (mm).
     min_size_mm3 : float
         Lesions below this volume go, those of exactly this volume stay; 0 keeps all.
 
@@ -67,19 +66,17 @@ def remove_small_lesions(mask: np.ndarray, affine: np.ndarray, min_size_mm3: flo
     -------
     kept : (X, Y, Z) bool array
     """
-    mask = np.asarray(mask) != 0
     if min_size_mm3 <= 0:
-        return mask.copy()
-    labels = label_lesions(mask)
-    sizes_mm3 = np.bincount(labels.ravel()) * voxel_volume_mm3(affine)
+        return mask.data != 0
+    labels = label_lesions(mask.data)
+    sizes_mm3 = np.bincount(labels.ravel()) * voxel_volume_mm3(mask.affine)
     keep = sizes_mm3 >= min_size_mm3 * (1 - RELATIVE_TOLERANCE)
     keep[0] = False
     return keep[labels]
 
 
 def volume_table(
-    mask: np.ndarray,
-    affine: np.ndarray,
+    mask: Image,
     brain_mask: np.ndarray,
     regions: np.ndarray | None = None,
     rule: str = "10mm",
@@ -91,10 +88,10 @@ def volume_table(
 
     Parameters
     ----------
-    mask, brain_mask : (X, Y, Z) arrays
-        WMH and brain on the same grid; non-zero is inside.
-    affine : (4, 4) array
-        Voxel to world (mm).
+    mask : Image
+        WMH; non-zero is inside.
+    brain_mask : (X, Y, Z) array
+        On the grid of `mask`, as all that follow; non-zero is inside.
     regions : (X, Y, Z) int array or None
         Region of every voxel of the brain, as by `measures.regions.partition`.
     rule : str
@@ -116,16 +113,16 @@ def volume_table(
         0 and the lesion sizes are missing (``pandas.NA``, ``n/a`` on disk); without a brain the
         fraction of the brain is missing, without a lesion that of the WMH.
     """
-    _check_same_shape(mask, brain_mask)
-    labels = label_lesions(mask)
+    _check_same_shape(mask.data, brain_mask)
+    labels = label_lesions(mask.data)
     voxels = np.bincount(labels.ravel())[1:]
     tally = np.zeros((len(voxels), 1 + len(REGIONS) * len(SIDES)), int)
     if regions is not None:
-        _check_same_shape(mask, regions)
+        _check_same_shape(mask.data, regions)
         tally = region_tally(labels, regions)
     home, side = lesion_homes(tally)
     size = Sizes(
-        voxel_mm3=voxel_volume_mm3(affine),
+        voxel_mm3=voxel_volume_mm3(mask.affine),
         brain_voxels=int(np.count_nonzero(brain_mask)),
         wmh_voxels=int(voxels.sum()),
     )
@@ -266,24 +263,21 @@ class Anatomy:
         As by `measures.regions.partition`.
     ventricle_distance_mm : (X, Y, Z) array
         Distance to the lateral ventricles; infinite where there are none.
-    template_points : (3, I, J, K) array
-        Place in the template's world (mm, RAS+) of the nodes of a lattice over the scan.
-    points_affine : (4, 4) array
-        Node index to the scan's world (mm, RAS+).
+    template_points : Image
+        Place in the template's world (mm, RAS+) of the nodes of a lattice over the scan:
+        (3, I, J, K), and node index to the scan's world.
     white_matter : float or None
         Brightness of normal white matter on the bias-corrected FLAIR.
     """
 
     regions: np.ndarray
     ventricle_distance_mm: np.ndarray
-    template_points: np.ndarray
-    points_affine: np.ndarray
+    template_points: Image
     white_matter: float | None
 
 
 def lesion_table(
-    labels: np.ndarray,
-    affine: np.ndarray,
+    labels: Image,
     probability: np.ndarray,
     flair: np.ndarray,
     brain_mask: np.ndarray,
@@ -293,12 +287,10 @@ def lesion_table(
 
     Parameters
     ----------
-    labels : (X, Y, Z) int array
+    labels : Image
         Lesions numbered from 1 without gaps, as by `label_lesions`.
-    affine : (4, 4) array
-        Voxel to world (mm, RAS+).
     probability, flair, brain_mask : (X, Y, Z) arrays
-        WMH probability, bias-corrected FLAIR and brain mask on the same grid.
+        WMH probability, bias-corrected FLAIR and brain mask on the grid of `labels`.
     anatomy : Anatomy or None
         None leaves the columns missing that need it.
 
@@ -309,9 +301,9 @@ def lesion_table(
         ``data/tables/lesions.json``; what is not known is missing (``n/a`` on disk).
     """
     for other in (probability, flair, brain_mask):
-        _check_same_shape(labels, other)
-    inside = np.nonzero(labels)
-    label = np.asarray(labels)[inside]
+        _check_same_shape(labels.data, other)
+    inside = np.nonzero(labels.data)
+    label = labels.data[inside]
     count = int(label.max()) if label.size else 0
     voxels = np.bincount(label, minlength=count + 1)[1:]
     mean_brain, sd_brain = _brain_intensity(flair, brain_mask)
@@ -320,9 +312,9 @@ def lesion_table(
         return np.bincount(label, weights=values, minlength=count + 1)[1:] / voxels
 
     centroid = np.column_stack([mean_over_lesion(axis) for axis in inside])
-    world = centroid @ np.asarray(affine, dtype=float)[:3, :3].T + np.asarray(affine)[:3, 3]
+    world = centroid @ labels.affine[:3, :3].T + labels.affine[:3, 3]
     brightness = mean_over_lesion(np.asarray(flair, dtype=float)[inside])
-    place = _places(labels, world, anatomy)
+    place = _places(labels.data, world, anatomy)
     white_matter = anatomy.white_matter if anatomy else None
     table = pd.DataFrame(
         {
@@ -330,7 +322,7 @@ def lesion_table(
             "name": [f"lesion-{number}" for number in range(1, count + 1)],
             "region": place["region"],
             "side": place["side"],
-            "volume_mm3": voxels * voxel_volume_mm3(affine),
+            "volume_mm3": voxels * voxel_volume_mm3(labels.affine),
             "volume_voxels": voxels,
             "centroid_x_mm": world[:, 0],
             "centroid_y_mm": world[:, 1],
@@ -370,12 +362,12 @@ def _places(labels: np.ndarray, centroids: np.ndarray, anatomy: Anatomy | None) 
 
 def _template_places(anatomy: Anatomy, world: np.ndarray) -> np.ndarray:
     """Template points (3, N) of points (N, 3) of the scan, both mm, RAS+."""
-    to_node = np.linalg.inv(anatomy.points_affine)
+    to_node = np.linalg.inv(anatomy.template_points.affine)
     nodes = to_node[:3, :3] @ world.T + to_node[:3, 3:]
     return np.stack(
         [
             ndimage.map_coordinates(axis, nodes, order=1, mode="nearest", output=np.float64)
-            for axis in anatomy.template_points
+            for axis in anatomy.template_points.data
         ]
     )
 

@@ -26,6 +26,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from bagau_bids.measures.lesions import RELATIVE_TOLERANCE, label_lesions, voxel_volume_mm3
+from bagau_bids.spaces import Image
 
 # Between small, medium and large lesions: 0.1 and 1 ml, both of which count as medium.
 SIZE_LIMITS_MM3 = (100.0, 1000.0)
@@ -143,14 +144,14 @@ class CaseScores(Scores):
         return self.small.result + self.medium.result + self.large.result
 
 
-def case_scores(reference: np.ndarray, result: np.ndarray, affine: np.ndarray) -> CaseScores:
+def case_scores(reference: Image, result: np.ndarray) -> CaseScores:
     """Measure everything; arguments and errors are those of `challenge_scores`."""
-    truth, found = comparable_masks(reference, result)
+    truth, found = comparable_masks(reference.data, result)
     recall, precision = voxel_recall_and_precision(truth, found)
-    voxel_ml = voxel_volume_mm3(affine) / 1000
-    small, medium, large = lesion_counts_by_size(truth, found, affine)
+    voxel_ml = voxel_volume_mm3(reference.affine) / 1000
+    small, medium, large = lesion_counts_by_size(truth, found, reference.affine)
     return CaseScores(
-        **asdict(challenge_scores(reference, result, affine)),
+        **asdict(challenge_scores(reference, result)),
         voxel_recall=recall,
         voxel_precision=precision,
         reference_ml=np.count_nonzero(truth) * voxel_ml,
@@ -161,28 +162,27 @@ def case_scores(reference: np.ndarray, result: np.ndarray, affine: np.ndarray) -
     )
 
 
-def challenge_scores(reference: np.ndarray, result: np.ndarray, affine: np.ndarray) -> Scores:
+def challenge_scores(reference: Image, result: np.ndarray) -> Scores:
     """Score a result against a reference of the challenge's labels.
 
     Parameters
     ----------
-    reference : (X, Y, Z) array
-        0 background, 1 WMH, 2 other pathology: ignored in both images.
+    reference : Image
+        0 background, 1 WMH, 2 other pathology: ignored in both images. Slices lie in the plane of
+        axes 0 and 1.
     result : (X, Y, Z) array
-        Non-zero is WMH.
-    affine : (4, 4) array
-        Voxel to world (mm) of the grid of both; slices lie in the plane of axes 0 and 1.
+        On the grid of the reference; non-zero is WMH.
 
     Raises
     ------
     ValueError
         If the shapes differ, or the reference holds other labels than 0, 1 and 2.
     """
-    truth, found = comparable_masks(reference, result)
+    truth, found = comparable_masks(reference.data, result)
     recall, precision, f1 = lesion_detection(truth, found)
     return Scores(
         dice=dice(truth, found),
-        hausdorff95_mm=hausdorff95_mm(truth, found, affine),
+        hausdorff95_mm=hausdorff95_mm(truth, found, reference.affine),
         volume_difference_percent=volume_difference_percent(truth, found),
         lesion_recall=recall,
         lesion_precision=precision,

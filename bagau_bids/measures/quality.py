@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from bagau_bids.measures.lesions import voxel_volume_mm3
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 
 # White matter that counts as surely white matter in the registered, probabilistic map.
 _SURE_WHITE_MATTER = 0.9
@@ -95,8 +95,7 @@ class Registered:
 
 
 def scan_quality(
-    flair: np.ndarray,
-    affine: np.ndarray,
+    flair: Image,
     brain_mask: np.ndarray,
     wm_probseg: np.ndarray,
     wmh_mask: np.ndarray,
@@ -107,10 +106,8 @@ def scan_quality(
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Bias-corrected FLAIR in RAS order: axes run to the right, anterior, superior.
-    affine : (4, 4) array
-        Voxel to world (mm).
     brain_mask, wmh_mask : (X, Y, Z) arrays
         Non-zero is inside; on the grid of the FLAIR.
     wm_probseg : (X, Y, Z) array
@@ -125,33 +122,33 @@ def scan_quality(
     Figures
         Up to ``cut_sides_cm2``.
     """
-    spacing = voxel_sizes(affine)
-    voxel_ml = voxel_volume_mm3(affine) / 1000
+    spacing = voxel_sizes(flair.affine)
+    voxel_ml = voxel_volume_mm3(flair.affine) / 1000
     brain = np.asarray(brain_mask) != 0
     white_matter = normal_white_matter(brain, wm_probseg, wmh_mask)
-    level = white_matter_level(flair, white_matter)
+    level = white_matter_level(flair.data, white_matter)
     outside = ndimage.distance_transform_edt(~brain, sampling=spacing)
     return Figures(
         slice_thickness_mm=float(spacing.max()),
         in_plane_mm=float(np.median(spacing)),
         brain_volume_ml=np.count_nonzero(brain) * voxel_ml,
         tissue_outside_mask=tissue_outside(
-            flair, level, outside, _slices_at(brain, _SHELL_HEIGHT)
+            flair.data, level, outside, _slices_at(brain, _SHELL_HEIGHT)
         ),
         fov_coverage=registered.coverage if registered else None,
         registration_overlap=registered.overlap if registered else None,
         registration_information=registered.mutual_information if registered else None,
-        wm_misfit=white_matter_misfit(flair, level, brain, wm_probseg),
-        wm_snr=signal_to_noise(flair, white_matter),
-        **noise_figures(flair, spacing, white_matter, level),
-        slice_jump=slice_jump(flair, spacing, white_matter, level),
+        wm_misfit=white_matter_misfit(flair.data, level, brain, wm_probseg),
+        wm_snr=signal_to_noise(flair.data, white_matter),
+        **noise_figures(flair.data, spacing, white_matter, level),
+        slice_jump=slice_jump(flair.data, spacing, white_matter, level),
         ghost_to_wm=ghost_level(
-            flair, level, (outside > _AIR_MM) & _slices_at(brain, _AIR_HEIGHT)
+            flair.data, level, (outside > _AIR_MM) & _slices_at(brain, _AIR_HEIGHT)
         ),
         csf_to_wm=_ratio(registered.csf if registered else None, level),
-        wmh_wm_contrast=median_ratio(flair, np.asarray(wmh_mask) != 0, white_matter),
+        wmh_wm_contrast=median_ratio(flair.data, np.asarray(wmh_mask) != 0, white_matter),
         **uncertainty(probability, wmh_mask, voxel_ml),
-        **cut_areas_cm2(brain, affine),
+        **cut_areas_cm2(Image(brain, flair.affine)),
     )
 
 
@@ -351,24 +348,22 @@ def median_ratio(flair: np.ndarray, region: np.ndarray, background: np.ndarray) 
     return float(np.median(np.asarray(flair)[region])) / denominator
 
 
-def cut_areas_cm2(brain_mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+def cut_areas_cm2(brain_mask: Image) -> dict[str, float]:
     """Area of the brain mask on the faces of the image: brain that was probably not scanned.
 
     Parameters
     ----------
-    brain_mask : (X, Y, Z) bool array
-        In RAS order. The brain stem may well leave through the inferior face.
-    affine : (4, 4) array
-        Voxel to world (mm).
+    brain_mask : Image
+        Bool, in RAS order. The brain stem may well leave through the inferior face.
     """
-    linear = np.asarray(affine, dtype=float)[:3, :3]
+    linear = brain_mask.affine[:3, :3]
     face_cm2 = [
         float(np.linalg.norm(np.cross(linear[:, (axis + 1) % 3], linear[:, (axis + 2) % 3]))) / 100
         for axis in range(3)
     ]
 
     def area(axis: int, index: int) -> float:
-        return np.count_nonzero(np.take(brain_mask, index, axis=axis)) * face_cm2[axis]
+        return np.count_nonzero(np.take(brain_mask.data, index, axis=axis)) * face_cm2[axis]
 
     return {
         "cut_superior_cm2": area(2, -1),

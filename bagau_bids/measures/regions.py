@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 
 # Numbers of the groups of the template map (`preprocessing.template_regions`).
 LATERAL_VENTRICLE, OTHER_CSF, INFRATENTORIAL, CORTEX, WHITE_MATTER, DEEP_GREY = range(1, 7)
@@ -75,7 +75,7 @@ class Ventricles:
 
 
 def find_ventricles(
-    flair: NDArray, affine: NDArray, brain_mask: NDArray, wm_probseg: NDArray, groups: NDArray
+    flair: Image, brain_mask: NDArray, wm_probseg: NDArray, groups: NDArray
 ) -> Ventricles:
     """Outline the lateral ventricles: dark CSF of the FLAIR that touches those of the template.
 
@@ -86,12 +86,10 @@ def find_ventricles(
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Bias-corrected FLAIR.
-    affine : (4, 4) array
-        Voxel to world, mm.
     brain_mask : (X, Y, Z) array
-        Non-zero is inside.
+        Non-zero is inside; on the grid of the FLAIR, as all that follow.
     wm_probseg : (X, Y, Z) array
         Probability of white matter from the registered template.
     groups : (X, Y, Z) int array
@@ -103,8 +101,9 @@ def find_ventricles(
     """
     brain = np.asarray(brain_mask) != 0
     prior = (groups == LATERAL_VENTRICLE) & brain
-    csf = _csf_level(flair, prior)
-    threshold = _csf_threshold(csf, flair, brain & (np.asarray(wm_probseg) >= SURE_WHITE_MATTER))
+    csf = _csf_level(flair.data, prior)
+    white = brain & (np.asarray(wm_probseg) >= SURE_WHITE_MATTER)
+    threshold = _csf_threshold(csf, flair.data, white)
     if threshold is None:
         why = (
             "they lie outside the scan"
@@ -114,10 +113,9 @@ def find_ventricles(
         note = f"Ventricles are those of the registered template: {why}."
         return Ventricles(prior, "template", csf, None, (note,))
     mask = np.zeros(brain.shape, bool)
-    box = _box(brain, affine, CLOSING_MM)
-    mask[box] = _grow(
-        flair[box] < threshold, affine, brain[box], prior[box], (groups[box] == OTHER_CSF)
-    )
+    box = _box(brain, flair.affine, CLOSING_MM)
+    dark = Image(flair.data[box] < threshold, flair.affine)
+    mask[box] = _grow(dark, brain[box], prior[box], groups[box] == OTHER_CSF)
     if np.count_nonzero(mask) < FEWEST_VOXELS:
         note = (
             "Ventricles are those of the registered template: no dark CSF was found where it "
@@ -142,17 +140,15 @@ def _csf_threshold(csf: float | None, flair: NDArray, white: NDArray) -> float |
     return (csf + tissue) / 2 if csf < DARKEST_TISSUE * tissue else None
 
 
-def _grow(
-    dark: NDArray, affine: NDArray, brain: NDArray, prior: NDArray, other_csf: NDArray
-) -> NDArray[np.bool_]:
+def _grow(dark: Image, brain: NDArray, prior: NDArray, other_csf: NDArray) -> NDArray[np.bool_]:
     """Dark components that touch the template's ventricles, their small holes closed."""
-    to_prior = distance_mm(prior, affine)
-    allowed = brain & (to_prior <= REACH_MM) & (to_prior < distance_mm(other_csf, affine))
-    labels, _ = ndimage.label(dark & allowed)
+    to_prior = distance_mm(prior, dark.affine)
+    allowed = brain & (to_prior <= REACH_MM) & (to_prior < distance_mm(other_csf, dark.affine))
+    labels, _ = ndimage.label(dark.data & allowed)
     touching = np.unique(labels[prior])
     found = np.isin(labels, touching[touching > 0])
-    grown = distance_mm(found, affine) <= CLOSING_MM
-    closed = found | (distance_mm(~grown, affine) > CLOSING_MM)
+    grown = distance_mm(found, dark.affine) <= CLOSING_MM
+    closed = found | (distance_mm(~grown, dark.affine) > CLOSING_MM)
     return closed & brain
 
 
@@ -244,11 +240,10 @@ def brain_map(
 
 
 def partition(
-    groups: NDArray,
+    groups: Image,
     right: NDArray,
     brain_mask: NDArray,
     ventricle_distance_mm: NDArray,
-    affine: NDArray,
     rule: str,
 ) -> NDArray[np.uint8]:
     """Give every voxel of the brain a region and a side.
@@ -258,16 +253,14 @@ def partition(
 
     Parameters
     ----------
-    groups : (X, Y, Z) int array
+    groups : Image
         Groups of the registered template map.
     right : (X, Y, Z) bool array
-        Right of the template's midplane.
+        Right of the template's midplane; on the grid of `groups`, as all that follow.
     brain_mask : (X, Y, Z) array
         Non-zero is inside.
     ventricle_distance_mm : (X, Y, Z) array
         Distance to the lateral ventricles.
-    affine : (4, 4) array
-        Voxel to world, mm.
     rule : str
         One of `RULES`.
 
@@ -280,23 +273,24 @@ def partition(
     numbers = np.zeros(brain.shape, np.uint8)
     if not brain.any():
         return numbers
-    box = _box(brain, affine, 0.0)
-    near, inside = groups[box], brain[box]
+    box = _box(brain, groups.affine, 0.0)
+    near, inside = Image(groups.data[box], groups.affine), brain[box]
     to_ventricle = ventricle_distance_mm[box]
-    index = np.full(near.shape, REGIONS.index("deep"), np.uint8)
-    index[distance_mm(near == CORTEX, affine) <= JUXTACORTICAL_MM] = REGIONS.index("juxtacortical")
+    index = np.full(inside.shape, REGIONS.index("deep"), np.uint8)
+    to_cortex = distance_mm(near.data == CORTEX, near.affine)
+    index[to_cortex <= JUXTACORTICAL_MM] = REGIONS.index("juxtacortical")
     for name in ("periventricular", "juxtaventricular"):
         if name in RULES[rule]:
             index[to_ventricle <= RULES[rule][name]] = REGIONS.index(name)
-    index[_infratentorial(near, affine)] = REGIONS.index("infratentorial")
+    index[_infratentorial(near)] = REGIONS.index("infratentorial")
     numbers[box] = np.where(inside, 1 + 2 * index + right[box], 0)
     return numbers
 
 
-def _infratentorial(groups: NDArray, affine: NDArray) -> NDArray[np.bool_]:
+def _infratentorial(groups: Image) -> NDArray[np.bool_]:
     """Voxels nearer to the template's brain stem and cerebellum than to any tissue above."""
-    below, above = groups == INFRATENTORIAL, groups >= CORTEX
-    return distance_mm(below, affine) < distance_mm(above, affine)
+    below, above = groups.data == INFRATENTORIAL, groups.data >= CORTEX
+    return distance_mm(below, groups.affine) < distance_mm(above, groups.affine)
 
 
 def _box(mask: NDArray, affine: NDArray, margin_mm: float) -> tuple[slice, ...]:

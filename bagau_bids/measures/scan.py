@@ -26,6 +26,7 @@ from bagau_bids.measures.regions import (
     ventricles_seen,
 )
 from bagau_bids.measures.suspects import Suspect, places_in_words, suspect_figures
+from bagau_bids.spaces import Image
 
 NO_VENTRICLES = (
     "The scan has no lateral ventricles: regions that follow from the distance to them, and the "
@@ -48,10 +49,8 @@ class Maps:
 
     Parameters
     ----------
-    affine : (4, 4) array
-        Voxel to world, mm; axes in RAS order.
-    flair : array
-        Bias corrected.
+    flair : Image
+        Bias corrected, axes in RAS order; its grid is that of all others.
     brain_mask, ventricles : bool arrays
     wm_probseg, template_t1w : arrays
         White matter, 0 to 1, and T1w of the registered template.
@@ -59,22 +58,18 @@ class Maps:
         As by `measures.regions.partition`.
     known_lesions : bool array or None
         What is no WMH; None where nobody named any.
-    template_points : (3, I, J, K) array
-        Place in the template's world (mm, RAS+) of the nodes of a lattice over the scan.
-    points_affine : (4, 4) array
-        Node index to the scan's world (mm, RAS+).
+    template_points : Image
+        As in `measures.lesions.Anatomy`.
     """
 
-    affine: NDArray
-    flair: NDArray
+    flair: Image
     brain_mask: NDArray[np.bool_]
     ventricles: NDArray[np.bool_]
     wm_probseg: NDArray
     template_t1w: NDArray
     regions: NDArray[np.uint8]
     known_lesions: NDArray[np.bool_] | None
-    template_points: NDArray
-    points_affine: NDArray
+    template_points: Image
 
 
 @dataclass(frozen=True)
@@ -162,15 +157,14 @@ def measure_scan(
         Of what is periventricular: that of the regions.
     """
     found = find(
-        probability,
+        Image(probability, maps.flair.affine),
         infarct_probability,
-        maps.affine,
         threshold=threshold,
         min_size_mm3=min_size_mm3,
         wanted=infarct_wanted,
     )
     labels = label_lesions(found.wmh)
-    distance = distance_mm(maps.ventricles, maps.affine)
+    distance = distance_mm(maps.ventricles, maps.flair.affine)
     seen = ventricles_seen(distance)
     # Neither infarcts nor known lesions are normal white matter, or WMH that one doubts.
     healthy = np.where(found.infarct, 0, maps.wm_probseg)
@@ -181,15 +175,14 @@ def measure_scan(
         regions=maps.regions,
         ventricle_distance_mm=distance,
         template_points=maps.template_points,
-        points_affine=maps.points_affine,
         white_matter=white_matter_level(
-            maps.flair, normal_white_matter(maps.brain_mask, healthy, found.wmh)
+            maps.flair.data, normal_white_matter(maps.brain_mask, healthy, found.wmh)
         ),
     )
+    wmh = Image(found.wmh, maps.flair.affine)
     tables = {
         "volumes_table": volume_table(
-            found.wmh,
-            maps.affine,
+            wmh,
             maps.brain_mask,
             maps.regions,
             rule,
@@ -197,14 +190,14 @@ def measure_scan(
             others={"infarct": found.reported, "known_lesion": maps.known_lesions},
         ),
         "lesions_table": lesion_table(
-            labels, maps.affine, probability, maps.flair, maps.brain_mask, anatomy
+            Image(labels, wmh.affine), probability, maps.flair.data, maps.brain_mask, anatomy
         ),
         "regions_table": lookup_table(rule),
-        "fazekas_table": fazekas_table(found.wmh, distance, maps.regions, maps.affine),
+        "fazekas_table": fazekas_table(wmh, distance, maps.regions),
         "quality_table": quality_table(figures),
     }
     told = found.wmh & (infratentorial(maps.regions) | seen)
-    infarct_ml = found.infarct_ml(maps.affine)
+    infarct_ml = found.infarct_ml(maps.flair.affine)
     return Measured(
         found=found,
         lesions=labels,
@@ -223,7 +216,6 @@ def _figures(
     """All figures of quality; `healthy` is the probability of normal white matter."""
     figures = scan_quality(
         maps.flair,
-        maps.affine,
         maps.brain_mask,
         healthy,
         found.wmh,
@@ -239,11 +231,11 @@ def _figures(
         figures,
         **suspect_figures(noticed.suspects),
         **plausibility.contrast_figures(
-            maps.flair, maps.brain_mask, maps.wm_probseg, maps.template_t1w, evidence
+            maps.flair.data, maps.brain_mask, maps.wm_probseg, maps.template_t1w, evidence
         ),
         clipped_share=noticed.clipped_share,
         head_turn=noticed.head_turn,
-        slice_tilt_degrees=plausibility.slice_tilt_degrees(maps.affine),
+        slice_tilt_degrees=plausibility.slice_tilt_degrees(maps.flair.affine),
     )
 
 

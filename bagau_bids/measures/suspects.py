@@ -25,7 +25,7 @@ from bagau_bids.measures.regions import (
     SURE_WHITE_MATTER,
     WHITE_MATTER,
 )
-from bagau_bids.spaces import resample, voxel_sizes
+from bagau_bids.spaces import Image, resample, voxel_sizes
 
 WORK_MM = 2.0  # finer axes are thinned to about this spacing
 SMOOTHING_MM = 1.5  # standard deviation
@@ -134,15 +134,13 @@ def white_matter_level(flair: NDArray, brain_mask: NDArray, wm_probseg: NDArray)
     return level if level > 0 else None
 
 
-def find_suspects(flair: NDArray, affine: NDArray, anatomy: Anatomy) -> tuple[Suspect, ...]:
+def find_suspects(flair: Image, anatomy: Anatomy) -> tuple[Suspect, ...]:
     """Find large areas, brighter or darker than the other side, that reach the cortex.
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Bias corrected, axes in RAS order.
-    affine : (4, 4) array
-        Voxel to world, mm.
     anatomy : Anatomy
 
     Returns
@@ -152,15 +150,16 @@ def find_suspects(flair: NDArray, affine: NDArray, anatomy: Anatomy) -> tuple[Su
     """
     if anatomy.white_matter is None:
         return ()
-    steps = np.maximum(1, np.floor(WORK_MM / voxel_sizes(affine) + 0.1)).astype(int)
+    steps = np.maximum(1, np.floor(WORK_MM / voxel_sizes(flair.affine) + 0.1)).astype(int)
     thin = tuple(slice(None, None, int(step)) for step in steps)
-    grid = affine @ np.diag([*steps, 1.0])
-    level = _smooth(flair, anatomy.brain_mask, affine)[thin] / anatomy.white_matter
+    grid = flair.affine @ np.diag([*steps, 1.0])
+    smooth = _smooth(flair, anatomy.brain_mask)[thin]
+    level = Image(smooth / anatomy.white_matter, grid)
     brain, groups = anatomy.brain_mask[thin], anatomy.groups[thin]
     spacing = voxel_sizes(grid)
     cortex = _near(np.isin(groups, (CORTEX, INFRATENTORIAL)), spacing, RIM_MM) & brain
     found = []
-    for kind, candidate in _candidates(level, brain, anatomy, grid, thin).items():
+    for kind, candidate in _candidates(level, brain, anatomy, thin).items():
         core = _opened(candidate, spacing, CORE_MM[kind])
         labels, _ = ndimage.label(core, np.ones((3, 3, 3)))
         for number, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -175,22 +174,22 @@ def find_suspects(flair: NDArray, affine: NDArray, anatomy: Anatomy) -> tuple[Su
 
 
 def _candidates(
-    level: NDArray, brain: NDArray, anatomy: Anatomy, grid: NDArray, thin: tuple[slice, ...]
+    level: Image, brain: NDArray, anatomy: Anatomy, thin: tuple[slice, ...]
 ) -> dict[Kind, NDArray[np.bool_]]:
     """Voxels that are bright or dark, and not so on the other side."""
-    spacing = voxel_sizes(grid)
-    ball = _ball(spacing, REACH_MM)
+    seen, grid = level.data, level.affine
+    ball = _ball(voxel_sizes(grid), REACH_MM)
 
     def other_side(values: NDArray) -> NDArray:
         return resample(values, anatomy.mirror @ grid, values.shape, grid, order=1, cval=0.0)
 
-    brightest = other_side(ndimage.maximum_filter(level, footprint=ball))
-    darkest = other_side(ndimage.minimum_filter(np.where(brain, level, 9.0), footprint=ball))
+    brightest = other_side(ndimage.maximum_filter(seen, footprint=ball))
+    darkest = other_side(ndimage.minimum_filter(np.where(brain, seen, 9.0), footprint=ball))
     there = other_side(brain.astype(np.float32)) > 0.5
     csf = np.isin(anatomy.groups[thin], (LATERAL_VENTRICLE, OTHER_CSF)) | anatomy.ventricles[thin]
     return {
-        "bright": brain & there & (level > BRIGHT) & (level > BRIGHTER * brightest),
-        "dark": brain & there & ~csf & (level < DARK) & (darkest > DARKER),
+        "bright": brain & there & (seen > BRIGHT) & (seen > BRIGHTER * brightest),
+        "dark": brain & there & ~csf & (seen < DARK) & (darkest > DARKER),
     }
 
 
@@ -246,13 +245,13 @@ def places_in_words(suspects: Iterable[Suspect]) -> dict[str, str]:
     return places
 
 
-def _smooth(flair: NDArray, brain: NDArray, affine: NDArray) -> NDArray[np.float32]:
+def _smooth(flair: Image, brain: NDArray) -> NDArray[np.float32]:
     """Gaussian mean of the brain's voxels alone, 0 outside; axes too coarse for it are left."""
-    width = SMOOTHING_MM / voxel_sizes(affine)
+    width = SMOOTHING_MM / voxel_sizes(flair.affine)
     width = np.where(width > 0.3, width, 0.0)
     weight = ndimage.gaussian_filter(brain.astype(np.float32), width, truncate=2.5)
     values = ndimage.gaussian_filter(
-        np.where(brain, flair, 0).astype(np.float32), width, truncate=2.5
+        np.where(brain, flair.data, 0).astype(np.float32), width, truncate=2.5
     )
     return np.where(brain, values / np.maximum(weight, 1e-3), 0).astype(np.float32)
 

@@ -18,6 +18,7 @@ from bagau_bids.preprocessing.template_regions import (
     covered_fraction,
     load_template_regions,
 )
+from bagau_bids.spaces import Image
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def map_brain(
     template = load_template_regions()
     groups, right = carry_regions(template, points, points_affine, flair.shape, affine)
     tissue = brain_mask if known_lesions is None else brain_mask & ~known_lesions
-    ventricles = find_ventricles(flair, affine, tissue, wm_probseg, groups)
+    ventricles = find_ventricles(Image(flair, affine), tissue, wm_probseg, groups)
     distance = distance_mm(ventricles.mask, affine)
-    regions = partition(groups, right, brain_mask, distance, affine, rule)
+    regions = partition(Image(groups, affine), right, brain_mask, distance, rule)
     anatomy = suspects.Anatomy(
         brain_mask=tissue,
         ventricles=ventricles.mask,
@@ -90,6 +91,6 @@ def map_brain(
         ventricles=ventricles,
         regions=regions,
         told_regions=brain_map(regions, ventricles.mask, distance),
-        suspects=suspects.find_suspects(flair, affine, anatomy),
+        suspects=suspects.find_suspects(Image(flair, affine), anatomy),
         coverage=covered_fraction(template, points, points_affine, groups, affine),
     )

@@ -384,7 +384,7 @@ def changes_between(before: Session, after: Session, matrix: np.ndarray) -> pd.D
     for mask, affine in both:
         masks.append(resample(mask, affine, shape, grid) >= 0.5)
         seen &= field_of_view(mask.shape, affine, shape, grid)
-    return lesion_changes(masks[0] & seen, masks[1] & seen, np.linalg.inv(half) @ grid)
+    return lesion_changes(Image(masks[0] & seen, np.linalg.inv(half) @ grid), masks[1] & seen)
 
 
 def _around(

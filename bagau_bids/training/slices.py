@@ -22,6 +22,7 @@ from bagau_bids.network.weights import (
     in_training,
     load_weights,
 )
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import (
     Shard,
     SlicePool,
@@ -220,7 +221,7 @@ def validate(
             [network], scan.inputs, scan.brain_mask, device=device, batch_size=batch_size
         )
         found = (result.probability >= THRESHOLD).astype(np.uint8)
-        measured = case_scores(scan.reference, found, scan.affine)
+        measured = case_scores(Image(scan.reference, scan.affine), found)
         kept = {name: getattr(measured, name) for name in ScanScore.measures()}
         scores.append(ScanScore(scan=scan.name, **kept))
     return scores

@@ -18,6 +18,7 @@ from bagau_bids.bids.records import (
     SegmentationRecord,
 )
 from bagau_bids.config import PERIVENTRICULAR_RULES
+from bagau_bids.spaces import Image
 from bagau_bids.workflow.preprocessing import RecipeInputSpec
 from bagau_bids.workflow.step import (
     Step,
@@ -201,16 +202,14 @@ class Measure(Step):
 
         points, lattice = load_image(self.inputs.template_points)
         return Maps(
-            affine=affine,
-            flair=load_on_grid(self.inputs.corrected, shape, affine),
+            flair=Image(load_on_grid(self.inputs.corrected, shape, affine), affine),
             brain_mask=load_on_grid(self.inputs.brain_mask, shape, affine) > 0,
             ventricles=load_on_grid(self.inputs.ventricles, shape, affine) > 0,
             wm_probseg=load_on_grid(self.inputs.wm_probseg, shape, affine),
             template_t1w=load_on_grid(self.inputs.warped_t1w, shape, affine),
             regions=load_on_grid(self.inputs.regions, shape, affine).astype(np.uint8),
             known_lesions=known_lesions_of(self.inputs, shape, affine),
-            template_points=np.moveaxis(points, -1, 0),
-            points_affine=lattice,
+            template_points=Image(np.moveaxis(points, -1, 0), lattice),
         )
 
     def _noticed(self) -> "Noticed":

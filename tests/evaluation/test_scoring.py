@@ -13,6 +13,7 @@ from bagau_bids.evaluation.scoring import (
     read_result_mask,
 )
 from bagau_bids.measures.metrics import case_scores
+from bagau_bids.spaces import Image
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -37,7 +38,7 @@ def test_scores_do_not_depend_on_how_either_file_is_stored(tmp_path, oriented_im
         nib.as_closest_canonical(nib.Nifti1Image(data, on_disk.affine))
         for data in (reference, result)
     )
-    expected = case_scores(canonical.get_fdata(), found.get_fdata(), canonical.affine)
+    expected = case_scores(Image(canonical.get_fdata(), canonical.affine), found.get_fdata())
     turned = nib.Nifti1Image(result, oriented_image.affine).as_reoriented(
         np.array([[2, -1], [0, 1], [1, -1]])
     )

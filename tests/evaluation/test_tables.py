@@ -10,6 +10,7 @@ from bagau_bids.evaluation import tables
 from bagau_bids.evaluation.pairs import MaskPair, Unpaired
 from bagau_bids.evaluation.scoring import CaseResult, unpaired_results
 from bagau_bids.measures.metrics import case_scores
+from bagau_bids.spaces import Image
 
 AFFINE = np.diag([4.0, 5.0, 6.0, 1.0])  # 0.12 ml a voxel: medium lesions, and large ones
 
@@ -20,7 +21,7 @@ def scored(case, seed, **entities):
     result = reference & (rng.random(reference.shape) < 0.8)
     result |= rng.random(reference.shape) < 0.02
     pair = MaskPair(case, "t", "f", entities)
-    return CaseResult(case, case_scores(reference, result, AFFINE), "", pair, entities)
+    return CaseResult(case, case_scores(Image(reference, AFFINE), result), "", pair, entities)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from bagau_bids.measures.changes import (
     count_changes,
     lesion_changes,
 )
+from bagau_bids.spaces import Image
 
 SHAPE = (60, 20, 20)
 AFFINE = np.eye(4)
@@ -33,7 +34,7 @@ def table():
     before = boxes((2, 6), (12, 4), (22, 8), (34, 5))
     after = boxes((3, 6), (12, 8), (22, 4), (44, 5))
     after[55:57, 2:4, 2:4] = True
-    return lesion_changes(before, after, AFFINE)
+    return lesion_changes(Image(before, AFFINE), after)
 
 
 def test_every_kind_of_change_is_told(table):
@@ -67,21 +68,21 @@ def test_swapping_the_sessions_swaps_the_changes(table):
     after = boxes((2, 6), (12, 4), (22, 8), (34, 5))
     before = boxes((3, 6), (12, 8), (22, 4), (44, 5))
     before[55:57, 2:4, 2:4] = True
-    other = lesion_changes(before, after, AFFINE)
+    other = lesion_changes(Image(before, AFFINE), after)
     assert other.change.tolist() == [swapped.get(change, change) for change in table.change]
     assert other.gained_mm3.tolist() == table.lost_mm3.tolist()
 
 
 def test_lesions_that_merge_are_one_row():
-    table = lesion_changes(boxes((2, 5), (9, 5)), boxes((2, 12)), AFFINE)
+    table = lesion_changes(Image(boxes((2, 5), (9, 5)), AFFINE), boxes((2, 12)))
     assert table.change.tolist() == ["stable"]
     assert table.volume_before_mm3.tolist() == [160]
 
 
 def test_equal_masks_change_nothing_and_empty_ones_have_no_row():
     mask = boxes((2, 5), (20, 9))
-    assert set(lesion_changes(mask, mask, AFFINE).change) == {"stable"}
-    empty = lesion_changes(boxes(), boxes(), AFFINE)
+    assert set(lesion_changes(Image(mask, AFFINE), mask).change) == {"stable"}
+    empty = lesion_changes(Image(boxes(), AFFINE), boxes())
     assert len(empty) == 0
     assert count_changes(empty)["n_new"] == 0
 
@@ -89,7 +90,7 @@ def test_equal_masks_change_nothing_and_empty_ones_have_no_row():
 @pytest.mark.parametrize("size", [1.0, 0.8, 2.0])
 def test_volumes_are_of_the_voxels(size):
     affine = np.diag([size, size, size, 1])
-    table = lesion_changes(boxes(), boxes((2, 5)), affine)
+    table = lesion_changes(Image(boxes(), affine), boxes((2, 5)))
     assert table.volume_after_mm3.tolist() == pytest.approx([80 * size**3])
 
 
@@ -105,7 +106,7 @@ def test_limits_lie_where_they_are_stated():
 
 def test_masks_of_two_grids_are_refused():
     with pytest.raises(ValueError, match="one grid"):
-        lesion_changes(boxes(), np.zeros((3, 3, 3)), AFFINE)
+        lesion_changes(Image(boxes(), AFFINE), np.zeros((3, 3, 3)))
 
 
 def test_every_column_and_state_is_described(table):

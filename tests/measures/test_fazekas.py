@@ -9,6 +9,7 @@ import pytest
 
 from bagau_bids.measures import fazekas
 from bagau_bids.measures.regions import distance_mm, region_number
+from bagau_bids.spaces import Image
 
 SHAPE, AFFINE = (90, 80, 9), np.diag([1.0, 1.0, 5.0, 1.0])
 WALL = 20  # the ventricle is everything left of it
@@ -18,7 +19,7 @@ def estimate(mask, regions=None, affine=AFFINE):
     ventricle = np.zeros(SHAPE, bool)
     ventricle[:WALL] = True
     regions = np.full(SHAPE, region_number("deep", "left")) if regions is None else regions
-    table = fazekas.fazekas_table(mask, distance_mm(ventricle, affine), regions, affine)
+    table = fazekas.fazekas_table(Image(mask, affine), distance_mm(ventricle, affine), regions)
     return dict(zip(table.scale, table.fazekas_estimate, strict=True)), table
 
 
@@ -56,10 +57,12 @@ def test_slices_are_measured_one_by_one_and_voxel_by_voxel():
     mask = np.zeros(SHAPE, bool)
     for level in range(6):
         mask[50 + level, 20 + level, level] = True  # a line through six slices
-    assert fazekas.longest_axial_diameter_mm(mask, AFFINE) == pytest.approx(1.0)
+    assert fazekas.longest_axial_diameter_mm(Image(mask, AFFINE)) == pytest.approx(1.0)
     mask[30, 10, 2] = mask[33, 14, 2] = True
     mask[30:34, 10:15, 2] = True
-    assert fazekas.longest_axial_diameter_mm(mask, AFFINE) == pytest.approx(5 + 1, rel=0.005)
+    assert fazekas.longest_axial_diameter_mm(Image(mask, AFFINE)) == pytest.approx(
+        5 + 1, rel=0.005
+    )
 
 
 def test_diameter_of_an_oblique_and_anisotropic_grid():
@@ -70,7 +73,7 @@ def test_diameter_of_an_oblique_and_anisotropic_grid():
     mask[10:41, 5:10, 3] = True
     points = nib.affines.apply_affine(affine, np.argwhere(mask))
     longest = max(np.linalg.norm(points - point, axis=1).max() for point in points)
-    found = fazekas.longest_axial_diameter_mm(mask, affine)
+    found = fazekas.longest_axial_diameter_mm(Image(mask, affine))
     assert found == pytest.approx(longest + 1.25, rel=0.005)
 
 
@@ -89,7 +92,7 @@ def test_no_lesion_is_grade_zero():
 def test_without_ventricles_in_the_scan_nothing_is_estimated(thickness):
     nowhere = np.full(SHAPE, np.inf)
     regions = np.full(SHAPE, region_number("deep", "left"))
-    table = fazekas.fazekas_table(band(thickness), nowhere, regions, AFFINE)
+    table = fazekas.fazekas_table(Image(band(thickness), AFFINE), nowhere, regions)
     lines = table.to_csv(sep="\t", index=False, na_rep="n/a").splitlines()
     assert lines[1:] == ["periventricular\tn/a\tn/a", "deep\tn/a\tn/a"]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bagau_bids.measures.infarcts import find, tell_apart
+from bagau_bids.spaces import Image
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,11 @@ def test_small_pieces_are_neither_and_what_is_not_wanted_is_not_reported():
     wmh[1:3, 1:3, 1:3], wmh[5, 5, 5] = 0.9, 0.9
     infarct[3:5, 3:5, 3:5], infarct[0, 5, 0] = 0.9, 0.9
     affine = np.diag([1.0, 2.0, 1.0, 1.0])
-    found = find(wmh, infarct, affine, threshold=0.5, min_size_mm3=10, wanted=True)
+    found = find(Image(wmh, affine), infarct, threshold=0.5, min_size_mm3=10, wanted=True)
     assert (found.wmh.sum(), found.infarct.sum(), found.reported.sum()) == (8, 9, 8)
     assert found.infarct_ml(affine) == pytest.approx(0.018)
-    quiet = find(wmh, infarct, affine, threshold=0.5)
+    quiet = find(Image(wmh, affine), infarct, threshold=0.5)
     assert (quiet.wmh.sum(), quiet.infarct.sum(), quiet.reported) == (9, 9, None)
-    blind = find(wmh, None, affine, threshold=0.5, wanted=True)
+    blind = find(Image(wmh, affine), None, threshold=0.5, wanted=True)
     assert (blind.wmh.sum(), blind.infarct.sum(), blind.reported) == (9, 0, None)
     assert blind.infarct_ml(affine) is None

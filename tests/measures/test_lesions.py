@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bagau_bids.measures import lesions, regions
 from bagau_bids.measures.regions import SIDES
+from bagau_bids.spaces import Image
 
 AFFINE = np.array([[0.9, 0, 0, -80.0], [0, 1.1, 0, -100], [0, 0, 3.0, -40], [0, 0, 0, 1]])
 
@@ -67,12 +68,14 @@ def test_small_lesions_go_and_those_of_the_limit_stay(seed, voxels):
     for component in naive_components(mask):
         if len(component) >= voxels:
             expected[tuple(np.transpose(component))] = True
-    np.testing.assert_array_equal(lesions.remove_small_lesions(mask, AFFINE, limit), expected)
+    np.testing.assert_array_equal(
+        lesions.remove_small_lesions(Image(mask, AFFINE), limit), expected
+    )
 
 
 def test_a_limit_of_zero_keeps_everything_in_a_new_array():
     mask = random_mask(3)
-    kept = lesions.remove_small_lesions(mask, AFFINE, 0)
+    kept = lesions.remove_small_lesions(Image(mask, AFFINE), 0)
     np.testing.assert_array_equal(kept, mask)
     assert kept is not mask
 
@@ -98,7 +101,7 @@ def test_volume_table_of_three_lesions():
     mask[6, 6, 6] = True
     mask[8, 1:4, 8] = True  # 3 voxels
     brain = np.ones_like(mask)
-    table = lesions.volume_table(mask, AFFINE, brain)
+    table = lesions.volume_table(Image(mask, AFFINE), brain)
     row = table.iloc[0]
     voxel = 0.9 * 1.1 * 3
     assert row.region == "all"
@@ -128,7 +131,7 @@ def test_rows_hold_the_volumes_of_what_is_no_wmh():
     voxel = 0.9 * 1.1 * 3
 
     def rows(**options):
-        table = lesions.volume_table(mask, AFFINE, numbers > 0, numbers, **options)
+        table = lesions.volume_table(Image(mask, AFFINE), numbers > 0, numbers, **options)
         return table.set_index("region")
 
     told = rows(others={"infarct": infarct, "known_lesion": known})
@@ -151,7 +154,7 @@ def test_rows_of_regions_hold_their_voxels_and_whole_lesions():
     mask = np.zeros((10, 10, 10), bool)
     mask[1:3, 1:3, 1:3] = True  # 8 voxels on the left
     mask[4:8, 6, 6] = True  # 4 voxels, 3 of them on the right
-    table = lesions.volume_table(mask, AFFINE, np.ones_like(mask), two_regions(mask.shape))
+    table = lesions.volume_table(Image(mask, AFFINE), np.ones_like(mask), two_regions(mask.shape))
     rows = table.set_index("region")
     assert rows.index[0] == "all"
     assert rows.index.is_unique
@@ -174,7 +177,7 @@ def test_regions_and_sides_add_up(rule):
     mask = random_mask(2)
     named = [regions.region_number(r, s) for r in regions.regions_of_rule(rule) for s in SIDES]
     numbers = rng.choice(named, mask.shape)
-    rows = lesions.volume_table(mask, AFFINE, np.ones_like(mask), numbers, rule)
+    rows = lesions.volume_table(Image(mask, AFFINE), np.ones_like(mask), numbers, rule)
     rows = rows.set_index("region")[["volume_voxels", "n_lesions"]]
     names = list(regions.regions_of_rule(rule))
     assert rows.loc[names].sum().tolist() == rows.loc["all"].tolist()
@@ -190,9 +193,9 @@ def test_without_ventricles_regions_by_distance_are_missing_and_sides_are_not(ru
     deep, below = (regions.region_number(name, "left") for name in ("deep", "infratentorial"))
     numbers = np.full(mask.shape, deep)
     numbers[: mask.shape[0] // 2] = below
-    told = lesions.volume_table(mask, AFFINE, np.ones_like(mask), numbers, rule)
+    told = lesions.volume_table(Image(mask, AFFINE), np.ones_like(mask), numbers, rule)
     table = lesions.volume_table(
-        mask, AFFINE, np.ones_like(mask), numbers, rule, ventricles=False
+        Image(mask, AFFINE), np.ones_like(mask), numbers, rule, ventricles=False
     ).set_index("region")
     told = told.set_index("region")
     for name in told.index:
@@ -208,12 +211,10 @@ def test_without_ventricles_lesions_have_a_side_and_no_region():
     labels[1, 1, 1], labels[4, 4, 4] = 1, 2
     numbers = np.full(labels.shape, regions.region_number("deep", "right"))
     numbers[4] = regions.region_number("infratentorial", "left")
-    points = np.zeros((3, 2, 2, 2))
-    around = lesions.Anatomy(
-        numbers, np.full(labels.shape, np.inf), points, np.diag([5.0, 5, 5, 1]), 1.0
-    )
+    points = Image(np.zeros((3, 2, 2, 2)), np.diag([5.0, 5, 5, 1]))
+    around = lesions.Anatomy(numbers, np.full(labels.shape, np.inf), points, 1.0)
     ones = np.ones(labels.shape)
-    table = lesions.lesion_table(labels, np.eye(4), ones, ones, ones, around)
+    table = lesions.lesion_table(Image(labels, np.eye(4)), ones, ones, ones, around)
     assert table.side.tolist() == ["right", "left"]
     assert pd.isna(table.region[0])
     assert table.region[1] == "infratentorial"
@@ -222,7 +223,7 @@ def test_without_ventricles_lesions_have_a_side_and_no_region():
 
 def test_no_lesion_gives_zeros_and_missing_sizes_not_nan():
     empty = np.zeros((4, 4, 4), bool)
-    table = lesions.volume_table(empty, AFFINE, np.ones_like(empty))
+    table = lesions.volume_table(Image(empty, AFFINE), np.ones_like(empty))
     text = table.to_csv(sep="\t", index=False, na_rep="n/a")
     values = dict(zip(*(line.split("\t") for line in text.splitlines()), strict=True))
     assert (values["volume_mm3"], values["volume_voxels"], values["n_lesions"]) == (
@@ -234,11 +235,11 @@ def test_no_lesion_gives_zeros_and_missing_sizes_not_nan():
     assert values["fraction_of_brain"] == "0.0"
     assert "nan" not in text.lower().replace("n/a", "")
     assert values["fraction_of_wmh"] == "n/a"
-    assert lesions.volume_table(empty, AFFINE, empty).fraction_of_brain[0] is pd.NA
-    nothing = lesions.volume_table(empty, AFFINE, ~empty, np.ones(empty.shape, int))
+    assert lesions.volume_table(Image(empty, AFFINE), empty).fraction_of_brain[0] is pd.NA
+    nothing = lesions.volume_table(Image(empty, AFFINE), ~empty, np.ones(empty.shape, int))
     assert len(nothing) == 15
     assert set(nothing.volume_voxels) == set(nothing.n_lesions) == {0}
-    assert lesions.lesion_table(empty.astype(int), AFFINE, empty, empty, empty).empty
+    assert lesions.lesion_table(Image(empty.astype(int), AFFINE), empty, empty, empty).empty
 
 
 @pytest.mark.parametrize("code", ["RAS", "LAS", "LPS", "SRA", "oblique"])
@@ -260,7 +261,7 @@ def test_lesion_table_does_not_depend_on_storage(code):
     images = [stored(data) for data in (mask, probability, flair, brain)]
     labels = lesions.label_lesions(images[0].get_fdata())
     arrays = [image.get_fdata() for image in images[1:]]
-    table = lesions.lesion_table(labels, images[0].affine, *arrays)
+    table = lesions.lesion_table(Image(labels, images[0].affine), *arrays)
 
     low, high = np.percentile(flair, [5, 95])
     middle = flair[(flair >= low) & (flair <= high)]
@@ -299,17 +300,16 @@ def test_places_of_lesions_do_not_depend_on_storage(code):
         change = nib.orientations.ornt_transform(nib.io_orientation(affine), target)
         return image.as_reoriented(change)
 
-    image = stored(mask, affine)
+    image, nodes = stored(mask, affine), stored(points, affine @ lattice)
     labels = lesions.label_lesions(image.get_fdata())
     brain = np.ones(labels.shape)
     anatomy = lesions.Anatomy(
         regions=stored(zones, affine).get_fdata().astype(int),
         ventricle_distance_mm=stored(distance, affine).get_fdata(),
-        template_points=np.moveaxis(stored(points, affine @ lattice).get_fdata(), -1, 0),
-        points_affine=stored(points, affine @ lattice).affine,
+        template_points=Image(np.moveaxis(nodes.get_fdata(), -1, 0), nodes.affine),
         white_matter=2.0,
     )
-    table = lesions.lesion_table(labels, image.affine, brain, 3 * brain, brain, anatomy)
+    table = lesions.lesion_table(Image(labels, image.affine), brain, 3 * brain, brain, anatomy)
     expected = []
     for component in naive_components(mask):
         where = tuple(np.transpose(component))
@@ -328,17 +328,16 @@ def test_places_of_lesions_do_not_depend_on_storage(code):
 def test_what_is_not_known_of_a_lesion_is_missing():
     mask = random_mask(1)
     labels = lesions.label_lesions(mask)
-    table = lesions.lesion_table(labels, AFFINE, mask, mask, mask)
+    table = lesions.lesion_table(Image(labels, AFFINE), mask, mask, mask)
     unknown = ["region", "side", "template_x_mm", "ventricle_distance_mm", "flair_to_wm"]
     assert table[unknown].isna().all(axis=None)
     nowhere = lesions.Anatomy(
         regions=np.ones(mask.shape, int),
         ventricle_distance_mm=np.full(mask.shape, np.inf),
-        template_points=np.zeros((3, 2, 2, 2)),
-        points_affine=AFFINE,
+        template_points=Image(np.zeros((3, 2, 2, 2)), AFFINE),
         white_matter=None,
     )
-    table = lesions.lesion_table(labels, AFFINE, mask, mask, mask, nowhere)
+    table = lesions.lesion_table(Image(labels, AFFINE), mask, mask, mask, nowhere)
     assert table[["ventricle_distance_mm", "flair_to_wm"]].isna().all(axis=None)
     assert table.region.isna().all()
     assert set(table.side) == {"left"}
@@ -347,8 +346,10 @@ def test_what_is_not_known_of_a_lesion_is_missing():
 def test_every_column_is_described_with_its_unit():
     mask = random_mask(1)
     tables = {
-        "volumes": lesions.volume_table(mask, AFFINE, mask),
-        "lesions": lesions.lesion_table(lesions.label_lesions(mask), AFFINE, mask, mask, mask),
+        "volumes": lesions.volume_table(Image(mask, AFFINE), mask),
+        "lesions": lesions.lesion_table(
+            Image(lesions.label_lesions(mask), AFFINE), mask, mask, mask
+        ),
     }
     for name, table in tables.items():
         described = json.loads((files("bagau_bids.data") / f"tables/{name}.json").read_text())

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bagau_bids.measures import metrics
+from bagau_bids.spaces import Image
 
 AFFINE = np.diag([0.9, 1.1, 3.0, 1.0])
 
@@ -125,7 +126,7 @@ def test_scores_of_100_random_pairs_agree_with_the_naive_oracle(start):
         reference, result = pair(seed)
         # From 3 to 90 mm3 a voxel: each seed has another mixture of sizes.
         scaled = affine @ np.diag([1 + seed % 4, 1 + seed % 3, 1 + seed % 5, 1])
-        scores = metrics.case_scores(reference, result, scaled)
+        scores = metrics.case_scores(Image(reference, scaled), result)
         exact = {"rtol": 0, "atol": 1e-9}
         np.testing.assert_allclose(as_tuple(scores), oracle(reference, result, scaled), **exact)
         rest = oracle_of_the_rest(reference, result, scaled)
@@ -137,7 +138,8 @@ def test_random_pairs_have_lesions_of_all_sizes():
     total = np.zeros(12, int)
     for seed in range(100):
         affine = AFFINE @ np.diag([1 + seed % 4, 1 + seed % 3, 1 + seed % 5, 1])
-        total += rest_as_tuple(metrics.case_scores(*pair(seed), affine))[5:]
+        reference, result = pair(seed)
+        total += rest_as_tuple(metrics.case_scores(Image(reference, affine), result))[5:]
     assert total.min() > 20
 
 
@@ -161,7 +163,7 @@ def test_scores_agree_with_the_tool_of_the_challenge():
         other = field()
         reference[other > np.quantile(other, 0.95)] = 2
         result = base + 0.5 * field() > np.quantile(base, 0.92)
-        scores = metrics.challenge_scores(reference, result, AFFINE)
+        scores = metrics.challenge_scores(Image(reference, AFFINE), result)
         np.testing.assert_allclose(as_tuple(scores)[:5], expected, rtol=1e-6)
 
 
@@ -170,7 +172,9 @@ def test_label_2_is_ignored_in_both_images():
     reference[1:3, 1:3, 1] = 1
     reference[4, 4, 1] = 2
     result = reference > 0
-    assert metrics.challenge_scores(reference, result, AFFINE) == metrics.Scores(1, 0, 0, 1, 1, 1)
+    assert metrics.challenge_scores(Image(reference, AFFINE), result) == metrics.Scores(
+        1, 0, 0, 1, 1, 1
+    )
 
 
 def test_precision_counts_detected_reference_lesions():
@@ -178,7 +182,7 @@ def test_precision_counts_detected_reference_lesions():
     reference[1, 1, 1] = reference[4, 1, 1] = reference[7, 1, 1] = 1
     result = np.zeros(reference.shape, bool)
     result[1:8, 1, 1] = True  # one lesion over three
-    scores = metrics.challenge_scores(reference, result, AFFINE)
+    scores = metrics.challenge_scores(Image(reference, AFFINE), result)
     assert (scores.lesion_recall, scores.lesion_precision) == (1.0, 3.0)
     assert scores.lesion_f1 == pytest.approx(1.5)
 
@@ -190,7 +194,7 @@ def test_empty_cases_are_decided():
     diagonal = float(np.linalg.norm([4 * 0.9, 3 * 1.1, 2 * 3.0]))
 
     def scores(reference, result):
-        return as_tuple(metrics.challenge_scores(reference, result, AFFINE))
+        return as_tuple(metrics.challenge_scores(Image(reference, AFFINE), result))
 
     assert scores(empty, empty) == (1, 0, 0, 1, 1, 1)
     assert scores(empty, some) == pytest.approx((0, diagonal, 100, 1, 0, 0))
@@ -200,7 +204,7 @@ def test_empty_cases_are_decided():
         (empty, some, (1, 0)),
         (some, empty, (0, 1)),
     ):
-        more = metrics.case_scores(reference, result, AFFINE)
+        more = metrics.case_scores(Image(reference, AFFINE), result)
         assert (more.voxel_recall, more.voxel_precision) == voxels
         assert np.isfinite(rest_as_tuple(more)).all()
     only_other = 2 * some
@@ -209,17 +213,19 @@ def test_empty_cases_are_decided():
 
 def test_h95_does_not_depend_on_the_storage_of_the_slices():
     reference, result = pair(4)
-    straight = metrics.challenge_scores(reference, result, AFFINE)
+    straight = metrics.challenge_scores(Image(reference, AFFINE), result)
     flipped_affine = AFFINE @ np.array([[-1, 0, 0, 6], [0, -1, 0, 5], [0, 0, 1, 0], [0, 0, 0, 1]])
-    flipped = metrics.challenge_scores(reference[::-1, ::-1], result[::-1, ::-1], flipped_affine)
+    flipped = metrics.challenge_scores(
+        Image(reference[::-1, ::-1], flipped_affine), result[::-1, ::-1]
+    )
     np.testing.assert_allclose(as_tuple(flipped), as_tuple(straight))
 
 
 def test_other_labels_and_other_grids_are_refused():
     with pytest.raises(ValueError, match="0, 1 .* and 2"):
-        metrics.challenge_scores(np.full((2, 2, 2), 3), np.zeros((2, 2, 2)), AFFINE)
+        metrics.challenge_scores(Image(np.full((2, 2, 2), 3), AFFINE), np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match="one grid"):
-        metrics.challenge_scores(np.zeros((2, 2, 2)), np.zeros((2, 2, 3)), AFFINE)
+        metrics.challenge_scores(Image(np.zeros((2, 2, 2)), AFFINE), np.zeros((2, 2, 3)))
 
 
 def test_sizes_are_told_apart_at_their_limits():
@@ -244,7 +250,7 @@ def test_each_lesion_is_judged_in_the_class_of_its_own_size():
     result[1, 1, 2] = True  # 0.05 ml
     result[5, 1:25, 2] = True  # 1.2 ml
     result[9, 1:5, 2] = True  # 0.2 ml, false
-    scores = metrics.case_scores(reference, result, affine)
+    scores = metrics.case_scores(Image(reference, affine), result)
     assert scores.small == metrics.LesionCounts(reference=2, detected=1, result=1, matching=1)
     assert scores.medium == metrics.LesionCounts(reference=0, detected=0, result=1, matching=0)
     assert scores.large == metrics.LesionCounts(reference=1, detected=1, result=1, matching=1)

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from bagau_bids.measures import quality
+from bagau_bids.spaces import Image
 
 AFFINE = np.diag([1.0, 2.0, 4.0, 1.0])
 
@@ -28,7 +29,7 @@ def scan(noise_sd=5.0):
 
 def test_figures_of_a_known_image():
     flair, brain, wm, wmh = scan()
-    figures = quality.scan_quality(flair, AFFINE, brain, wm, wmh)
+    figures = quality.scan_quality(Image(flair, AFFINE), brain, wm, wmh)
     assert figures.slice_thickness_mm == 4
     assert figures.in_plane_mm == 2
     assert figures.brain_volume_ml == pytest.approx(30 * 30 * 12 * 8 / 1000)
@@ -52,9 +53,9 @@ def test_lesions_and_their_neighbours_do_not_count_as_white_matter():
 
 def test_missing_figures_are_none():
     flair, brain, wm, wmh = scan()
-    figures = quality.scan_quality(flair, AFFINE, brain, wm, np.zeros_like(wmh))
+    figures = quality.scan_quality(Image(flair, AFFINE), brain, wm, np.zeros_like(wmh))
     assert figures.wmh_wm_contrast is None
-    figures = quality.scan_quality(flair, AFFINE, brain, np.zeros_like(wm), wmh)
+    figures = quality.scan_quality(Image(flair, AFFINE), brain, np.zeros_like(wm), wmh)
     assert figures.wm_snr is None
     assert quality.signal_to_noise(np.ones((9, 9, 9)), np.ones((9, 9, 9), bool)) is None
 
@@ -71,7 +72,7 @@ def head(noise=3.0):
 
 
 def figures_of(flair, brain, wm, wmh, **options):
-    return quality.scan_quality(flair, np.eye(4), brain, wm, wmh, **options)
+    return quality.scan_quality(Image(flair, np.eye(4)), brain, wm, wmh, **options)
 
 
 @pytest.mark.parametrize("noise", [2.0, 5.0, 10.0])
@@ -95,15 +96,15 @@ def test_stripes_are_looked_for_in_the_slice_wherever_it_lies():
     flair, brain, wm, wmh = head()
     thin = np.diag([4.0, 1.0, 1.0, 1.0])  # sagittal slices
     wave = 10 * np.sin(2.1 * np.arange(flair.shape[2]))
-    assert quality.scan_quality(flair + wave, thin, brain, wm, wmh).stripe_ratio > 2
+    assert quality.scan_quality(Image(flair + wave, thin), brain, wm, wmh).stripe_ratio > 2
 
 
 def test_copies_of_the_head_in_the_air_and_noise_are_told_apart():
     flair, brain, wm, wmh = head(6.0)
     grid = np.diag([2.0, 2.0, 2.0, 1.0])  # a head of true size
-    clean = quality.scan_quality(flair, grid, brain, wm, wmh).ghost_to_wm
+    clean = quality.scan_quality(Image(flair, grid), brain, wm, wmh).ghost_to_wm
     copies = flair + 0.15 * np.roll(flair, (35, 40), (0, 1))
-    ghosted = quality.scan_quality(copies, grid, brain, wm, wmh).ghost_to_wm
+    ghosted = quality.scan_quality(Image(copies, grid), brain, wm, wmh).ghost_to_wm
     assert clean < 0.05
     assert ghosted > 2 * clean
     blank = np.where(flair > 30, flair, 0)
@@ -114,11 +115,11 @@ def test_copies_of_the_head_in_the_air_and_noise_are_told_apart():
 def test_a_slice_that_jumps(axis):
     flair, brain, wm, wmh = head()
     affine = np.diag([4.0 if axis == 0 else 1.0, 1.0, 1.0, 1.0])
-    steady = quality.scan_quality(flair, affine, brain, wm, wmh).slice_jump
+    steady = quality.scan_quality(Image(flair, affine), brain, wm, wmh).slice_jump
     index = [slice(None)] * 3
     index[axis] = flair.shape[axis] // 2 if axis == 0 else 14
     flair[tuple(index)] *= 0.7
-    jumping = quality.scan_quality(flair, affine, brain, wm, wmh).slice_jump
+    jumping = quality.scan_quality(Image(flair, affine), brain, wm, wmh).slice_jump
     assert steady < 0.02
     assert jumping == pytest.approx(0.3, abs=0.03)
 
@@ -169,7 +170,9 @@ def test_figures_of_the_registration_are_handed_on():
 def test_empty_masks_give_no_figure_and_no_failure():
     flair, brain, _, wmh = head()
     nothing = np.zeros_like(brain)
-    found = quality.scan_quality(flair, np.eye(4), nothing, nothing, wmh, np.zeros(brain.shape))
+    found = quality.scan_quality(
+        Image(flair, np.eye(4)), nothing, nothing, wmh, np.zeros(brain.shape)
+    )
     for name in ("noise_snr", "stripe_ratio", "slice_jump", "ghost_to_wm", "wm_misfit"):
         assert getattr(found, name) is None
     assert all(value is None or np.isfinite(value) for value in asdict(found).values())
@@ -187,7 +190,7 @@ def test_empty_masks_give_no_figure_and_no_failure():
 def test_area_of_brain_on_a_face(face, name, area_cm2):
     brain = np.zeros((6, 8, 4), bool)
     brain[face] = True
-    assert quality.cut_areas_cm2(brain, AFFINE)[name] >= area_cm2 - 1e-9
+    assert quality.cut_areas_cm2(Image(brain, AFFINE))[name] >= area_cm2 - 1e-9
     inner = np.zeros_like(brain)
     inner[1:-1, 1:-1, 1:-1] = True
-    assert sum(quality.cut_areas_cm2(inner, AFFINE).values()) == 0
+    assert sum(quality.cut_areas_cm2(Image(inner, AFFINE)).values()) == 0

@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.measures import regions
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 KINDS = ["RAS", "LAS", "LPS", "ASL", "oblique"]
 WHITE, CSF = 70.0, 12.0
@@ -75,7 +75,7 @@ def dice(first, second):
 @pytest.mark.parametrize("widen", [1.0, 1.4])
 def test_ventricles_follow_the_flair_where_the_template_is_narrower(kind, widen):
     flair, brain, groups, true, affine = conformed(kind, widen=widen)
-    found = regions.find_ventricles(flair, affine, brain, groups == 5, groups)
+    found = regions.find_ventricles(Image(flair, affine), brain, groups == 5, groups)
     assert found.source == "flair"
     assert found.notes == ()
     assert dice(found.mask, true) > 0.97
@@ -86,7 +86,7 @@ def test_ventricles_follow_the_flair_where_the_template_is_narrower(kind, widen)
 def test_sulci_and_the_third_ventricle_are_left_out():
     flair, brain, groups, true, affine = conformed("RAS")
     flair[(groups == regions.CORTEX) & (np.arange(36) % 3 == 0)] = CSF
-    found = regions.find_ventricles(flair, affine, brain, groups == 5, groups)
+    found = regions.find_ventricles(Image(flair, affine), brain, groups == 5, groups)
     assert not found.mask[groups == regions.OTHER_CSF].any()
     assert dice(found.mask, true) > 0.97
 
@@ -96,7 +96,7 @@ def test_lesions_at_the_wall_and_plexus_inside_change_nothing_and_little():
     world = apply_affine(affine, np.moveaxis(np.indices(flair.shape), 0, -1))
     flair[ellipsoid(world, (6, 12, 6), (30, 2, 8)) & ~true] = 120
     flair[ellipsoid(world, (1.5, 10, 1.8), (16, -6, 8))] = 90  # choroid plexus
-    found = regions.find_ventricles(flair, affine, brain, groups == 5, groups)
+    found = regions.find_ventricles(Image(flair, affine), brain, groups == 5, groups)
     assert dice(found.mask, true) > 0.97
     assert found.mask[ellipsoid(world, (1.5, 8, 1.8), (16, -6, 8))].all()
 
@@ -104,12 +104,12 @@ def test_lesions_at_the_wall_and_plexus_inside_change_nothing_and_little():
 def test_without_contrast_the_template_is_taken_and_that_is_said():
     flair, brain, groups, _, affine = conformed("RAS")
     bright = np.where(brain, WHITE, 0)
-    found = regions.find_ventricles(bright, affine, brain, groups == 5, groups)
+    found = regions.find_ventricles(Image(bright, affine), brain, groups == 5, groups)
     assert found.source == "template"
     assert "CSF is not darker" in found.notes[0]
     np.testing.assert_array_equal(found.mask, groups == regions.LATERAL_VENTRICLE)
     none = np.where(groups == regions.LATERAL_VENTRICLE, 5, groups)
-    found = regions.find_ventricles(flair, affine, brain, none == 5, none)
+    found = regions.find_ventricles(Image(flair, affine), brain, none == 5, none)
     assert "outside the scan" in found.notes[0]
     assert not found.mask.any()
 
@@ -128,7 +128,7 @@ def test_ventricles_of_a_synthetic_head_with_its_own_labels():
         [regions.LATERAL_VENTRICLE, regions.OTHER_CSF, regions.INFRATENTORIAL, regions.CORTEX],
         5,
     )
-    found = regions.find_ventricles(flair, affine, brain, labels == 2, groups)
+    found = regions.find_ventricles(Image(flair, affine), brain, labels == 2, groups)
     assert dice(found.mask, true) > 0.99
 
 
@@ -164,7 +164,7 @@ def test_regions_at_known_places_in_every_voxel_order(kind, rule):
     _, brain, groups, true, affine = conformed(kind)
     world = apply_affine(affine, np.moveaxis(np.indices(brain.shape), 0, -1))
     distance = regions.distance_mm(true, affine)
-    numbers = regions.partition(groups, world[..., 0] > 0, brain, distance, affine, rule)
+    numbers = regions.partition(Image(groups, affine), world[..., 0] > 0, brain, distance, rule)
     lookup = regions.lookup_table(rule).set_index("index").name
     found = {point: lookup[region_at(numbers, affine, point)] for point in POINTS[rule]}
     assert found == POINTS[rule]
@@ -187,7 +187,7 @@ def test_partition_is_what_the_distances_say():
     )
     distance = regions.distance_mm(groups == regions.LATERAL_VENTRICLE, affine)
     np.testing.assert_allclose(distance, to_ventricle, atol=1e-5)
-    numbers = regions.partition(groups, right, brain, distance, affine, "3mm")
+    numbers = regions.partition(Image(groups, affine), right, brain, distance, "3mm")
     expected = np.select(
         [to_ventricle <= 3, to_ventricle <= 13, to_cortex <= 4], [0, 1, 3], default=2
     )
@@ -199,9 +199,13 @@ def test_without_ventricles_or_brain_nothing_fails():
     distance = regions.distance_mm(np.zeros(shape, bool), affine)
     assert np.isinf(distance).all()
     groups, right = np.full(shape, 5), np.zeros(shape, bool)
-    numbers = regions.partition(groups, right, np.ones(shape, bool), distance, affine, "10mm")
+    numbers = regions.partition(
+        Image(groups, affine), right, np.ones(shape, bool), distance, "10mm"
+    )
     assert set(np.unique(numbers)) == {regions.region_number("deep", "left")}
-    empty = regions.partition(groups, right, np.zeros(shape, bool), distance, affine, "10mm")
+    empty = regions.partition(
+        Image(groups, affine), right, np.zeros(shape, bool), distance, "10mm"
+    )
     assert not empty.any()
 
 

@@ -9,6 +9,7 @@ from bagau_bids.measures.quality import Registered
 from bagau_bids.measures.regions import region_number
 from bagau_bids.measures.scan import Maps, Noticed, measure_scan
 from bagau_bids.measures.suspects import Suspect
+from bagau_bids.spaces import Image
 
 SHAPE = (20, 20, 20)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -28,16 +29,14 @@ def maps():
     flair = np.where(brain, 100.0, 0) + np.indices(SHAPE).sum(axis=0) % 2
     flair[LESION] = 200
     return Maps(
-        affine=AFFINE,
-        flair=flair,
+        flair=Image(flair, AFFINE),
         brain_mask=brain,
         ventricles=ventricles,
         wm_probseg=np.where(brain, 0.95, 0),
         template_t1w=np.where(brain, 70.0, 0),
         regions=np.where(brain, region_number("deep", "left"), 0).astype(np.uint8),
         known_lesions=None,
-        template_points=np.indices((2, 2, 2)).astype(float),
-        points_affine=np.diag([40.0, 40.0, 40.0, 1.0]),
+        template_points=Image(np.indices((2, 2, 2)).astype(float), np.diag([40.0, 40, 40, 1])),
     )
 
 
@@ -74,7 +73,7 @@ def test_what_was_noticed_before_is_among_the_figures(maps, probability):
 
 @pytest.mark.parametrize("kind", ["infarct", "known"])
 def test_infarcts_and_known_lesions_are_no_normal_white_matter(maps, probability, kind):
-    maps.flair[OTHER] = 300
+    maps.flair.data[OTHER] = 300
     area = np.zeros(SHAPE)
     area[OTHER] = 0.9
     as_tissue = measure_scan(maps, probability, None, NOTICED, **OPTIONS)

@@ -7,6 +7,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from bagau_bids.measures import regions, suspects
+from bagau_bids.spaces import Image
 
 THICK = np.diag([2.0, 2, 6, 1])
 CUBES = np.diag([3.0, 3, 3, 1])
@@ -53,7 +54,7 @@ def test_an_area_at_the_cortex_is_found_at_its_place(grid, tilt, kind, value):
     flair, affine, anatomy, world = head(grid, tilt)
     centre = np.array([40, -20, 10])
     painted = ellipsoid(world, (15, 15, 15), centre) & anatomy.brain_mask
-    (area,) = suspects.find_suspects(np.where(painted, value, flair), affine, anatomy)
+    (area,) = suspects.find_suspects(Image(np.where(painted, value, flair), affine), anatomy)
     true_ml = painted.sum() * abs(np.linalg.det(affine)) / 1000
     assert area.kind == kind
     assert area.volume_ml == pytest.approx(true_ml, rel=0.5)
@@ -68,7 +69,7 @@ def test_an_area_at_the_cortex_is_found_at_its_place(grid, tilt, kind, value):
 
 def test_what_is_normal_symmetrical_deep_or_small_is_not_found():
     flair, affine, anatomy, world = head()
-    assert suspects.find_suspects(flair, affine, anatomy) == ()
+    assert suspects.find_suspects(Image(flair, affine), anatomy) == ()
     for radii, centres in (
         ((15, 15, 15), [(40, -20, 10), (-40, -20, 10)]),  # both sides
         ((10, 10, 12), [(26, 10, 15)]),  # white matter that does not reach the cortex
@@ -77,13 +78,13 @@ def test_what_is_normal_symmetrical_deep_or_small_is_not_found():
         painted = flair.copy()
         for centre in centres:
             painted[ellipsoid(world, radii, centre) & anatomy.brain_mask] = 150
-        assert suspects.find_suspects(painted, affine, anatomy) == (), radii
+        assert suspects.find_suspects(Image(painted, affine), anatomy) == (), radii
 
 
 def test_nothing_is_found_where_white_matter_is_not_known():
     flair, affine, anatomy, _ = head()
     unknown = replace(anatomy, white_matter=None)
-    assert suspects.find_suspects(flair * 2, affine, unknown) == ()
+    assert suspects.find_suspects(Image(flair * 2, affine), unknown) == ()
     empty = np.zeros(flair.shape)
     assert suspects.white_matter_level(flair, anatomy.brain_mask, empty) is None
     sure = anatomy.groups == regions.WHITE_MATTER

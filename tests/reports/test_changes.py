@@ -110,7 +110,7 @@ def whole_grid_changes(before, after, matrix):
         masks.append(spaces.resample(one.lesions, affine, shape, grid) >= 0.5)
         seen &= spaces.resample(np.ones(one.lesions.shape), affine, shape, grid) > 0.5
     masks = [mask & seen for mask in masks]
-    return lesion_changes(*masks, np.linalg.inv(half) @ grid)
+    return lesion_changes(spaces.Image(masks[0], np.linalg.inv(half) @ grid), masks[1])
 
 
 @pytest.mark.parametrize("seed", range(3))

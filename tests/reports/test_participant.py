@@ -436,8 +436,10 @@ def test_without_ventricles_pages_say_so_and_nothing_is_zero(tmp_path):
     mask, nowhere = probability >= 0.5, np.full(brain.shape, np.inf)
     numbers = np.full(brain.shape, regions.region_number("deep", "left"))
     tables = {
-        "volumes_table": lesions.volume_table(mask, affine, brain, numbers, ventricles=False),
-        "fazekas_table": fazekas.fazekas_table(mask, nowhere, numbers, affine),
+        "volumes_table": lesions.volume_table(
+            spaces.Image(mask, affine), brain, numbers, ventricles=False
+        ),
+        "fazekas_table": fazekas.fazekas_table(spaces.Image(mask, affine), nowhere, numbers),
     }
     for name, table in tables.items():
         write_table(derivative_path(tmp_path, entities, name), table)

@@ -12,6 +12,7 @@ from bagau_bids.bids.derivatives import derivative_path, source_folder, source_s
 from bagau_bids.files import write_json, write_table
 from bagau_bids.measures import fazekas, flags, lesions, quality, regions
 from bagau_bids.preprocessing.transforms import write_itk_forward
+from bagau_bids.spaces import Image
 
 TEMPLATE = "MNI152NLin2009cSym"
 # What versions before regions, flags and compared pictures did not write.
@@ -82,12 +83,14 @@ def write_scan(output_dir, entities, head=None, *, orientation="RAS", leave_out=
     save("conformed_flair", np.clip(flair, 0, 255), np.uint8)
     save("warped_t1w", 100 * brain + 80 * (white > 0), np.uint8)
     distance = anatomy.ventricle_distance_mm
-    figures = quality.scan_quality(flair, affine, brain, white, mask, probability)
+    figures = quality.scan_quality(Image(flair, affine), brain, white, mask, probability)
     told = None if "regions_dseg" in leave_out else numbers
     tables = {
-        "volumes_table": lesions.volume_table(mask, affine, brain, told),
-        "lesions_table": lesions.lesion_table(labels, affine, probability, flair, brain, anatomy),
-        "fazekas_table": fazekas.fazekas_table(mask, distance, numbers, affine),
+        "volumes_table": lesions.volume_table(Image(mask, affine), brain, told),
+        "lesions_table": lesions.lesion_table(
+            Image(labels, affine), probability, flair, brain, anatomy
+        ),
+        "fazekas_table": fazekas.fazekas_table(Image(mask, affine), distance, numbers),
         "quality_table": flags.quality_table(figures),
     }
     for name, table in tables.items():
@@ -114,12 +117,12 @@ def _anatomy(affine, brain, ventricles):
     right[brain.shape[0] // 2 :] = True
     distance = regions.distance_mm(ventricles, affine)
     groups = np.full(brain.shape, regions.CORTEX + 1)  # tissue that is not cortex
-    numbers = regions.partition(groups, right, brain, distance, affine, "10mm")
+    numbers = regions.partition(Image(groups, affine), right, brain, distance, "10mm")
     lattice = np.array(affine)
     lattice[:3, :3] *= np.array(brain.shape) - 1
     corners = np.stack(np.meshgrid(*[(0, 1)] * 3, indexing="ij")).reshape(3, -1)
     points = nib.affines.apply_affine(lattice, corners.T).T.reshape(3, 2, 2, 2)
-    return numbers, lesions.Anatomy(numbers, distance, points, lattice, 55.0)
+    return numbers, lesions.Anatomy(numbers, distance, Image(points, lattice), 55.0)
 
 
 def write_transform(output_dir, entities, transform):
@@ -225,8 +228,8 @@ def write_later_tables(output_dir, entities, head, flags=(), rule="10mm"):
             index[distance <= near[name]] = regions.REGIONS.index(name)
     numbers = np.where(brain, 1 + 2 * index + (places[0] > 0), 0)
     tables = {
-        "volumes_table": lesions.volume_table(mask, affine, brain, numbers, rule),
-        "fazekas_table": fazekas.fazekas_table(mask, distance, numbers, affine),
+        "volumes_table": lesions.volume_table(Image(mask, affine), brain, numbers, rule),
+        "fazekas_table": fazekas.fazekas_table(Image(mask, affine), distance, numbers),
     }
     for name, table in tables.items():
         write_table(derivative_path(output_dir, entities, name), table)

@@ -239,8 +239,8 @@ def test_record_keeps_notes_options_and_quality(go, tmp_path):
 def test_areas_at_the_cortex_raise_a_flag_with_their_place(go, tmp_path, monkeypatch):
     from bagau_bids.measures import suspects
 
-    def found(flair, affine, anatomy):
-        assert flair.shape == anatomy.brain_mask.shape == anatomy.groups.shape
+    def found(flair, anatomy):
+        assert flair.data.shape == anatomy.brain_mask.shape == anatomy.groups.shape
         where = {"centre_mm": (1.0, 2, 3), "template_mm": (31.0, 2, 3), "box": ((1, 3),) * 3}
         return (suspects.Suspect("bright", 7.5, place="right, cortex", **where),)
 
@@ -324,7 +324,7 @@ def test_a_scan_without_ventricles_has_no_regions_by_distance(go, tmp_path, monk
     from bagau_bids.preprocessing import brain_map
 
     def nowhere(flair, *_):
-        return regions.Ventricles(np.zeros(flair.shape, bool), "template", None, None, ())
+        return regions.Ventricles(np.zeros(flair.data.shape, bool), "template", None, None, ())
 
     monkeypatch.setattr(brain_map, "find_ventricles", nowhere)
     go("sub-01")

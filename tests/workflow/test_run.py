@@ -466,7 +466,7 @@ def test_scan_without_the_t1w_that_the_network_needs_fails_alone(go, calls, tmp_
     assert [result.ok for result in results] == [False, True]
     assert "sub-01_FLAIR.nii.gz: no T1w beside this FLAIR" in results[0].reason
     assert calls.counts["t1w"] == calls.counts["segmentation"] == 1
-    assert calls.data["segmentation"].t1 is not None
+    assert "t1" in calls.data["segmentation"].channels
     record = tmp_path / "out" / "sub-02" / "anat" / "sub-02_desc-processing_record.json"
     step = json.loads(record.read_text())["steps"]["t1w"]
     assert (step["file"], step["notes"]) == ("sub-02_T1w.nii.gz", ["a note of sub-02_T1w.nii.gz"])

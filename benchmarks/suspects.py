@@ -135,7 +135,7 @@ def load(out: Path, stem: str) -> Case:
         ventricles=image("ventricle_mask") > 0,
         groups=groups,
         right=right,
-        to_template=fit_template(points, lattice),
+        to_template=fit_template(Image(points, lattice)),
         white_matter=white_matter_level(flair.data, brain, image("wm_atlas")),
     )
     dense = np.stack([resample(axis, lattice, shape, affine, cval=None) for axis in points])

@@ -105,25 +105,24 @@ class Suspect:
     box: tuple[tuple[int, int], ...]
 
 
-def fit_template(template_points: NDArray, points_affine: NDArray) -> NDArray[np.float64]:
+def fit_template(points: Image) -> NDArray[np.float64]:
     """Fit the affine map from a FLAIR to the template.
 
     Parameters
     ----------
-    template_points : (3, I, J, K) array
-        Place in the template, mm, of each point of a lattice over the FLAIR.
-    points_affine : (4, 4) array
-        Index of the lattice to the world of the FLAIR, mm.
+    points : Image
+        Place in the template, mm, of each point of a lattice over the FLAIR: (3, I, J, K), and
+        index of the lattice to the world of the FLAIR.
 
     Returns
     -------
     (4, 4) array
         World of the FLAIR to that of the template, mm: least squares over the points.
     """
-    index = np.indices(template_points.shape[1:]).reshape(3, -1)
+    index = np.indices(points.data.shape[1:]).reshape(3, -1)
     ones = np.ones((1, index.shape[1]))
-    world = points_affine @ np.vstack([index, ones])
-    fitted, *_ = np.linalg.lstsq(world.T, template_points.reshape(3, -1).T, rcond=None)
+    world = points.affine @ np.vstack([index, ones])
+    fitted, *_ = np.linalg.lstsq(world.T, points.data.reshape(3, -1).T, rcond=None)
     return np.vstack([fitted.T, [0, 0, 0, 1]])
 
 

@@ -84,7 +84,7 @@ def map_brain(
         ventricles=ventricles.mask,
         groups=groups,
         right=right,
-        to_template=suspects.fit_template(points, points_affine),
+        to_template=suspects.fit_template(Image(points, points_affine)),
         white_matter=suspects.white_matter_level(flair, tissue, wm_probseg),
     )
     return BrainMap(

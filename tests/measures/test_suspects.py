@@ -98,7 +98,7 @@ def test_the_fit_of_the_template_is_the_map_that_made_the_points():
     lattice = np.diag([6.0, 6, 6, 1])
     index = np.moveaxis(np.indices((5, 6, 7)), 0, -1)
     points = np.moveaxis(apply_affine(truth @ lattice, index), -1, 0)
-    np.testing.assert_allclose(suspects.fit_template(points, lattice), truth, atol=1e-9)
+    np.testing.assert_allclose(suspects.fit_template(Image(points, lattice)), truth, atol=1e-9)
 
 
 def test_figures_and_places_are_those_of_the_largest():

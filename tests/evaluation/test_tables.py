@@ -151,7 +151,7 @@ def test_sizes_that_no_case_has_are_not_made_up(results):
 
 
 def test_equal_volumes_have_no_correlation():
-    empty = case_scores(np.zeros((5, 5, 5)), np.zeros((5, 5, 5)), AFFINE)
+    empty = case_scores(Image(np.zeros((5, 5, 5)), AFFINE), np.zeros((5, 5, 5)))
     results = [CaseResult(str(n), empty, "", MaskPair(str(n), "t", "f")) for n in range(4)]
     summary = rows(results)
     assert summary.loc["dice", ["value", "ci_low", "ci_high"]].tolist() == [1, 1, 1]

@@ -361,4 +361,4 @@ def test_every_column_is_described_with_its_unit():
 
 def test_images_of_different_grids_are_refused():
     with pytest.raises(ValueError, match="one grid"):
-        lesions.volume_table(np.zeros((2, 2, 2)), AFFINE, np.zeros((2, 2, 3)))
+        lesions.volume_table(Image(np.zeros((2, 2, 2)), AFFINE), np.zeros((2, 2, 3)))

@@ -1,12 +1,14 @@
 """An experiment as its TOML file states it: systems, data, folds, recipe, printed numbers."""
 
-import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
+
+import msgspec
+from msgspec import structs
 
 from bagau_bids.errors import UsageError
 from bagau_bids.training.settings import ABLATIONS, ARCHITECTURES, INPUTS, TrainingSettings
@@ -14,11 +16,11 @@ from bagau_bids.training.settings import ABLATIONS, ARCHITECTURES, INPUTS, Train
 THRESHOLD, RATER = "threshold", "rater"  # systems without a network
 METRICS = ("dice", "avd", "recall", "f1")  # of the paper's tables, in percent
 CHECKPOINTS = ("best", "last")
-_OF_THE_SYSTEM = ("architecture", "inputs", "ablations", "seed")  # settings no recipe may hold
+# Settings that no recipe holds: they are the system's, or follow from the pool.
+_ELSEWHERE = ("architecture", "inputs", "ablations", "seed", "synthetic_fraction")
 
 
-@dataclass(frozen=True)
-class DataSource:
+class DataSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A data set that is named in the file and given a path on the command line.
 
     Attributes
@@ -39,14 +41,13 @@ class DataSource:
 
     name: str
     masks: str = "derivatives/manual"
-    exclude: tuple = ()
-    groups: tuple = ()
+    exclude: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
     balance: str = ""
-    where: dict = field(default_factory=dict)
+    where: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
-class FoldPlan:
+class FoldPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How people are divided: 10 parts and validation of one ninth of the rest are 8:1:1.
 
     Attributes
@@ -67,8 +68,7 @@ class FoldPlan:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class System:
+class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A row of the table.
 
     Attributes
@@ -93,10 +93,10 @@ class System:
     name: str
     label: str
     architecture: str
-    inputs: tuple = TrainingSettings.inputs
-    ablations: tuple = ()
-    seeds: tuple = (0,)
-    paper: dict = field(default_factory=dict)
+    inputs: tuple[str, ...] = TrainingSettings.inputs
+    ablations: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    paper: dict[str, float] = {}
     note: str = ""
 
     @property
@@ -105,8 +105,17 @@ class System:
         return self.architecture in ARCHITECTURES
 
 
-@dataclass(frozen=True)
-class Experiment:
+_Recipe = msgspec.defstruct(
+    "_Recipe",
+    [(f.name, f.type, f.default) for f in fields(TrainingSettings) if f.name not in _ELSEWHERE],
+    forbid_unknown_fields=True,
+)
+_WithRecipe = msgspec.defstruct(
+    "_WithRecipe", [("recipe", _Recipe, msgspec.field(default_factory=_Recipe))]
+)
+
+
+class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file.
 
     Attributes
@@ -132,14 +141,14 @@ class Experiment:
 
     title: str
     source: str
-    data: tuple[DataSource, ...]
-    systems: tuple[System, ...]
-    caveats: tuple = ()
-    plan: FoldPlan = FoldPlan()
-    recipe: dict = field(default_factory=dict)
+    data: tuple[DataSource, ...] = ()
+    systems: tuple[System, ...] = msgspec.field(default=(), name="system")
+    caveats: tuple[str, ...] = ()
+    plan: FoldPlan = msgspec.field(default=FoldPlan(), name="split")
+    recipe: dict[str, Any] = {}
     checkpoint: str = "best"
     validate_every: int = 500
-    changes: tuple = ()
+    changes: tuple[str, ...] = msgspec.field(default=(), name="--set")
 
     def settings(self, system: System, seed: int) -> TrainingSettings:
         """Put the settings of the training of one network together."""
@@ -184,16 +193,16 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
         ) from error
     for change in changes:
         _put(content, change)
-    where = str(path)
-    content["data"] = tuple(
-        _made(DataSource, d, f"{where}: data") for d in content.get("data", ())
-    )
-    content["systems"] = tuple(
-        _made(System, d, f"{where}: system") for d in content.pop("system", ())
-    )
-    content["plan"] = _made(FoldPlan, content.pop("split", {}), f"{where}: split")
-    experiment = replace(_made(Experiment, content, where), changes=tuple(changes))
-    _check(experiment, where)
+    try:
+        recipe = structs.asdict(structs.asdict(msgspec.convert(content, _WithRecipe))["recipe"])
+        given = {key: recipe[key] for key in content.get("recipe", {})}
+        content |= {"recipe": given, "--set": changes}
+        experiment = msgspec.convert(content, Experiment)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"{path}: {error}; expected an experiment such as those in the folder experiments"
+        ) from error
+    _check(experiment, str(path))
     return experiment
 
 
@@ -210,39 +219,6 @@ def _put(content: dict[str, Any], change: str) -> None:
     if not separator or not isinstance(table, dict):
         raise UsageError(f"--set {change}: expected KEY=VALUE such as recipe.steps=3")
     table[last] = parsed
-
-
-def _made(kind: type, table: Any, where: str) -> Any:
-    """Make a dataclass of a TOML table; refuse unknown keys, missing ones and wrong types."""
-    if not isinstance(table, dict):
-        raise UsageError(f"{where}: found {table!r}, expected a table")
-    known = {f.name: f for f in fields(kind) if f.name != "changes"}
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UsageError(
-                f"{where}: {key!r} is not known; expected some of {', '.join(known)}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-    values = {}
-    for name, described in known.items():
-        required = described.default is MISSING and described.default_factory is MISSING
-        if name not in table and required:
-            raise UsageError(f"{where}: {name!r} is missing")
-        if name in table:
-            values[name] = _typed(described.type, table[name], f"{where}: {name}")
-    return kind(**values)
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    wanted = get_origin(kind) or kind
-    if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if wanted is float and isinstance(value, int):
-        value = float(value)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise UsageError(f"{where}: found {value!r}, expected {wanted.__name__}")
-    return value
 
 
 def _check(experiment: Experiment, where: str) -> None:
@@ -264,19 +240,8 @@ def _check(experiment: Experiment, where: str) -> None:
         raise UsageError(
             f"{where}: checkpoint {experiment.checkpoint!r}; expected {' or '.join(CHECKPOINTS)}"
         )
-    _check_recipe(experiment.recipe, where)
     for system in experiment.systems:
         _check_system(system, f"{where}: system {system.name}")
-
-
-def _check_recipe(recipe: dict[str, Any], where: str) -> None:
-    defaults: Mapping[str, Any] = vars(TrainingSettings())
-    for key, value in recipe.items():
-        if key not in defaults or key in (*_OF_THE_SYSTEM, "synthetic_fraction"):
-            allowed = [n for n in defaults if n not in (*_OF_THE_SYSTEM, "synthetic_fraction")]
-            raise UsageError(f"{where}: recipe: {key!r}; expected some of {', '.join(allowed)}")
-        kind = int if key == "steps" else type(defaults[key])
-        recipe[key] = _typed(kind, value, f"{where}: recipe: {key}")
 
 
 def _check_system(system: System, where: str) -> None:

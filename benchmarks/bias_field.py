@@ -20,7 +20,7 @@ from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template, find_template
-from bagau_bids.spaces import reorient, voxel_sizes
+from bagau_bids.spaces import Image, reorient, voxel_sizes
 
 PHANTOMS = (("seg_01", 6, 0), ("seg_05", 3, 1), ("seg_09", 6, 2), ("seg_17", 1, 3))
 FIELD_MM = 80.0  # distance between the nodes of the fields that are laid over the phantoms
@@ -140,7 +140,7 @@ def measure(path: Path, template: Template | None) -> None:
         )
         normal = around > 3
     if template:
-        result = register_template(corrected, scan.affine, mask, template)
+        result = register_template(Image(corrected, scan.affine), mask, template)
         white = mask & normal & (result.wm_probseg > 0.9)
         before, after = robust_variation(scan.data[white]), robust_variation(corrected[white])
         words.append(f"variation of white matter {before:.3f} -> {after:.3f}")

@@ -217,13 +217,10 @@ def prepared(path: Path, kept: Path, template: Template) -> Case:
 
 def prepare(path: Path, template: Template) -> Case:
     """Run a scan up to its registration."""
-    scan = conform(path) if "FLAIR" in path.name else None
-    data, affine = (scan.data, scan.affine) if scan else paint(path)
-    made = preprocess(data, affine, template)
-    found = made.registration
-    return Case(
-        made.corrected, affine, made.brain.mask, found.transform, found.used.mutual_information
-    )
+    scan = conform(path) if "FLAIR" in path.name else Image(*paint(path))
+    made = preprocess(scan, template)
+    transform, used = made.registration.transform, made.registration.used
+    return Case(made.corrected, scan.affine, made.brain.mask, transform, used.mutual_information)
 
 
 def paint(path: Path) -> tuple[NDArray, NDArray]:

@@ -25,6 +25,7 @@ from bagau_bids.preprocessing.registration import (
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import FILE_NAME, GROUPS
 from bagau_bids.preprocessing.transforms import forward_field, inverse_field, sample
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.labels import Head, load_head
 
 TEMPLATE = "ICBM152NLin2009aSym"
@@ -68,7 +69,7 @@ def paint(head: Head) -> NDArray[np.float32]:
 
 def register(head: Head, template: Template) -> Registration:
     """Register the template to a painted head, its brain mask the inside of the skull."""
-    return register_template(paint(head), head.affine, head.brain.numpy(), template)
+    return register_template(Image(paint(head), head.affine), head.brain.numpy(), template)
 
 
 def average(

@@ -58,7 +58,7 @@ def measure(
     head = replace(head, wm_atlas=np.isin(head.labels, VENTRICLES).astype(np.float32))
     scan = synthesise(head, seed, make_settings(spacing))
     true = scan.wm_atlas > 0.5
-    made = preprocess(scan.flair, scan.affine, template)
+    made = preprocess(Image(scan.flair, scan.affine), template)
     brain, flair, result = made.brain.mask, made.corrected, made.registration
     points, lattice = lattice_field(result.transform, flair.shape, scan.affine)
     groups, right = carry_regions(

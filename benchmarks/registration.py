@@ -20,7 +20,7 @@ from scipy import ndimage
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.registration import METHODS, register_template
 from bagau_bids.preprocessing.template import Template, find_template
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 from bagau_bids.synthesis.engine import SynthesisSettings, SyntheticScan, synthesise
 from bagau_bids.synthesis.labels import load_head
 
@@ -69,7 +69,7 @@ def measure(
         mask = perturbed(scan.brain_mask, scan.affine, np.random.default_rng(args.seed))
     start = time.perf_counter()
     result = register_template(
-        scan.flair, scan.affine, mask, template, method=args.method, threads=args.threads
+        Image(scan.flair, scan.affine), mask, template, method=args.method, threads=args.threads
     )
     seconds = time.perf_counter() - start
     found, true = result.wm_probseg > 0.5, scan.wm_true > 0.5

@@ -313,7 +313,7 @@ def _preprocess(labelled: LabelledScan, template: "Template", registration: str)
 
     scan = conform(labelled.scan.path)
     reference = read_reference(labelled.mask_path, labelled.scan.path)
-    made = preprocess(scan.data, scan.affine, template, method=registration)
+    made = preprocess(scan, template, method=registration)
     mask, wm_probseg = made.brain.mask, made.registration.wm_probseg
     inputs = network_input(made.corrected, scan.affine, mask, wm_probseg)
     require_white_matter(wm_probseg, mask)

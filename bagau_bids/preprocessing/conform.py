@@ -13,6 +13,7 @@ from bagau_bids.bids.annex import broken_link
 from bagau_bids.errors import InputImageError
 from bagau_bids.preprocessing.intensities import refuse_wrapped, repair_extremes
 from bagau_bids.spaces import (
+    Image,
     grid_distance_mm,
     orthonormal_affine,
     reorient,
@@ -71,7 +72,7 @@ class StoredVolume:
 
 
 @dataclass(frozen=True)
-class Conformed:
+class Conformed(Image):
     """A scan ready for processing.
 
     Attributes
@@ -86,8 +87,6 @@ class Conformed:
         Where the voxel axes of the file run to, e.g. ``LPS``.
     """
 
-    data: NDArray[np.float32]
-    affine: NDArray[np.float64]
     notes: tuple[str, ...]
     stored_axes: str
 

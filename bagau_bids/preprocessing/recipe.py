@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bagau_bids.preprocessing import bias_field, brain_mask, registration
 from bagau_bids.preprocessing.template import Template
+from bagau_bids.spaces import Image
 
 # Raised with every change of a result, from reading the FLAIR to the tensors of the network:
 # what is kept of earlier runs and for trainings is then made anew.
@@ -34,21 +35,13 @@ class Preprocessed:
     registration: registration.Registration
 
 
-def preprocess(
-    flair: NDArray[np.float32],
-    affine: NDArray[np.float64],
-    template: Template,
-    *,
-    method: str = "robust",
-) -> Preprocessed:
+def preprocess(flair: Image, template: Template, *, method: str = "robust") -> Preprocessed:
     """Outline the brain, take the bias field off, and register the template.
 
     Parameters
     ----------
-    flair : (X, Y, Z) float32 array
+    flair : Image
         As :func:`bagau_bids.preprocessing.conform.conform` reads it.
-    affine : (4, 4) array
-        Voxel to world, mm, RAS+.
     template, method
         As for :func:`bagau_bids.preprocessing.registration.register_template`.
 
@@ -57,9 +50,9 @@ def preprocess(
     ProcessingError
         If a part finds nothing that it could work with; the message says which and why.
     """
-    brain = brain_mask.brain_mask(flair, affine)
-    corrected = bias_field.correct_bias_field(flair, affine, brain.mask)
+    brain = brain_mask.brain_mask(flair.data, flair.affine)
+    corrected = bias_field.correct_bias_field(flair.data, flair.affine, brain.mask)
     registered = registration.register_template(
-        corrected, affine, brain.mask, template, method=method
+        Image(corrected, flair.affine), brain.mask, template, method=method
     )
     return Preprocessed(brain, corrected, registered)

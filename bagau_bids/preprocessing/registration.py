@@ -119,8 +119,7 @@ class _TemplateImages:
 
 
 def register_template(
-    flair: npt.NDArray[np.floating[Any]],
-    affine: Array,
+    flair: Image,
     brain_mask: npt.NDArray[np.bool_],
     template: Template,
     *,
@@ -134,12 +133,10 @@ def register_template(
     Parameters
     ----------
     flair
-        (X, Y, Z), bias corrected; values outside the brain do not matter.
-    affine
-        (4, 4) voxel to world, mm, RAS+. Directions that are not quite orthogonal are repaired
-        on the grid that elastix sees; points keep their true place.
+        Bias corrected; values outside the brain do not matter. Directions that are not quite
+        orthogonal are repaired on the grid that elastix sees; points keep their true place.
     brain_mask
-        (X, Y, Z).
+        (X, Y, Z) of `flair`.
     template
         Files on one grid.
     method
@@ -149,8 +146,8 @@ def register_template(
     threads
         Number of threads of elastix.
     excluded
-        (X, Y, Z), known lesions: they stay in the brain, and out of every comparison of
-        intensities.
+        (X, Y, Z) of `flair`, known lesions: they stay in the brain, and out of every comparison
+        of intensities.
 
     Returns
     -------
@@ -162,12 +159,12 @@ def register_template(
         When the head lies in another direction than the header says, elastix fails from every
         start, or no attempt overlaps the brain.
     InputImageError
-        When the directions of `affine` are too far from orthogonal.
+        When the directions of the grid are too far from orthogonal.
     """
     if not brain_mask.any():
         raise ProcessingError("the brain mask is empty; registration needs a brain to align")
     images = _load_template(template)
-    fixed = _fixed(flair, affine, brain_mask, excluded)
+    fixed = _fixed(flair, brain_mask, excluded)
     direction = head_direction(fixed.image, fixed.brain, images.t1w, images.brain_mask)
     _refuse_turned(direction, float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000)
     stages = load_parameters(method)
@@ -188,7 +185,7 @@ def register_template(
             f"attempts is {used.overlap:.2f}, expected at least {FAILED_OVERLAP} ({tried}); "
             "look at the brain mask and the orientation of the image"
         )
-    points = forward_field(transforms[best], flair.shape, affine)
+    points = forward_field(transforms[best], flair.data.shape, flair.affine)
     wm, t1w = (sample(it.data, it.affine, points) for it in (images.wm_probseg, images.t1w))
     return Registration(
         wm_probseg=np.clip(wm, 0, 1),
@@ -249,29 +246,25 @@ def _load_template(template: Template) -> _TemplateImages:
 
 
 def _fixed(
-    flair: npt.NDArray[np.floating[Any]],
-    affine: Array,
-    brain_mask: npt.NDArray[np.bool_],
-    excluded: npt.NDArray[np.bool_] | None,
+    flair: Image, brain_mask: npt.NDArray[np.bool_], excluded: npt.NDArray[np.bool_] | None
 ) -> _Fixed:
     """Bring FLAIR, brain mask and known lesions onto elastix's grid; nearby voxels count too."""
     if excluded is None or not excluded.any():
-        image, brain = brain_image(flair, affine, brain_mask)
+        image, brain = brain_image(flair, brain_mask)
         return _Fixed(image, brain, np.zeros_like(brain))
     if not (brain_mask & ~excluded).any():
         raise ProcessingError(
             "the mask of known lesions covers the whole brain mask; registration needs healthy "
             "brain to align: look at both masks"
         )
-    image, brain = brain_image(flair, affine, brain_mask, brain_mask & ~excluded)
-    blurred = smooth(excluded.astype(np.float32), affine)
-    touched = resample(blurred, affine, image.data.shape, image.affine) > EXCLUDED_SHARE
+    image, brain = brain_image(flair, brain_mask, brain_mask & ~excluded)
+    blurred = smooth(excluded.astype(np.float32), flair.affine)
+    touched = resample(blurred, flair.affine, image.data.shape, image.affine) > EXCLUDED_SHARE
     return _Fixed(image, brain, touched)
 
 
 def brain_image(
-    flair: npt.NDArray[np.floating[Any]],
-    affine: Array,
+    flair: Image,
     brain_mask: npt.NDArray[np.bool_],
     healthy: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Image, npt.NDArray[np.bool_]]:
@@ -280,9 +273,10 @@ def brain_image(
     Intensities are clipped, scaled to 1 at the clipping percentile (of the healthy part of the
     brain mask, where that is given), and zero outside the dilated brain mask.
     """
-    shape, grid = isotropic_grid(flair.shape, orthonormal_affine(affine), FIXED_SPACING_MM)
+    data, affine = flair.data, flair.affine
+    shape, grid = isotropic_grid(data.shape, orthonormal_affine(affine), FIXED_SPACING_MM)
     counted = brain_mask if healthy is None else healthy
-    clipped = np.clip(flair, 0, np.percentile(flair[counted], CLIP_PERCENTILE))
+    clipped = np.clip(data, 0, np.percentile(data[counted], CLIP_PERCENTILE))
     image = resample(smooth(clipped, affine), affine, shape, grid)
     mask = resample(brain_mask.astype(np.float32), affine, shape, grid) > 0.5
     distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)

@@ -68,8 +68,8 @@ def align_sessions(
                 f"not fit its FLAIR of shape {image.data.shape}; process the scan again"
             )
     start = start_from_template(before, after)
-    fixed, fixed_mask = brain_image(before[0].data, before[0].affine, before[1])
-    moving, _ = brain_image(after[0].data, after[0].affine, after[1])
+    fixed, fixed_mask = brain_image(before[0], before[1])
+    moving, _ = brain_image(after[0], after[1])
     stages = [rigid_parameters() | SESSION_SEARCH]
     maps = run_elastix(fixed, moving, fixed_mask, stages, start, threads=threads)
     matrix = np.asarray(from_elastix(start, maps).affine, dtype=np.float64)

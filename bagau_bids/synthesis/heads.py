@@ -24,7 +24,7 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import forward_field, sample
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 from bagau_bids.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -196,7 +196,7 @@ def prepare_head(
         np.float32,
     )
     plain = ndimage.gaussian_filter(contrast[head.classes.numpy()], 0.7)
-    registration = register_template(plain, head.affine, brain, template, threads=threads)
+    registration = register_template(Image(plain, head.affine), brain, template, threads=threads)
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
     box_affine = head.affine.copy()
     box_affine[:3, 3] += head.affine[:3, :3] @ [axis.start for axis in box]

@@ -21,7 +21,7 @@ from bagau_bids.bids.records import (
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
-from bagau_bids.spaces import reorient, same_grid
+from bagau_bids.spaces import Image, reorient, same_grid
 from bagau_bids.workflow.step import (
     Step,
     StepInputSpec,
@@ -266,8 +266,7 @@ class Registration(Step):
             brain_mask=Path(self.inputs.template_brain_mask),
         )
         result = register_template(
-            flair,
-            affine,
+            Image(flair, affine),
             mask,
             template,
             method=self.inputs.method,

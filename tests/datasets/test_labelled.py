@@ -175,8 +175,8 @@ def quick_steps(monkeypatch):
     def correct_bias_field(flair, affine, mask):
         return (flair * np.linspace(0.9, 1.1, flair.shape[0])[:, None, None]).astype(np.float32)
 
-    def register_template(flair, affine, mask, template, *, method):
-        return type("Registered", (), {"wm_probseg": (mask * flair / 200).astype(np.float32)})
+    def register_template(flair, mask, template, *, method):
+        return type("Registered", (), {"wm_probseg": (mask * flair.data / 200).astype(np.float32)})
 
     base = "bagau_bids.preprocessing"
     monkeypatch.setattr(f"{base}.brain_mask.brain_mask", brain_mask)

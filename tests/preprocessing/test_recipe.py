@@ -36,7 +36,7 @@ def results(folder):
     )
     template = find_template("ICBM152NLin2009aSym", None, offline=True, cache_dir=folder)
     scan = conform(folder / "bids" / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz")
-    made = preprocess(scan.data, scan.affine, template, method="sloppy")
+    made = preprocess(scan, template, method="sloppy")
     brain, wm_probseg = made.brain.mask, made.registration.wm_probseg
     inputs = network_input(made.corrected, scan.affine, brain, wm_probseg)
     return {

@@ -106,7 +106,8 @@ def dice(first, second):
 def result(template):
     """One registration of an oblique scan, shared by the tests that look at it."""
     flair, affine, brain, white = make_scan(rotation(0, -8) @ rotation(2, 5))
-    return register_template(flair, affine, brain, template, method="sloppy"), affine, brain, white
+    found = register_template(Image(flair, affine), brain, template, method="sloppy")
+    return found, affine, brain, white
 
 
 def test_white_matter_lands_on_white_matter(result):
@@ -160,7 +161,7 @@ def test_the_same_seed_gives_the_same_bits_and_storage_order_does_not_matter(res
     """The same head from its mirrored and turned storage: same map, voxel by voxel."""
     found, affine, brain, _ = result
     flair, *_ = make_scan(rotation(0, -8) @ rotation(2, 5))
-    again = register_template(flair, affine, brain, template, method="sloppy")
+    again = register_template(Image(flair, affine), brain, template, method="sloppy")
     np.testing.assert_array_equal(again.wm_probseg, found.wm_probseg)
     assert again.attempts == found.attempts
 
@@ -170,13 +171,14 @@ def test_another_storage_of_the_head_gives_the_same_alignment(result, template):
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
     flip[:2, 3] = np.asarray(flair.shape[:2]) - 1
     stored = [array[::-1, ::-1] for array in (flair, brain, white)]
-    found = register_template(stored[0], affine @ flip, stored[1], template, method="sloppy")
+    turned = Image(stored[0], affine @ flip)
+    found = register_template(turned, stored[1], template, method="sloppy")
     assert dice(found.wm_probseg > 0.5, stored[2]) > 0.85
 
 
 def test_a_rotation_beyond_elastix_is_found_by_the_search(template):
     flair, affine, brain, _ = make_scan(rotation(0, 0))
-    fixed, _ = registration.brain_image(flair, affine, brain)
+    fixed, _ = registration.brain_image(Image(flair, affine), brain)
     image, mask = nib.load(template.t1w), nib.load(template.brain_mask)
     moving = Image(
         image.get_fdata(dtype=np.float32) * mask.get_fdata(dtype=np.float32), image.affine
@@ -206,7 +208,7 @@ def ladder(monkeypatch, template):
 
         monkeypatch.setattr(registration, "_attempt", attempt)
         flair, affine, brain, _ = make_scan(np.eye(3))
-        return register_template(flair, affine, brain, template)
+        return register_template(Image(flair, affine), brain, template)
 
     return run
 
@@ -270,7 +272,7 @@ def test_a_folded_bspline_is_dropped_for_its_affine(monkeypatch, template):
     }
     monkeypatch.setattr(registration, "run_elastix", lambda *_, **__: [affine_stage(), wild])
     flair, affine, brain, _ = make_scan(np.eye(3))
-    found = register_template(flair, affine, brain, template)
+    found = register_template(Image(flair, affine), brain, template)
     assert found.used.stage == "affine"
     assert "folds" in found.used.note
     assert len(found.attempts) > 1
@@ -317,15 +319,16 @@ def test_each_reason_to_drop_a_bspline(change, reason):
 def test_an_empty_brain_mask_is_refused(template):
     flair, affine, brain, _ = make_scan(np.eye(3))
     with pytest.raises(ProcessingError, match="brain mask is empty"):
-        register_template(flair, affine, brain & False, template)
+        register_template(Image(flair, affine), brain & False, template)
 
 
 def test_template_files_on_different_grids_are_refused(template, tmp_path):
     other = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.float32), np.eye(4)), other)
     flair, affine, brain, _ = make_scan(np.eye(3))
+    mixed = dataclasses.replace(template, brain_mask=other)
     with pytest.raises(ProcessingError, match="expected one grid"):
-        register_template(flair, affine, brain, dataclasses.replace(template, brain_mask=other))
+        register_template(Image(flair, affine), brain, mixed)
 
 
 # ---- known lesions ----
@@ -348,8 +351,8 @@ def test_known_lesions_are_left_out_where_they_lie(turn, flip):
     flair, brain, known = (
         image[:: flip[0], :: flip[1], :: flip[2]] for image in (flair, brain, known)
     )
-    plain = registration._fixed(flair, affine, brain, None)
-    found = registration._fixed(np.where(known, 400, flair), affine, brain, known)
+    plain = registration._fixed(Image(flair, affine), brain, None)
+    found = registration._fixed(Image(np.where(known, 400, flair), affine), brain, known)
     points = world_grid(found.brain.shape, found.image.affine)
     core, around = (ellipsoid(points, TUMOUR[0], np.add(TUMOUR[1], more)) for more in (-4, 6))
     assert core.sum() > 1000
@@ -376,7 +379,7 @@ def test_known_lesions_are_compared_with_nothing(monkeypatch, template):
 
     def information(value, excluded):
         image = np.where(known, value, flair)
-        return register_template(image, affine, brain, template, excluded=excluded).used
+        return register_template(Image(image, affine), brain, template, excluded=excluded).used
 
     aside, believed = (
         [information(value, excluded).mutual_information for value in (0, 110)]
@@ -384,7 +387,7 @@ def test_known_lesions_are_compared_with_nothing(monkeypatch, template):
     )
     assert abs(aside[0] - aside[1]) < 0.004  # images are blurred, so the rim still differs
     assert abs(believed[0] - believed[1]) > 0.012
-    excluded = registration._fixed(flair, affine, brain, known).excluded
+    excluded = registration._fixed(Image(flair, affine), brain, known).excluded
     np.testing.assert_array_equal(seen[0], seen[-1] & ~excluded)
 
 
@@ -395,7 +398,7 @@ def test_the_search_looks_at_no_known_lesion(template):
     moving = Image(image.get_fdata(dtype=np.float32), image.affine)
     starts = []
     for value in (0, 120):
-        fixed = registration._fixed(np.where(known, value, flair), affine, brain, known)
+        fixed = registration._fixed(Image(np.where(known, value, flair), affine), brain, known)
         excluded = ndimage.binary_dilation(fixed.excluded, iterations=4)  # the search blurs
         centre = np.array([15.0, -20.0, 30.0])
         starts.append(search_start(fixed.image, moving, centre, np.zeros(3), excluded))
@@ -405,7 +408,7 @@ def test_the_search_looks_at_no_known_lesion(template):
 def test_known_lesions_that_leave_no_brain_are_an_error(template):
     flair, affine, brain, _ = make_scan(np.eye(3))
     with pytest.raises(ProcessingError, match="covers the whole brain mask; registration needs"):
-        register_template(flair, affine, brain, template, excluded=brain)
+        register_template(Image(flair, affine), brain, template, excluded=brain)
 
 
 # ---- the child process ----

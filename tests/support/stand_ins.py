@@ -37,24 +37,22 @@ def correct_bias_field(flair, affine, mask):
     return (flair * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
 
 
-def register_template(
-    flair, affine, brain_mask, template, *, method, seed, threads, excluded=None
-):
+def register_template(flair, brain_mask, template, *, method, seed, threads, excluded=None):
     """A shift by more than a voxel and a little turn.
 
     What it says of itself is the brightness of what is compared.
     """
     compared = brain_mask if excluded is None else brain_mask & ~excluded
-    information = float(flair[compared].mean()) / 250
+    information = float(flair.data[compared].mean()) / 250
     parts = (template.t1w, template.wm_probseg, template.brain_mask)
     t1w, white_matter, outline = (float(np.asarray(nib.load(p).dataobj).max()) for p in parts)
     matrix = np.eye(4)
-    matrix[0, 1], matrix[1, 0] = affine[:2, 3] / 10_000
+    matrix[0, 1], matrix[1, 0] = flair.affine[:2, 3] / 10_000
     matrix[:3, 3] = 13 + seed / 10, -9 - len(method) / 10, 4 + threads / 10
     attempt = Attempt("centre of gravity", "bspline", 0.95, information, 0.5, 2.0)
     return Registration(
-        wm_probseg=np.where(brain_mask, white_matter - flair / 5000, 0).astype(np.float32),
-        t1w=np.where(brain_mask, t1w * outline - flair / 50, 0).astype(np.float32),
+        wm_probseg=np.where(brain_mask, white_matter - flair.data / 5000, 0).astype(np.float32),
+        t1w=np.where(brain_mask, t1w * outline - flair.data / 50, 0).astype(np.float32),
         transform=TemplateTransform(matrix),
         method=method,
         used=attempt,

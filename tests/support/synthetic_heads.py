@@ -101,9 +101,9 @@ def register_nothing(monkeypatch):
     """Say that every head lies in the template's space; return the calls, one entry each."""
     calls = []
 
-    def register_template(flair, affine, brain_mask, template, *, threads):
-        calls.append(flair.shape)
-        white = (np.abs(flair - 1.0) < 0.1).astype(np.float32)
+    def register_template(flair, brain_mask, template, *, threads):
+        calls.append(flair.data.shape)
+        white = (np.abs(flair.data - 1.0) < 0.1).astype(np.float32)
         used = Attempt("fake", "affine")
         transform = TemplateTransform(np.eye(4))
         return Registration(white, white, transform, "robust", used, (used,), ())

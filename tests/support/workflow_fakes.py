@@ -136,7 +136,7 @@ def _fake_steps(calls):
         return stand_ins.correct_bias_field(flair, affine, mask)
 
     def register_template(flair, *others, **options):
-        calls.note("registration", flair)
+        calls.note("registration", flair.data)
         calls.note("known lesions out of the registration", options["excluded"])
         return stand_ins.register_template(flair, *others, **options)
 

@@ -62,12 +62,12 @@ def spy(monkeypatch):
         return (flair * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
 
     def register_template(
-        flair, affine, brain_mask, template, *, method, seed=0, threads=1, excluded=None
+        flair, brain_mask, template, *, method, seed=0, threads=1, excluded=None
     ):
         left = brain_mask if excluded is None else brain_mask & ~excluded
         return Registration(
-            wm_probseg=(left * flair / 200).astype(np.float32),
-            t1w=flair,
+            wm_probseg=(left * flair.data / 200).astype(np.float32),
+            t1w=flair.data,
             transform=TemplateTransform(np.eye(4)),
             method=method,
             used=(attempt := Attempt("centre of gravity", "bspline", 0.95, 0.4, 0.5, 2.0)),

@@ -25,7 +25,7 @@ from workflow_fakes import (
 
 from bagau_bids.network.slices import add_t1, network_input
 from bagau_bids.preprocessing.transforms import read_itk_forward
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 TEMPLATE = "MNI152NLin2009cSym"
 OPTIONS = {
@@ -91,7 +91,7 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     corrected = stand_ins.correct_bias_field(flair, affine, brain.mask & ~known)
     elastix = {"seed": 7, "threads": 3}
     found = stand_ins.register_template(
-        corrected, affine, brain.mask, template, method="paper", excluded=known, **elastix
+        Image(corrected, affine), brain.mask, template, method="paper", excluded=known, **elastix
     )
     t1w = stand_ins.t1w_on_flair(anat / "sub-01_T1w.nii.gz", flair, affine, brain.mask, **elastix)
     np.testing.assert_array_equal(stored(folder, "space-orig_label-brain_mask"), brain.mask)

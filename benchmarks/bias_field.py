@@ -120,7 +120,7 @@ def smooth_field(brain: NDArray, sizes_mm: NDArray, rng: np.random.Generator) ->
 def measure(path: Path, template: Template | None) -> None:
     """Print time and effect on one real scan."""
     scan = conform(path)
-    mask = brain_mask(scan.data, scan.affine).mask
+    mask = brain_mask(scan).mask
     started = time.process_time()
     field = estimate_bias_field(scan.data, scan.affine, mask)
     seconds = time.process_time() - started

@@ -50,7 +50,7 @@ from bagau_bids.preprocessing.template_regions import (
     load_template_regions,
 )
 from bagau_bids.preprocessing.transforms import lattice_field, read_itk_forward
-from bagau_bids.spaces import reorient, same_grid, voxel_sizes
+from bagau_bids.spaces import Image, reorient, same_grid, voxel_sizes
 
 MARGIN_MM = 2.0  # as bidsgate's --fp-margin
 FOUND_SHARE = 0.1
@@ -187,8 +187,8 @@ def pair(scan: Any, bids: Path, pairs: Path) -> None:
         copy_file(t1w, place)
     else:
         flair = conform(scan.path)
-        mask = brain_mask(flair.data, flair.affine).mask
-        found = t1w_on_flair(t1w, flair.data, flair.affine, mask, threads=2)
+        mask = brain_mask(flair).mask
+        found = t1w_on_flair(t1w, flair, mask, threads=2)
         place.parent.mkdir(parents=True, exist_ok=True)
         to_source(np.maximum(found.data, 0), source, np.float32).to_filename(place)
     copy_file(scan.path, target / f"{scan.stem}_FLAIR.nii.gz")
@@ -234,7 +234,7 @@ def judge_scan(
             continue
         flair, affine, brain, white = _inputs(folder / state, stem)
         require_white_matter(white, brain > 0)
-        inputs = network_input(flair, affine, brain > 0, white)
+        inputs = network_input(Image(flair, affine), brain > 0, white)
         found = segment(networks, inputs, brain > 0, tta=tta)
         source = nib.load(_file(folder / state, stem, "preproc_flair"))
         path.parent.mkdir(parents=True, exist_ok=True)

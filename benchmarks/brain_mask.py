@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bagau_bids.network.cards import find_weights
 from bagau_bids.network.weights import load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 from bagau_bids.synthesis.labels import load_head
 from bagau_bids.training.brain_mask import dice_at_half, held_out_pairs
 
@@ -64,7 +64,7 @@ def measure(
     image = nib.as_closest_canonical(nib.load(path))
     flair = image.get_fdata(dtype=np.float32)
     start = time.perf_counter()
-    result = brain_mask(flair, image.affine, predict)
+    result = brain_mask(Image(flair, image.affine), predict)
     seconds = time.perf_counter() - start
     volume_ml = result.mask.sum() * voxel_sizes(image.affine).prod() / 1000
     name = path.name.removesuffix("_FLAIR.nii.gz")

@@ -255,7 +255,7 @@ def figures(case: Case, template: Template, network: LoadedNetwork) -> Figures:
     groups, _ = carry_regions(regions, points, lattice, shape, affine)
     inside = groups > 0
     require_white_matter(wm, brain)
-    inputs = network_input(case.flair, affine, brain, wm)
+    inputs = network_input(Image(case.flair, affine), brain, wm)
     found = segment([network], inputs, brain, device="cpu", batch_size=8)
     registered = Registered(
         overlap=float(2 * (inside & brain).sum() / (inside.sum() + brain.sum())),

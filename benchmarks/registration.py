@@ -64,7 +64,7 @@ def measure(
 ) -> tuple[float, float]:
     """Register one scan, print its line, return Dice and seconds."""
     if args.brain_mask == "network":
-        mask = brain_mask(scan.flair, scan.affine).mask
+        mask = brain_mask(Image(scan.flair, scan.affine)).mask
     else:
         mask = perturbed(scan.brain_mask, scan.affine, np.random.default_rng(args.seed))
     start = time.perf_counter()

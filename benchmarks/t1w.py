@@ -77,7 +77,7 @@ def main() -> None:
             print(f"{scan.stem}: no T1w")
             continue
         flair, t1w = conform(scan.path), conform(path)
-        mask = brain_mask(flair.data, flair.affine).mask
+        mask = brain_mask(flair).mask
         volumes = Image(flair.data, flair.affine), Image(t1w.data, t1w.affine)
         moves = MOVES if args.moved else {"as it is": ((0, 0, 0), (0, 0, 0))}
         for name, (degrees, shift_mm) in moves.items():

@@ -27,6 +27,7 @@ from bagau_bids.network.slices import network_input, require_white_matter
 from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.template import find_template
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.engine import synthesise
 from bagau_bids.synthesis.heads import load_training_heads, pool_settings
 
@@ -74,9 +75,9 @@ def report_empty_heads(networks: Sequence[LoadedNetwork], folder: Path, *, tta: 
         scan = synthesise(head, SEED + number, settings)
         assert not scan.wmh_mask.any()
         assert scan.wm_atlas is not None
-        mask = brain_mask(scan.flair, scan.affine).mask
+        mask = brain_mask(Image(scan.flair, scan.affine)).mask
         require_white_matter(scan.wm_atlas, mask)
-        inputs = network_input(scan.flair, scan.affine, mask, scan.wm_atlas)
+        inputs = network_input(Image(scan.flair, scan.affine), mask, scan.wm_atlas)
         found = segment(networks, inputs, mask, tta=tta)
         voxel_ml = voxel_volume_mm3(scan.affine) / 1000
         volumes.append(float((found.probability >= 0.5).sum()) * voxel_ml)

@@ -24,6 +24,7 @@ from bagau_bids.network.slices import (
     require_white_matter,
 )
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
+from bagau_bids.spaces import Image
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
@@ -280,7 +281,7 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
     of_t1 = cached.with_name(f"{scan.name}_t1_{digest[:16]}.npz")
     if not of_t1.is_file():
         flair = conform(labelled.scan.path)
-        t1 = t1w_on_flair(t1w, flair.data, flair.affine, scan.brain_mask)
+        t1 = t1w_on_flair(t1w, flair, scan.brain_mask)
         with threadpool_limits(1, user_api="blas"):
             inputs = add_t1(scan.inputs, t1.data, scan.affine, scan.brain_mask)
         _save_arrays(
@@ -315,7 +316,7 @@ def _preprocess(labelled: LabelledScan, template: "Template", registration: str)
     reference = read_reference(labelled.mask_path, labelled.scan.path)
     made = preprocess(scan, template, method=registration)
     mask, wm_probseg = made.brain.mask, made.registration.wm_probseg
-    inputs = network_input(made.corrected, scan.affine, mask, wm_probseg)
+    inputs = network_input(Image(made.corrected, scan.affine), mask, wm_probseg)
     require_white_matter(wm_probseg, mask)
     plane = asdict(inputs.plane)
     return {

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 
 PLANE_SIZE = 200  # pixels of 1 mm
 LARGEST_PLANE_SIZE = 256  # a brain mask beyond this is not one of a human brain
@@ -89,8 +89,7 @@ class NetworkInput:
 
 
 def network_input(
-    flair: FloatArray,
-    affine: ArrayLike,
+    flair: Image,
     brain_mask: BoolArray,
     wm_probseg: FloatArray,
     excluded: BoolArray | None = None,
@@ -99,10 +98,8 @@ def network_input(
 
     Parameters
     ----------
-    flair : (X, Y, Z) float array
+    flair : Image
         FLAIR corrected for the bias field, voxels in RAS order.
-    affine : (4, 4) array-like
-        Voxel coordinates to world millimetres (RAS+).
     brain_mask : (X, Y, Z) bool array
     wm_probseg : (X, Y, Z) float array
         White-matter probability map of the template, warped onto the FLAIR's grid.
@@ -120,14 +117,14 @@ def network_input(
         constant inside it.
     """
     for name, other in (("brain mask", brain_mask), ("white-matter map", wm_probseg)):
-        if other.shape != flair.shape:
-            raise ValueError(f"{name} {other.shape} and FLAIR {flair.shape} differ in shape")
+        if other.shape != flair.data.shape:
+            raise ValueError(f"{name} {other.shape} and FLAIR {flair.data.shape} differ in shape")
     mask = np.asarray(brain_mask, dtype=bool)
-    plane, notes = place_plane(mask, affine)
+    plane, notes = place_plane(mask, flair.affine)
     brain = to_slices(mask, plane) >= 0.5
-    thickness_mm = float(voxel_sizes(affine)[2])
+    thickness_mm = float(voxel_sizes(flair.affine)[2])
     counted = mask if excluded is None else mask & ~np.asarray(excluded, dtype=bool)
-    z_scored = normalise_flair(average_thin_slices(flair, thickness_mm), counted)
+    z_scored = normalise_flair(average_thin_slices(flair.data, thickness_mm), counted)
     atlas = to_slices(average_thin_slices(wm_probseg, thickness_mm), plane)
     return NetworkInput(
         {

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
+from bagau_bids.spaces import Image, isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 4.0
 ITERATIONS = (30, 30, 20)  # one number a level; the control points are doubled between levels
@@ -25,8 +25,7 @@ BRIGHT_PERCENTILE = 97.0  # lesions above it are clipped, or they would be taken
 
 
 def correct_bias_field(
-    flair: NDArray,
-    affine: ArrayLike,
+    flair: Image,
     mask: NDArray[np.bool_],
     *,
     grid_mm: float = GRID_MM,
@@ -36,11 +35,9 @@ def correct_bias_field(
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Intensities. Where some in the mask are negative (the image was normalised by other
         software), the lowest of them counts as zero intensity and is subtracted.
-    affine : (4, 4) array
-        Voxel to world, mm.
     mask : (X, Y, Z) array of bool
         Brain.
     grid_mm, iterations
@@ -56,8 +53,10 @@ def correct_bias_field(
     ProcessingError
         As `estimate_bias_field`.
     """
-    field = estimate_bias_field(flair, affine, mask, grid_mm=grid_mm, iterations=iterations)
-    return ((flair - intensity_zero(flair, mask)) / field).astype(np.float32)
+    field = estimate_bias_field(
+        flair.data, flair.affine, mask, grid_mm=grid_mm, iterations=iterations
+    )
+    return ((flair.data - intensity_zero(flair.data, mask)) / field).astype(np.float32)
 
 
 def estimate_bias_field(

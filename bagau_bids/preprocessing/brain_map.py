@@ -47,12 +47,10 @@ class BrainMap:
 
 
 def map_brain(
-    flair: npt.NDArray,
-    affine: npt.NDArray,
+    flair: Image,
     brain_mask: npt.NDArray[np.bool_],
     wm_probseg: npt.NDArray,
-    points: npt.NDArray,
-    points_affine: npt.NDArray,
+    points: Image,
     known_lesions: npt.NDArray[np.bool_] | None,
     rule: str,
 ) -> BrainMap:
@@ -61,22 +59,21 @@ def map_brain(
     Parameters
     ----------
     flair
-        (X, Y, Z), bias corrected, axes in RAS order.
-    affine
-        (4, 4), voxel to world, mm.
+        Bias corrected, axes in RAS order.
     brain_mask, wm_probseg
         (X, Y, Z), the latter of the registered template, 0 to 1.
-    points, points_affine
-        (3, I, J, K) and (4, 4), as by `bagau_bids.preprocessing.transforms.lattice_field`.
+    points
+        (3, I, J, K), as by `bagau_bids.preprocessing.transforms.lattice_field`.
     known_lesions
         (X, Y, Z); their cavities are no ventricles, and they do not ask for a look.
     rule
         What is periventricular, one of `bagau_bids.config.PERIVENTRICULAR_RULES`.
     """
     template = load_template_regions()
-    groups, right = carry_regions(template, points, points_affine, flair.shape, affine)
+    affine = flair.affine
+    groups, right = carry_regions(template, points.data, points.affine, flair.data.shape, affine)
     tissue = brain_mask if known_lesions is None else brain_mask & ~known_lesions
-    ventricles = find_ventricles(Image(flair, affine), tissue, wm_probseg, groups)
+    ventricles = find_ventricles(flair, tissue, wm_probseg, groups)
     distance = distance_mm(ventricles.mask, affine)
     regions = partition(Image(groups, affine), right, brain_mask, distance, rule)
     anatomy = suspects.Anatomy(
@@ -84,13 +81,13 @@ def map_brain(
         ventricles=ventricles.mask,
         groups=groups,
         right=right,
-        to_template=suspects.fit_template(Image(points, points_affine)),
-        white_matter=suspects.white_matter_level(flair, tissue, wm_probseg),
+        to_template=suspects.fit_template(points),
+        white_matter=suspects.white_matter_level(flair.data, tissue, wm_probseg),
     )
     return BrainMap(
         ventricles=ventricles,
         regions=regions,
         told_regions=brain_map(regions, ventricles.mask, distance),
-        suspects=suspects.find_suspects(Image(flair, affine), anatomy),
-        coverage=covered_fraction(template, points, points_affine, groups, affine),
+        suspects=suspects.find_suspects(flair, anatomy),
+        coverage=covered_fraction(template, points.data, points.affine, groups, affine),
     )

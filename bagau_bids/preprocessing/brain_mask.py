@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.intensities import commonest_value
-from bagau_bids.spaces import isotropic_grid, resample, voxel_sizes
+from bagau_bids.spaces import Image, isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 3.0
 SIZE_MULTIPLE = 8
@@ -63,22 +63,20 @@ class LowResolution:
     affine: NDArray[np.float64]
 
 
-def low_resolution(flair: NDArray, affine: NDArray) -> LowResolution:
+def low_resolution(flair: Image) -> LowResolution:
     """Smooth, resample to 3 mm, scale and pad a FLAIR for the network.
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Finite.
-    affine : (4, 4) array
-        Voxel index to world, mm.
     """
-    shape, grid = low_resolution_grid(flair.shape, affine)
-    width = np.clip(0.35 * GRID_MM / voxel_sizes(affine), 0, None)
+    shape, grid = low_resolution_grid(flair.data.shape, flair.affine)
+    width = np.clip(0.35 * GRID_MM / voxel_sizes(flair.affine), 0, None)
     smooth = ndimage.gaussian_filter(
-        np.asarray(flair, np.float32), np.where(width > 0.5, width, 0.0), truncate=2.5
+        np.asarray(flair.data, np.float32), np.where(width > 0.5, width, 0.0), truncate=2.5
     )
-    coarse = resample(smooth, affine, shape, grid, order=1, cval=0.0)
+    coarse = resample(smooth, flair.affine, shape, grid, order=1, cval=0.0)
     low, high = np.percentile(coarse, (1.0, 99.5))
     scaled = np.clip((coarse - low) / max(float(high - low), 1e-6), 0.0, 1.0)
     # The square root keeps the brain visible beside a scalp several times brighter.
@@ -98,18 +96,15 @@ def low_resolution_grid(
 
 
 def brain_mask(
-    flair: NDArray,
-    affine: NDArray,
+    flair: Image,
     predict: Callable[[NDArray], NDArray] | None = None,
 ) -> BrainMask:
     """Find the inside of the skull.
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Conformed FLAIR with or without its skull, axes in RAS order.
-    affine : (4, 4) array
-        Voxel index to world, mm.
     predict : callable, optional
         From the (D, H, W) low-resolution volume to the probability on it; the network that
         ships with the package by default.
@@ -125,16 +120,16 @@ def brain_mask(
     MissingResourceError
         If the network's weights are missing or damaged.
     """
-    low = low_resolution(on_dark_background(flair), affine)
+    low = low_resolution(Image(on_dark_background(flair.data), flair.affine))
     probability = (predict or packaged_network())(low.volume)
-    fine = resample(probability, low.affine, flair.shape, affine, order=1, cval=0.0)
+    fine = resample(probability, low.affine, flair.data.shape, flair.affine, order=1, cval=0.0)
     mask = clean_mask(fine > 0.5)
     if not mask.any():
         raise ProcessingError(
             "brain mask: the network found no brain, expected 1000 to 1900 ml; look at the image, "
             "or give a mask of your own with --derivatives or a stripped image"
         )
-    foreground = stripped_foreground(flair, affine, mask)
+    foreground = stripped_foreground(flair.data, flair.affine, mask)
     if foreground is None:
         return BrainMask(mask, stripped=False, notes=())
     note = "the image came without its skull; its foreground is the brain mask"

@@ -79,8 +79,6 @@ class Conformed(Image):
     ----------
     data : (X, Y, Z) array, float32
         Finite intensities in RAS+ voxel order (axes swapped and flipped, never interpolated).
-    affine : (4, 4) array
-        Voxel to world, mm, RAS+.
     notes : tuple of str
         What was found unusual or changed, for the log and the report.
     stored_axes : str

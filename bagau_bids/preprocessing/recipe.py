@@ -50,8 +50,8 @@ def preprocess(flair: Image, template: Template, *, method: str = "robust") -> P
     ProcessingError
         If a part finds nothing that it could work with; the message says which and why.
     """
-    brain = brain_mask.brain_mask(flair.data, flair.affine)
-    corrected = bias_field.correct_bias_field(flair.data, flair.affine, brain.mask)
+    brain = brain_mask.brain_mask(flair)
+    corrected = bias_field.correct_bias_field(flair, brain.mask)
     registered = registration.register_template(
         Image(corrected, flair.affine), brain.mask, template, method=method
     )

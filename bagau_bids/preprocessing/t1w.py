@@ -71,8 +71,7 @@ class T1w:
 
 def t1w_on_flair(
     path: Path,
-    flair: npt.NDArray[np.floating[Any]],
-    affine: Array,
+    flair: Image,
     brain_mask: npt.NDArray[np.bool_],
     *,
     seed: int = 0,
@@ -85,9 +84,7 @@ def t1w_on_flair(
     path
         The T1w, a NIfTI file.
     flair
-        (X, Y, Z), conformed and not corrected.
-    affine
-        (4, 4) voxel to world of `flair`, mm, RAS+.
+        Conformed and not corrected.
     brain_mask
         (X, Y, Z) of `flair`.
     seed, threads
@@ -104,29 +101,26 @@ def t1w_on_flair(
     ProcessingError
         If the two cannot be aligned, or the T1w does not show the brain.
     """
+    shape, affine = flair.data.shape, flair.affine
     try:
         moving = conform(path)
     except InputImageError as error:
         raise InputImageError(f"T1w of this FLAIR: {error}") from error
-    if same_grid(moving.data.shape, moving.affine, flair.shape, affine):
+    if same_grid(moving.data.shape, moving.affine, shape, affine):
         found, start = np.eye(4), "same grid"
         data = moving.data
-        information = mutual_information(flair[brain_mask], data[brain_mask])
+        information = mutual_information(flair.data[brain_mask], data[brain_mask])
     else:
         found, start, information = register_rigidly(
-            Image(flair, affine),
-            Image(moving.data, moving.affine),
-            brain_mask,
-            seed=seed,
-            threads=threads,
+            flair, moving, brain_mask, seed=seed, threads=threads
         )
-        data = _moved(moving.data, moving.affine, found, flair.shape, affine)
-    inside = _field_of_view(moving, found, flair.shape, affine)
+        data = _moved(moving.data, moving.affine, found, shape, affine)
+    inside = _field_of_view(moving, found, shape, affine)
     coverage = float(inside[brain_mask].mean())
     _check(path, start, information, coverage)
     data = np.where(inside, data, np.median(data[brain_mask & inside]))
     return T1w(
-        data=correct_bias_field(data, affine, brain_mask),
+        data=correct_bias_field(Image(data, affine), brain_mask),
         transform=found,
         start=start,
         mutual_information=information,

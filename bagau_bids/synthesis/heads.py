@@ -402,7 +402,7 @@ def scan_shard(scan: SyntheticScan, rng: np.random.Generator) -> Shard:
     if scan.wm_atlas is None:
         raise ValueError("the scan has no atlas; give the head a wm_atlas before synthesis")
     mask = _imperfect_mask(scan.brain_mask, scan.affine, rng)
-    inputs = network_input(scan.flair, scan.affine, mask, scan.wm_atlas)
+    inputs = network_input(Image(scan.flair, scan.affine), mask, scan.wm_atlas)
     labels = scan.wmh_mask.astype(np.uint8) * WMH
     labels[scan.not_judged_mask] = NOT_JUDGED
     labels[scan.infarct_mask] = INFARCT

@@ -21,7 +21,7 @@ from bagau_bids.network.cards import INFARCT, UNCALIBRATED, Calibration
 from bagau_bids.network.inference import segment
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import LoadedNetwork
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, voxel_sizes
 from bagau_bids.synthesis.engine import synthesise
 from bagau_bids.synthesis.heads import TrainingHead, pool_settings
 from bagau_bids.synthesis.pool import NOT_JUDGED, WMH
@@ -142,7 +142,7 @@ def synthetic_scans(
         prepared = heads[int(rng.integers(len(heads)))]
         drawn = synthesise(prepared.head, int(rng.integers(2**31)), settings, prepared.lesions)
         assert drawn.wm_atlas is not None
-        inputs = network_input(drawn.flair, drawn.affine, drawn.brain_mask, drawn.wm_atlas)
+        inputs = network_input(Image(drawn.flair, drawn.affine), drawn.brain_mask, drawn.wm_atlas)
         reference = drawn.wmh_mask.astype(np.uint8)
         name = f"{HEALTHY if healthy else SYNTHETIC}-{number:02d}"
         scans.append(

@@ -76,8 +76,8 @@ class TemplateCopies(Step):
             ("template_wmh_probseg", self.inputs.probability, 1),
             ("template_flair", self.inputs.corrected, 1),
         ):
-            data, affine = load_image(path)
-            copy = sample(data, affine, points, order)
+            made = load_image(path)
+            copy = sample(made.data, made.affine, points, order)
             target, dtype = folder / f"{key}.nii.gz", catalogue().files[key].dtype
             save_image(target, copy, grid.affine, dtype, standard_space=True)
             self._results["derivatives"][key] = str(target)
@@ -182,7 +182,7 @@ class Prepare(Step):
             if row.kind not in ("image", "preview"):
                 copy_file(made, path)
                 continue
-            data, _ = load_image(str(made))
+            data = load_image(str(made)).data
             stored = eight_bits(data) if row.kind == "preview" else data.astype(row.dtype)
             path.parent.mkdir(parents=True, exist_ok=True)
             to_source(stored, source, row.dtype).to_filename(path)

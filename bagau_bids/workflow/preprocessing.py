@@ -139,11 +139,11 @@ class BrainMask(Step):
     def _process(self, folder: Path) -> BrainMaskRecord:
         from bagau_bids.preprocessing.intensities import clipped_share
 
-        flair, affine = load_image(self.inputs.flair)
+        flair = load_image(self.inputs.flair)
         if isdefined(self.inputs.mask_file):
-            mask, record = mask_from_file(Path(self.inputs.mask_file), flair.shape, affine)
+            mask, record = mask_from_file(Path(self.inputs.mask_file), flair)
         elif self.inputs.skull_strip == "skip":
-            mask = flair != 0
+            mask = flair.data != 0
             record = BrainMaskRecord(
                 method="non-zero voxels",
                 stripped=True,
@@ -151,28 +151,26 @@ class BrainMask(Step):
                 description="Voxels of the skull-stripped FLAIR that are not zero.",
             )
         else:
-            mask, record = self._outlined(flair, affine)
+            mask, record = self._outlined(flair)
         if not mask.any():
             raise ProcessingError(
                 f"{self.inputs.flair}: the brain mask is empty; expected a FLAIR of a head: look "
                 "at the image, or give a mask with --derivatives"
             )
-        self._derive("brain_mask", folder, mask, affine, "brain_mask")
-        voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        self._derive("brain_mask", folder, mask, flair.affine, "brain_mask")
+        voxel_ml = abs(np.linalg.det(flair.affine[:3, :3])) / 1000
         return replace(
             record,
             volume_ml=round(float(mask.sum() * voxel_ml), 1),
-            clipped_share=clipped_share(flair, mask),
+            clipped_share=clipped_share(flair.data, mask),
         )
 
-    def _outlined(
-        self, flair: NDArray, affine: NDArray
-    ) -> tuple[NDArray[np.bool_], BrainMaskRecord]:
+    def _outlined(self, flair: Image) -> tuple[NDArray[np.bool_], BrainMaskRecord]:
         """Outline the brain by the network, or find the FLAIR to be stripped."""
         from bagau_bids.preprocessing.brain_mask import brain_mask
 
         set_torch_threads(self.inputs.num_threads)
-        found = brain_mask(flair, affine)
+        found = brain_mask(flair)
         return found.mask, BrainMaskRecord(
             method="foreground" if found.stripped else "network",
             network_sha256=self.inputs.network,
@@ -207,11 +205,11 @@ class BiasField(Step):
     def _process(self, folder: Path) -> BiasFieldRecord:
         from bagau_bids.preprocessing.bias_field import correct_bias_field
 
-        flair, affine = load_image(self.inputs.flair)
-        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
-        known = known_lesions_of(self.inputs, flair.shape, affine)
-        corrected = correct_bias_field(flair, affine, without(mask, known))
-        self._derive("preproc_flair", folder, corrected, affine, "corrected")
+        flair = load_image(self.inputs.flair)
+        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
+        known = known_lesions_of(self.inputs, flair)
+        corrected = correct_bias_field(flair, without(mask, known))
+        self._derive("preproc_flair", folder, corrected, flair.affine, "corrected")
         return BiasFieldRecord(method="N4", notes=())
 
 
@@ -257,8 +255,8 @@ class Registration(Step):
             write_itk_inverse,
         )
 
-        flair, affine = load_image(self.inputs.corrected)
-        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        flair = load_image(self.inputs.corrected)
+        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
         template = Template(
             name=self.inputs.template,
             t1w=Path(self.inputs.template_t1w),
@@ -266,22 +264,22 @@ class Registration(Step):
             brain_mask=Path(self.inputs.template_brain_mask),
         )
         result = register_template(
-            Image(flair, affine),
+            flair,
             mask,
             template,
             method=self.inputs.method,
             seed=self.inputs.seed,
             threads=self.inputs.num_threads,
-            excluded=known_lesions_of(self.inputs, flair.shape, affine),
+            excluded=known_lesions_of(self.inputs, flair),
         )
-        self._derive("wm_atlas", folder, result.wm_probseg, affine, "wm_probseg")
-        self._save("warped_t1w", folder, result.t1w, affine, np.float32)
+        self._derive("wm_atlas", folder, result.wm_probseg, flair.affine, "wm_probseg")
+        self._save("warped_t1w", folder, result.t1w, flair.affine, np.float32)
         forward = folder / "template_to_flair_xfm.h5"
         write_itk_forward(result.transform, forward)
         inverse = folder / "flair_to_template_xfm.h5"
         grid = nib.Nifti1Image.from_filename(template.t1w)
         write_itk_inverse(result.transform, grid.shape, grid.affine, inverse)
-        points, lattice = lattice_field(result.transform, flair.shape, affine)
+        points, lattice = lattice_field(result.transform, flair.data.shape, flair.affine)
         self._save("template_points", folder, np.moveaxis(points, 0, -1), lattice, np.float32)
         self._results["template_to_flair_xfm"] = str(forward)
         self._results["derivatives"] |= {
@@ -328,17 +326,16 @@ class T1w(Step):
     def _process(self, folder: Path) -> T1wRecord:
         from bagau_bids.preprocessing.t1w import t1w_on_flair
 
-        flair, affine = load_image(self.inputs.flair)
-        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
+        flair = load_image(self.inputs.flair)
+        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
         result = t1w_on_flair(
             Path(self.inputs.in_file),
             flair,
-            affine,
             mask,
             seed=self.inputs.seed,
             threads=self.inputs.num_threads,
         )
-        self._save("t1w", folder, result.data, affine, np.float32)
+        self._save("t1w", folder, result.data, flair.affine, np.float32)
         return T1wRecord(
             start=result.start,
             mutual_information=result.mutual_information,
@@ -378,21 +375,19 @@ class Regions(Step):
         from bagau_bids.measures.regions import brain_lookup_table
         from bagau_bids.preprocessing.brain_map import map_brain
 
-        flair, affine = load_image(self.inputs.corrected)
-        points, lattice = load_image(self.inputs.template_points)
+        flair = load_image(self.inputs.corrected)
+        points = load_image(self.inputs.template_points)
         found = map_brain(
             flair,
-            affine,
-            load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0,
-            load_on_grid(self.inputs.wm_probseg, flair.shape, affine),
-            np.moveaxis(points, -1, 0),
-            lattice,
-            known_lesions_of(self.inputs, flair.shape, affine),
+            load_on_grid(self.inputs.brain_mask, flair) > 0,
+            load_on_grid(self.inputs.wm_probseg, flair),
+            Image(np.moveaxis(points.data, -1, 0), points.affine),
+            known_lesions_of(self.inputs, flair),
             self.inputs.rule,
         )
-        self._derive("ventricle_mask", folder, found.ventricles.mask, affine, "ventricles")
-        self._save("regions", folder, found.regions, affine, np.uint8)
-        self._derive("brain_regions_dseg", folder, found.told_regions, affine)
+        self._derive("ventricle_mask", folder, found.ventricles.mask, flair.affine, "ventricles")
+        self._save("regions", folder, found.regions, flair.affine, np.uint8)
+        self._derive("brain_regions_dseg", folder, found.told_regions, flair.affine)
         self._tabulate("brain_regions_table", folder, brain_lookup_table(self.inputs.rule))
         return RegionsRecord(
             suspects=found.suspects,
@@ -405,9 +400,7 @@ class Regions(Step):
         )
 
 
-def mask_from_file(
-    path: Path, shape: tuple[int, ...], affine: NDArray
-) -> tuple[NDArray[np.bool_], BrainMaskRecord]:
+def mask_from_file(path: Path, flair: Image) -> tuple[NDArray[np.bool_], BrainMaskRecord]:
     """Read a brain mask that someone else made, (X, Y, Z) bool on the conformed grid.
 
     Raises
@@ -419,7 +412,8 @@ def mask_from_file(
 
     stored = read_volume(path)  # a mask has no intensities to check
     found, grid = reorient(stored.values, stored.affine)
-    if not same_grid(found.shape, grid, shape, affine):
+    shape = flair.data.shape
+    if not same_grid(found.shape, grid, shape, flair.affine):
         raise InputImageError(
             f"{path}: the brain mask lies on another grid ({found.shape} in RAS order) than "
             f"the FLAIR ({shape}); expected a mask drawn on this FLAIR: resample it, or leave "

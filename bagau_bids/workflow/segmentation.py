@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import UNSET
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
-from numpy.typing import NDArray
 
 from bagau_bids.bids.records import (
     BrainMaskRecord,
@@ -78,17 +77,16 @@ class Segmentation(Step):
         from bagau_bids.network.weights import load_weights
 
         set_torch_threads(self.inputs.num_threads)
-        flair, affine = load_image(self.inputs.corrected)
-        mask = load_on_grid(self.inputs.brain_mask, flair.shape, affine) > 0
-        wm_probseg = load_on_grid(self.inputs.wm_probseg, flair.shape, affine)
+        flair = load_image(self.inputs.corrected)
+        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
+        wm_probseg = load_on_grid(self.inputs.wm_probseg, flair)
         networks = [load_weights(Path(path)) for path in self.inputs.weights]
-        known = known_lesions_of(self.inputs, flair.shape, affine)
-        inputs = network_input(flair, affine, mask, wm_probseg, known)
+        known = known_lesions_of(self.inputs, flair)
+        inputs = network_input(flair, mask, wm_probseg, known)
         require_white_matter(wm_probseg, mask)
         judged = without(mask, known)
         if isdefined(self.inputs.t1w):
-            t1 = load_on_grid(self.inputs.t1w, flair.shape, affine)
-            inputs = add_t1(inputs, t1, affine, judged)
+            inputs = add_t1(inputs, load_on_grid(self.inputs.t1w, flair), flair.affine, judged)
         result = segment(
             networks,
             inputs,
@@ -97,10 +95,10 @@ class Segmentation(Step):
             batch_size=self.inputs.batch_size,
             tta=self.inputs.tta,
         )
-        self._derive("wmh_probseg", folder, result.probability, affine, "probability")
+        self._derive("wmh_probseg", folder, result.probability, flair.affine, "probability")
         if result.infarct_probability is not None:
             infarct = result.infarct_probability
-            self._save("infarct_probability", folder, infarct, affine, np.float32)
+            self._save("infarct_probability", folder, infarct, flair.affine, np.float32)
         return SegmentationRecord(
             notes=result.notes,
             device=result.device,
@@ -167,14 +165,14 @@ class Measure(Step):
     def _process(self, folder: Path) -> MeasureRecord:
         from bagau_bids.measures.scan import measure_scan
 
-        probability, affine = load_image(self.inputs.probability)
-        shape = probability.shape
+        probability = load_image(self.inputs.probability)
+        affine = probability.affine
         infarct = None
         if isdefined(self.inputs.infarct_probability):
-            infarct = load_on_grid(self.inputs.infarct_probability, shape, affine)
+            infarct = load_on_grid(self.inputs.infarct_probability, probability)
         measured = measure_scan(
-            self._maps(shape, affine),
-            probability,
+            self._maps(probability),
+            probability.data,
             infarct,
             self._noticed(),
             threshold=self.inputs.threshold,
@@ -197,19 +195,19 @@ class Measure(Step):
             infarct_ml=measured.infarct_ml,
         )
 
-    def _maps(self, shape: tuple[int, ...], affine: NDArray) -> "Maps":
+    def _maps(self, scan: Image) -> "Maps":
         from bagau_bids.measures.scan import Maps
 
-        points, lattice = load_image(self.inputs.template_points)
+        points = load_image(self.inputs.template_points)
         return Maps(
-            flair=Image(load_on_grid(self.inputs.corrected, shape, affine), affine),
-            brain_mask=load_on_grid(self.inputs.brain_mask, shape, affine) > 0,
-            ventricles=load_on_grid(self.inputs.ventricles, shape, affine) > 0,
-            wm_probseg=load_on_grid(self.inputs.wm_probseg, shape, affine),
-            template_t1w=load_on_grid(self.inputs.warped_t1w, shape, affine),
-            regions=load_on_grid(self.inputs.regions, shape, affine).astype(np.uint8),
-            known_lesions=known_lesions_of(self.inputs, shape, affine),
-            template_points=Image(np.moveaxis(points, -1, 0), lattice),
+            flair=Image(load_on_grid(self.inputs.corrected, scan), scan.affine),
+            brain_mask=load_on_grid(self.inputs.brain_mask, scan) > 0,
+            ventricles=load_on_grid(self.inputs.ventricles, scan) > 0,
+            wm_probseg=load_on_grid(self.inputs.wm_probseg, scan),
+            template_t1w=load_on_grid(self.inputs.warped_t1w, scan),
+            regions=load_on_grid(self.inputs.regions, scan).astype(np.uint8),
+            known_lesions=known_lesions_of(self.inputs, scan),
+            template_points=Image(np.moveaxis(points.data, -1, 0), points.affine),
         )
 
     def _noticed(self) -> "Noticed":

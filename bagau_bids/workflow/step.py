@@ -37,7 +37,7 @@ from bagau_bids.bids.records import StepRecord
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, ProcessingError
 from bagau_bids.files import together, write_json, write_table
-from bagau_bids.spaces import same_grid
+from bagau_bids.spaces import Image, same_grid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,13 +165,11 @@ class TissueInputSpec(StepInputSpec):
     known_lesions = File(exists=True, desc="infarct, tumour, resection ...; conformed grid")
 
 
-def known_lesions_of(
-    inputs: TissueInputSpec, shape: tuple[int, ...], affine: NDArray
-) -> NDArray[np.bool_] | None:
+def known_lesions_of(inputs: TissueInputSpec, scan: Image) -> NDArray[np.bool_] | None:
     """Load the known lesions of a step, (X, Y, Z) bool; None where the user named none."""
     if not isdefined(inputs.known_lesions):
         return None
-    return load_on_grid(inputs.known_lesions, shape, affine) > 0
+    return load_on_grid(inputs.known_lesions, scan) > 0
 
 
 def without(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
@@ -252,8 +250,8 @@ def save_image(
     image.to_filename(path)
 
 
-def load_image(path: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Load a step's image: data (X, Y, Z) float32 and affine (4, 4).
+def load_image(path: str) -> Image:
+    """Load a step's image, float32.
 
     Raises
     ------
@@ -262,26 +260,26 @@ def load_image(path: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """
     try:
         image = nib.Nifti1Image.from_filename(path)
-        return np.asarray(image.dataobj, dtype=np.float32), image.affine
+        return Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
     except (EOFError, OSError, ValueError, zlib.error, ImageFileError) as error:
         raise ProcessingError(damaged(path, error)) from error
 
 
-def load_on_grid(path: str, shape: tuple[int, ...], affine: NDArray) -> NDArray[np.float32]:
-    """Load a step's image that must lie on the given grid.
+def load_on_grid(path: str, scan: Image) -> NDArray[np.float32]:
+    """Load a step's image that must lie on the grid of the scan.
 
     Raises
     ------
     ProcessingError
         If it does not.
     """
-    data, found = load_image(path)
-    if not same_grid(data.shape, found, shape, affine):
+    found, shape = load_image(path), scan.data.shape
+    if not same_grid(found.data.shape, found.affine, shape, scan.affine):
         raise ProcessingError(
-            f"{path}: lies on another grid than the scan it belongs to, {data.shape} instead of "
-            f"{shape}; remove the work folder and run again"
+            f"{path}: lies on another grid than the scan it belongs to, {found.data.shape} "
+            f"instead of {shape}; remove the work folder and run again"
         )
-    return data
+    return found.data
 
 
 def read_record(path: str | Path, kind: type[Record]) -> Record:

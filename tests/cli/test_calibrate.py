@@ -13,6 +13,7 @@ from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.cards import find_weights
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.spaces import Image
 
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
 
@@ -32,7 +33,7 @@ def labelled_data(tmp_path, monkeypatch):
         if labelled.scan.subject != "04":
             reference[10:20, 10:20, 1] = 1
         flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 3 * reference
-        inputs = network_input(flair, AFFINE, brain, np.ones_like(flair))
+        inputs = network_input(Image(flair, AFFINE), brain, np.ones_like(flair))
         name = labelled.scan.stem
         return TrainingScan(name, labelled.scan.subject, 0, inputs, brain, reference, AFFINE)
 

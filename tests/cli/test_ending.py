@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,7 @@ from bagau_bids.errors import (
     ProcessingError,
     UsageError,
 )
+from bagau_bids.options import option
 
 
 def raising(error: BaseException):
@@ -261,15 +263,17 @@ def test_every_subcommand_has_help_without_heavy_imports(name):
 
 def test_subcommand_is_run_with_its_arguments(monkeypatch):
     module = ModuleType("fake")
-    module.add_arguments = lambda parser: parser.add_argument("--number", type=int)
-    module.run = lambda args: args.number
+    module.Options = make_dataclass(
+        "Options", [("number", int, option(0, "a number"))], frozen=True
+    )
+    module.run = lambda options: options.number
     monkeypatch.setattr(toolbox, "load_subcommand", lambda name: module)
     assert toolbox.main(["models", "--number", "1"]) == 1
 
 
 def test_subcommand_errors_end_like_those_of_the_app(monkeypatch, capsys):
     module = ModuleType("fake")
-    module.add_arguments = lambda parser: None
+    module.Options = make_dataclass("Options", [], frozen=True)
     module.run = lambda args: raising(MissingResourceError("fetch it"))(StopRequest())
     monkeypatch.setattr(toolbox, "load_subcommand", lambda name: module)
     assert toolbox.main(["models"]) == 127

@@ -14,6 +14,7 @@ from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import InputImageError
 from bagau_bids.experiments import schedule
 from bagau_bids.network.slices import network_input
+from bagau_bids.spaces import Image
 from bagau_bids.training import slices
 
 EXPERIMENT = """
@@ -61,7 +62,7 @@ def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
     reference = np.zeros(brain.shape, np.uint8)
     reference[10:15, 10:15, 1] = 1
     flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 4 * reference
-    inputs = network_input(flair, THICK_SLICES, brain, np.ones_like(flair))
+    inputs = network_input(Image(flair, THICK_SLICES), brain, np.ones_like(flair))
     if with_t1:
         inputs = dataset.add_t1(inputs, -flair, THICK_SLICES, brain)
     return TrainingScan(

@@ -16,6 +16,7 @@ from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights
 from bagau_bids.preprocessing.template import Template
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis import heads
 from bagau_bids.training import stream
 from bagau_bids.training.settings import StreamSettings
@@ -134,7 +135,7 @@ def tree(tmp_path, monkeypatch):
         reference = np.zeros(brain.shape, np.uint8)
         reference[10:15, 10:15, 1] = 1
         values = rng.normal(9, 1, brain.shape).astype(np.float32)
-        inputs = network_input(values, np.eye(4), brain, values * 0)
+        inputs = network_input(Image(values, np.eye(4)), brain, values * 0)
         name, subject = labelled.scan.stem, labelled.scan.subject
         return TrainingScan(name, subject, 0, inputs, brain, reference, np.eye(4), f"{name}_0a")
 

@@ -19,6 +19,7 @@ from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.cards import find_weights
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.engine import ENGINE_VERSION
 from bagau_bids.synthesis.pool import training_shard, write_shard
 from bagau_bids.training import slices
@@ -83,7 +84,7 @@ def tiny(tmp_path, monkeypatch):
         reference = np.zeros(brain.shape, np.uint8)
         reference[10:15, 10:15, 1] = 1
         flair = rng.normal(9, 1, brain.shape).astype(np.float32)
-        inputs = network_input(flair, np.eye(4), brain, flair * 0)
+        inputs = network_input(Image(flair, np.eye(4)), brain, flair * 0)
         name = labelled.scan.stem
         subject, key = labelled.scan.subject, f"{name}_0a"
         return TrainingScan(name, subject, 0, inputs, brain, reference, np.eye(4), key)

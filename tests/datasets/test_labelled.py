@@ -22,6 +22,7 @@ from bagau_bids.network.cards import Card
 from bagau_bids.network.inference import segment
 from bagau_bids.network.slices import add_t1, network_input
 from bagau_bids.preprocessing.template import Template
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import training_shard
 
 
@@ -166,14 +167,15 @@ def quick_steps(monkeypatch):
     """Stand-ins for the slow steps before the network; counts how often they run."""
     calls = []
 
-    def brain_mask(flair, affine):
+    def brain_mask(flair):
         calls.append("brain")
-        mask = np.zeros(flair.shape, bool)
+        mask = np.zeros(flair.data.shape, bool)
         mask[8:-8, 8:-8, 1:-1] = True
         return type("Found", (), {"mask": mask})
 
-    def correct_bias_field(flair, affine, mask):
-        return (flair * np.linspace(0.9, 1.1, flair.shape[0])[:, None, None]).astype(np.float32)
+    def correct_bias_field(flair, mask):
+        ramp = np.linspace(0.9, 1.1, flair.data.shape[0])[:, None, None]
+        return (flair.data * ramp).astype(np.float32)
 
     def register_template(flair, mask, template, *, method):
         return type("Registered", (), {"wm_probseg": (mask * flair.data / 200).astype(np.float32)})
@@ -215,7 +217,7 @@ def t1w(labelled, monkeypatch):
     """A T1w on the FLAIR's grid."""
     from bagau_bids.preprocessing import t1w as room
 
-    monkeypatch.setattr(room, "correct_bias_field", lambda t1, affine, mask: t1 * np.float32(1.5))
+    monkeypatch.setattr(room, "correct_bias_field", lambda t1, mask: t1.data * np.float32(1.5))
     image = nib.load(labelled.scan.path)
     data = (300 - image.get_fdata() + np.linspace(0, 90, 60)[:, None, None]).astype("f4")
     return save(labelled.scan.path.with_name("sub-1_T1w.nii"), data, image.affine)
@@ -227,12 +229,12 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
 
     _, brain_mask, correct_bias_field, _ = quick_steps
     flair = conform(labelled.scan.path)
-    mask = brain_mask(flair.data, flair.affine).mask
-    corrected = correct_bias_field(flair.data, flair.affine, mask)
-    t1 = t1w_on_flair(t1w, flair.data, flair.affine, mask)  # what the step of bagau-bids calls
+    mask = brain_mask(flair).mask
+    corrected = correct_bias_field(flair, mask)
+    t1 = t1w_on_flair(t1w, flair, mask)  # what the step of bagau-bids calls
     spy = SpyWithT1()
     with threadpool_limits(1, user_api="blas"):  # as in every step
-        inputs = network_input(corrected, flair.affine, mask, mask * 0.5)
+        inputs = network_input(Image(corrected, flair.affine), mask, mask * 0.5)
         inputs = add_t1(inputs, t1.data, flair.affine, mask)
     segment([loaded(spy, inputs=("flair", "t1"))], inputs, mask, batch_size=4)
     for _ in range(2):  # as computed, and as read from the cache

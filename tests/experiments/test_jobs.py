@@ -35,6 +35,7 @@ from bagau_bids.experiments.schedule import Launcher, run_all
 from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshold
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import training_shard
 from bagau_bids.training import slices
 
@@ -218,7 +219,7 @@ def training_scan(one, seed=0, lesion_z=3.0):
     flair = rng.normal(100, 5, brain.shape).astype(np.float32)
     flair += 5 * lesion_z * reference
     affine = np.diag([1.0, 1.0, 5.0, 1.0])
-    inputs = network_input(flair, affine, brain, brain.astype(np.float32))
+    inputs = network_input(Image(flair, affine), brain, brain.astype(np.float32))
     name, subject = one.scan.stem, one.scan.subject
     return TrainingScan(name, subject, 0, inputs, brain, reference, affine)
 

@@ -20,6 +20,7 @@ from bagau_bids.network.slices import (
     to_slices,
 )
 from bagau_bids.network.weights import LoadedNetwork
+from bagau_bids.spaces import Image
 
 
 def make_scan():
@@ -38,7 +39,7 @@ def segment(models, flair, affine, brain, atlas, **options):
         model if isinstance(model, LoadedNetwork) else loaded(model, outputs=model.outputs)
         for model in models
     ]
-    inputs = network_input(flair, affine, brain, atlas)
+    inputs = network_input(Image(flair, affine), brain, atlas)
     return inference.segment(networks, inputs, brain, **options)
 
 
@@ -81,7 +82,7 @@ def test_only_slices_with_brain_are_run():
     flair, affine, brain, atlas = make_scan()
     segment([model], flair, affine, brain, atlas, batch_size=2)
     assert [len(batch) for batch, _ in model.seen] == [2, 2, 1]
-    inputs = network_input(flair, affine, brain, atlas)
+    inputs = network_input(Image(flair, affine), brain, atlas)
     given = np.concatenate([batch[:, 0] for batch, _ in model.seen])
     np.testing.assert_array_equal(given, inputs.channels["flair"][2:7])
 
@@ -191,7 +192,7 @@ def test_cpu_takes_over_when_one_slice_is_too_much():
 
 def test_mirrored_scan_has_its_t1_mirrored_too():
     flair, affine, brain, atlas = make_scan()
-    inputs = add_t1(network_input(flair, affine, brain, atlas), -flair, affine, brain)
+    inputs = add_t1(network_input(Image(flair, affine), brain, atlas), -flair, affine, brain)
     mirrored = inference.mirror(inputs)
     np.testing.assert_array_equal(mirrored.channels["t1"], inputs.channels["t1"][:, ::-1])
     np.testing.assert_array_equal(mirrored.channels["flair"], inputs.channels["flair"][:, ::-1])
@@ -307,11 +308,11 @@ def test_known_lesions_do_not_count_for_the_z_score():
     known[12:30, 12:40, 2:7] = True
     bright = np.where(known, 400, flair)
     counted = brain & ~known
-    aside = network_input(bright, affine, brain, atlas, known).channels["flair"]
-    plain = network_input(np.where(known, 100, flair), affine, brain, atlas, known).channels[
-        "flair"
-    ]
-    inside = network_input(bright, affine, brain, atlas).channels["flair"]
+    aside = network_input(Image(bright, affine), brain, atlas, known).channels["flair"]
+    plain = network_input(
+        Image(np.where(known, 100, flair), affine), brain, atlas, known
+    ).channels["flair"]
+    inside = network_input(Image(bright, affine), brain, atlas).channels["flair"]
     far = to_slices(ndimage.binary_dilation(known, iterations=3), place_plane(brain, affine)[0])
     np.testing.assert_array_equal(aside[far == 0], plain[far == 0])
     assert np.abs(inside - aside)[far == 0].max() > 0.5
@@ -324,7 +325,7 @@ def test_known_lesions_do_not_count_for_the_z_score():
 def test_known_lesions_that_cover_the_brain_are_an_error():
     flair, affine, brain, atlas = make_scan()
     with pytest.raises(ProcessingError, match="known lesions covers the whole brain mask"):
-        network_input(flair, affine, brain, atlas, brain)
+        network_input(Image(flair, affine), brain, atlas, brain)
 
 
 def able(monkeypatch, **instructions):

@@ -17,7 +17,7 @@ from bagau_bids.network.slices import (
     require_white_matter,
     to_slices,
 )
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 
 def head(spacing, extent_mm=(140, 170), shape_mm=(190, 220), slices=6):
@@ -111,7 +111,7 @@ def test_z_score_between_the_percentiles():
 def test_network_input_is_zero_beyond_five_mm_of_the_brain_in_plane():
     flair, brain, affine = head((0.8, 0.8))
     flair[~brain] = 1e4
-    inputs = network_input(flair, affine, brain, brain.astype(np.float32))
+    inputs = network_input(Image(flair, affine), brain, brain.astype(np.float32))
     assert inputs.channels["flair"].shape == (6, PLANE_SIZE, PLANE_SIZE)
     assert inputs.channels["flair"].dtype == inputs.channels["atlas"].dtype == np.float32
     for number in range(6):
@@ -126,8 +126,8 @@ def test_network_input_is_zero_beyond_five_mm_of_the_brain_in_plane():
 
 def test_network_input_does_not_depend_on_gain_and_offset():
     flair, brain, affine = head((1.0, 1.0))
-    first = network_input(flair, affine, brain, brain * 0.5)
-    second = network_input(7 * flair - 90, affine, brain, brain * 0.5)
+    first = network_input(Image(flair, affine), brain, brain * 0.5)
+    second = network_input(Image(7 * flair - 90, affine), brain, brain * 0.5)
     np.testing.assert_allclose(first.channels["flair"], second.channels["flair"], atol=1e-3)
 
 
@@ -166,7 +166,9 @@ def test_thin_scan_looks_to_the_network_like_a_thick_one():
     for flair, thickness_mm in ((thick, 3.0), (thin, 1.0)):
         affine = np.diag([1.0, 1.0, thickness_mm, 1.0])
         brain = np.ones(flair.shape, bool)
-        inputs = network_input(flair.astype(np.float32), affine, brain, np.zeros_like(flair))
+        inputs = network_input(
+            Image(flair.astype(np.float32), affine), brain, np.zeros_like(flair)
+        )
         middles = round(3 / thickness_mm) * np.arange(10) + round(3 / thickness_mm) // 2
         seen.append(inputs.channels["flair"][middles, 60:140, 60:140])
     thick_seen, thin_seen = seen
@@ -178,14 +180,14 @@ def test_thin_scan_looks_to_the_network_like_a_thick_one():
 
 def test_brain_is_centred():
     flair, brain, affine = head((1.0, 1.0))
-    where = np.argwhere(network_input(flair, affine, brain, flair * 0).brain)
+    where = np.argwhere(network_input(Image(flair, affine), brain, flair * 0).brain)
     middle = (where.min(axis=0) + where.max(axis=0)) / 2
     np.testing.assert_allclose(middle[1:], 99.5, atol=0.5)
 
 
 def test_long_brain_gets_a_larger_plane_and_a_note():
     flair, brain, affine = head((1.0, 1.0), extent_mm=(150, 224), shape_mm=(190, 250))
-    inputs = network_input(flair, affine, brain, flair * 0)
+    inputs = network_input(Image(flair, affine), brain, flair * 0)
     assert inputs.channels["flair"].shape[1:] == (256, 256)
     assert inputs.notes
     assert "more than the usual 200 mm" in inputs.notes[0]
@@ -196,25 +198,25 @@ def test_long_brain_gets_a_larger_plane_and_a_note():
 def test_impossible_brain_is_refused():
     flair, brain, affine = head((1.0, 1.0))
     with pytest.raises(ProcessingError, match=r"expected at most 256 mm; check .* voxel sizes"):
-        network_input(flair, affine * 2, brain, flair)
+        network_input(Image(flair, affine * 2), brain, flair)
 
 
 def test_empty_mask_is_refused():
     flair, brain, affine = head((1.0, 1.0))
     with pytest.raises(ProcessingError, match="brain mask is empty"):
-        network_input(flair, affine, brain & False, flair)
+        network_input(Image(flair, affine), brain & False, flair)
 
 
 def test_constant_brain_is_refused():
     flair, brain, affine = head((1.0, 1.0))
     with pytest.raises(ProcessingError, match="FLAIR is constant"):
-        network_input(np.full_like(flair, 3), affine, brain, flair)
+        network_input(Image(np.full_like(flair, 3), affine), brain, flair)
 
 
 def test_images_on_different_grids_are_refused():
     flair, brain, affine = head((1.0, 1.0))
     with pytest.raises(ValueError, match="differ in shape"):
-        network_input(flair, affine, brain, flair[1:])
+        network_input(Image(flair, affine), brain, flair[1:])
 
 
 def test_white_matter_map_that_misses_the_brain_is_refused():

@@ -4,6 +4,7 @@ from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.bias_field import correct_bias_field, estimate_bias_field
+from bagau_bids.spaces import Image
 
 GREY, WHITE, FLUID, LESION = 120.0, 100.0, 20.0, 155.0
 QUICK = {"grid_mm": 8.0, "iterations": (10, 10)}  # for what holds at any resolution
@@ -133,7 +134,7 @@ def test_where_the_head_lies_does_not_matter(head, estimated):
 
 
 def test_correction_divides_by_the_field(head, estimated):
-    corrected = correct_bias_field(head.flair, head.affine, head.brain, **QUICK)
+    corrected = correct_bias_field(Image(head.flair, head.affine), head.brain, **QUICK)
     assert corrected.dtype == np.float32
     assert np.allclose(corrected, head.flair / estimated, rtol=1e-5, atol=1e-3)
 
@@ -142,8 +143,8 @@ def test_negative_intensities_count_from_the_lowest(head):
     normalised = (head.flair - 90) / 30
     lowest = normalised[head.brain].min()
     assert lowest < 0
-    corrected = correct_bias_field(normalised, head.affine, head.brain, **QUICK)
-    expected = correct_bias_field(normalised - lowest, head.affine, head.brain, **QUICK)
+    corrected = correct_bias_field(Image(normalised, head.affine), head.brain, **QUICK)
+    expected = correct_bias_field(Image(normalised - lowest, head.affine), head.brain, **QUICK)
     assert np.allclose(corrected, expected, atol=1e-4)
     assert corrected[head.brain].min() == 0
 

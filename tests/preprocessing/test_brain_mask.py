@@ -14,7 +14,7 @@ from bagau_bids.preprocessing.brain_mask import (
     on_dark_background,
     stripped_foreground,
 )
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 
 def tilted(affine, degrees=15):
@@ -68,7 +68,7 @@ def test_mask_lies_on_the_brain_whatever_the_grid(spacing, shape, oblique):
     affine = centred(spacing, shape)
     affine = tilted(affine) if oblique else affine
     image, brain = head(affine, shape)
-    found = brain_mask(image, affine, oracle)
+    found = brain_mask(Image(image, affine), oracle)
     assert found.mask.shape == shape
     assert found.mask.dtype == bool
     assert not found.stripped
@@ -86,7 +86,7 @@ def test_a_stripped_brain_on_a_background_of_its_own_mean_is_not_cut(level):
         seen.append(volume)
         return (volume > 0.4).astype(np.float32)
 
-    found = brain_mask(np.where(brain, noise, level).astype(np.float32), affine, network)
+    found = brain_mask(Image(np.where(brain, noise, level).astype(np.float32), affine), network)
     assert found.stripped
     assert dice(found.mask, brain) > 0.99
     corner, middle = seen[0][2, 2, 2], np.median(seen[0][20:28, 28:36, 28:36])
@@ -107,21 +107,21 @@ def test_a_dark_background_is_left_as_it_is():
 def test_the_stored_orientation_does_not_matter(codes):
     affine = centred((2.0, 2.0, 3.0), (96, 96, 64))
     image, _ = head(affine, (96, 96, 64))
-    reference = brain_mask(image, affine, oracle).mask
+    reference = brain_mask(Image(image, affine), oracle).mask
     stored = nib.Nifti1Image(image, affine).as_reoriented(
         nib.orientations.ornt_transform(
             nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
         )
     )
     data, ras = reorient(np.asarray(stored.dataobj), stored.affine)
-    np.testing.assert_array_equal(brain_mask(data, ras, oracle).mask, reference)
+    np.testing.assert_array_equal(brain_mask(Image(data, ras), oracle).mask, reference)
 
 
 def test_low_resolution_is_scaled_padded_and_in_place():
     shape = (101, 90, 20)
     affine = tilted(centred((1.7, 1.9, 7.0), shape))
     image, brain = head(affine, shape)
-    low = low_resolution(image, affine)
+    low = low_resolution(Image(image, affine))
     assert all(size % 8 == 0 for size in low.volume.shape)
     assert low.volume.min() >= 0
     assert low.volume.max() <= 1
@@ -145,7 +145,7 @@ def test_stripped_input_is_detected():
     image, brain = head(affine, (110, 110, 60))
     stripped = np.where(brain, image, -12.5).astype(np.float32)
     stripped[55:58, 50:60, 30] = -12.5  # a hole of background within the brain
-    found = brain_mask(stripped, affine, lambda volume: (volume > 0.2).astype(np.float32))
+    found = brain_mask(Image(stripped, affine), lambda volume: (volume > 0.2).astype(np.float32))
     assert found.stripped
     assert "without its skull" in found.notes[0]
     np.testing.assert_array_equal(found.mask, brain)
@@ -165,7 +165,7 @@ def test_an_empty_prediction_is_an_error():
     affine = centred((3.0, 3.0, 3.0), (48, 48, 48))
     image, _ = head(affine, (48, 48, 48))
     with pytest.raises(ProcessingError, match="found no brain"):
-        brain_mask(image, affine, np.zeros_like)
+        brain_mask(Image(image, affine), np.zeros_like)
 
 
 def test_clean_mask_keeps_one_piece_without_holes():
@@ -188,5 +188,5 @@ def test_real_flairs_agree_with_reference_masks(shared_data, subject):
     (reference_path,) = reference_folder.glob("*brain_mask.nii.gz")
     image = nib.as_closest_canonical(nib.load(path))
     reference = nib.as_closest_canonical(nib.load(reference_path)).get_fdata() > 0
-    found = brain_mask(image.get_fdata(dtype=np.float32), image.affine)
+    found = brain_mask(Image(image.get_fdata(dtype=np.float32), image.affine))
     assert dice(found.mask, reference) >= 0.9

@@ -16,6 +16,7 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION, preprocess
 from bagau_bids.preprocessing.template import find_template
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.engine import ENGINE_VERSION
 
 STORED = Path(__file__).with_name("recipe_results.json")
@@ -38,7 +39,7 @@ def results(folder):
     scan = conform(folder / "bids" / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz")
     made = preprocess(scan, template, method="sloppy")
     brain, wm_probseg = made.brain.mask, made.registration.wm_probseg
-    inputs = network_input(made.corrected, scan.affine, brain, wm_probseg)
+    inputs = network_input(Image(made.corrected, scan.affine), brain, wm_probseg)
     return {
         "conform": figures(scan.data),
         "brain_mask": figures(np.argwhere(brain)),

@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing import t1w
 from bagau_bids.preprocessing.t1w import t1w_on_flair
+from bagau_bids.spaces import Image
 
 
 def ellipsoid(points, centre, radii):
@@ -111,7 +112,7 @@ def test_moved_head_is_found_from_any_voxel_order(tmp_path, flair, orientation):
     image, brain = flair
     move = moved_by((4, -3, 5), (6, -4, 8))
     path = write_t1w(tmp_path / "t1.nii.gz", move, orientation)
-    found = t1w_on_flair(path, image, FLAIR_AFFINE, brain)
+    found = t1w_on_flair(path, Image(image, FLAIR_AFFINE), brain)
     assert found.data.shape == FLAIR_SHAPE
     assert found.data.dtype == np.float32
     assert found.start == "header"
@@ -125,7 +126,9 @@ def test_moved_head_is_found_from_any_voxel_order(tmp_path, flair, orientation):
 def test_head_far_away_is_found_from_its_centre(tmp_path, flair):
     image, brain = flair
     move = moved_by((10, 3, -6), (60, -90, 120))
-    found = t1w_on_flair(write_t1w(tmp_path / "t1.nii.gz", move), image, FLAIR_AFFINE, brain)
+    found = t1w_on_flair(
+        write_t1w(tmp_path / "t1.nii.gz", move), Image(image, FLAIR_AFFINE), brain
+    )
     assert found.start.startswith("centre of the head")
     assert "headers do not place T1w and FLAIR together" in found.notes[0]
     assert worst_error_mm(found.transform, move, brain) < 2.5
@@ -149,7 +152,7 @@ def test_t1w_on_the_same_grid_is_taken_as_it_is(tmp_path, flair, orientation, no
         )
     )
     stored.to_filename(tmp_path / "t1.nii")
-    found = t1w_on_flair(tmp_path / "t1.nii", image, FLAIR_AFFINE, brain)
+    found = t1w_on_flair(tmp_path / "t1.nii", Image(image, FLAIR_AFFINE), brain)
     assert (found.start, found.coverage, found.notes) == ("same grid", 1, ())
     np.testing.assert_array_equal(found.transform, np.eye(4))
     assert np.corrcoef(truth[brain], found.data[brain])[0, 1] > 0.97
@@ -159,7 +162,7 @@ def test_same_grid_that_does_not_match_is_noted(tmp_path, flair, no_elastix):
     image, brain = flair
     noise = np.random.default_rng(3).uniform(50, 150, FLAIR_SHAPE).astype("f4")
     nib.Nifti1Image(noise, FLAIR_AFFINE).to_filename(tmp_path / "t1.nii")
-    found = t1w_on_flair(tmp_path / "t1.nii", image, FLAIR_AFFINE, brain)
+    found = t1w_on_flair(tmp_path / "t1.nii", Image(image, FLAIR_AFFINE), brain)
     assert "may not be aligned: mutual information" in found.notes[0]
 
 
@@ -180,7 +183,7 @@ def test_other_image_is_refused(tmp_path, flair, lazy_elastix):
     path = tmp_path / "t1.nii"
     nib.Nifti1Image(noise, grid((60, 70, 60), (3, 3, 3))).to_filename(path)
     with pytest.raises(ProcessingError, match=r"t1.nii: could not be aligned .*expected at least"):
-        t1w_on_flair(path, image, FLAIR_AFFINE, brain)
+        t1w_on_flair(path, Image(image, FLAIR_AFFINE), brain)
 
 
 def test_what_the_t1w_does_not_show_gets_its_median(tmp_path, flair, lazy_elastix):
@@ -190,7 +193,7 @@ def test_what_the_t1w_does_not_show_gets_its_median(tmp_path, flair, lazy_elasti
     nib.Nifti1Image(t1_contrast(points_of((60, 70, 26), affine)), affine).to_filename(
         tmp_path / "t1.nii"
     )
-    found = t1w_on_flair(tmp_path / "t1.nii", image, FLAIR_AFFINE, brain)
+    found = t1w_on_flair(tmp_path / "t1.nii", Image(image, FLAIR_AFFINE), brain)
     assert 0.5 < found.coverage < 0.9
     assert "shows only" in found.notes[-1]
     missing = brain.copy()
@@ -202,7 +205,7 @@ def test_what_the_t1w_does_not_show_gets_its_median(tmp_path, flair, lazy_elasti
         tmp_path / "low.nii"
     )
     with pytest.raises(ProcessingError, match=r"only \d+ % of the brain of the FLAIR lies in"):
-        t1w_on_flair(tmp_path / "low.nii", image, FLAIR_AFFINE, brain)
+        t1w_on_flair(tmp_path / "low.nii", Image(image, FLAIR_AFFINE), brain)
 
 
 def test_elastix_that_fails_from_every_start_is_told(tmp_path, flair, monkeypatch):
@@ -213,11 +216,11 @@ def test_elastix_that_fails_from_every_start_is_told(tmp_path, flair, monkeypatc
     monkeypatch.setattr(t1w, "search_start", lambda fixed, moving, *points: np.eye(4))
     path = write_t1w(tmp_path / "t1.nii", np.eye(4))
     with pytest.raises(ProcessingError, match="could not be registered.*header: its last words"):
-        t1w_on_flair(path, *flair[:1], FLAIR_AFFINE, flair[1])
+        t1w_on_flair(path, Image(flair[0], FLAIR_AFFINE), flair[1])
 
 
 def test_damaged_t1w_is_named(tmp_path, flair):
     path = tmp_path / "sub-1_T1w.nii.gz"
     path.write_bytes(b"")
     with pytest.raises(InputImageError, match=r"T1w of this FLAIR: .*sub-1_T1w.nii.gz: the file"):
-        t1w_on_flair(path, flair[0], FLAIR_AFFINE, flair[1])
+        t1w_on_flair(path, Image(flair[0], FLAIR_AFFINE), flair[1])

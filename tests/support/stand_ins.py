@@ -24,17 +24,17 @@ def world(shape, affine):
     return np.tensordot(affine[:3, :3], index, axes=1) + affine[:3, 3].reshape(3, 1, 1, 1)
 
 
-def brain_mask(flair, affine):
+def brain_mask(flair):
     """Whatever is brighter than 50, but for what lies below 45 mm under the middle."""
-    z = world(flair.shape, affine)[2]
-    note = f"a note of the brain mask, {affine[2, 3]:.1f} mm"
-    return BrainMask((flair > 50) & (z > -45), stripped=False, notes=(note,))
+    z = world(flair.data.shape, flair.affine)[2]
+    note = f"a note of the brain mask, {flair.affine[2, 3]:.1f} mm"
+    return BrainMask((flair.data > 50) & (z > -45), stripped=False, notes=(note,))
 
 
-def correct_bias_field(flair, affine, mask):
+def correct_bias_field(flair, mask):
     """Slightly brighter towards the right, and 2 % outside the mask."""
-    ramp = 1 + 1e-4 * np.tanh(world(flair.shape, affine)[0] / 50)
-    return (flair * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
+    ramp = 1 + 1e-4 * np.tanh(world(flair.data.shape, flair.affine)[0] / 50)
+    return (flair.data * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
 
 
 def register_template(flair, brain_mask, template, *, method, seed, threads, excluded=None):
@@ -61,12 +61,12 @@ def register_template(flair, brain_mask, template, *, method, seed, threads, exc
     )
 
 
-def t1w_on_flair(path, flair, affine, brain_mask, *, seed, threads):
+def t1w_on_flair(path, flair, brain_mask, *, seed, threads):
     """The FLAIR negated."""
     matrix = np.eye(4)
-    matrix[:3, 3] = affine[:3, 3] / 100 + seed
+    matrix[:3, 3] = flair.affine[:3, 3] / 100 + seed
     return T1w(
-        data=(-flair * np.where(brain_mask, 1, 1.01)).astype(np.float32),
+        data=(-flair.data * np.where(brain_mask, 1, 1.01)).astype(np.float32),
         transform=matrix,
         start="header",
         mutual_information=0.4,

@@ -127,13 +127,13 @@ class Calls:
 
 
 def _fake_steps(calls):
-    def brain_mask(flair, affine):
-        calls.note("brain_mask", flair)
-        return stand_ins.brain_mask(flair, affine)
+    def brain_mask(flair):
+        calls.note("brain_mask", flair.data)
+        return stand_ins.brain_mask(flair)
 
-    def correct_bias_field(flair, affine, mask):
-        calls.note("bias_field", flair)
-        return stand_ins.correct_bias_field(flair, affine, mask)
+    def correct_bias_field(flair, mask):
+        calls.note("bias_field", flair.data)
+        return stand_ins.correct_bias_field(flair, mask)
 
     def register_template(flair, *others, **options):
         calls.note("registration", flair.data)
@@ -141,7 +141,7 @@ def _fake_steps(calls):
         return stand_ins.register_template(flair, *others, **options)
 
     def t1w_on_flair(path, flair, *others, **options):
-        calls.note("t1w", flair)
+        calls.note("t1w", flair.data)
         return stand_ins.t1w_on_flair(path, flair, *others, **options)
 
     def segment(networks, inputs, brain_mask, **options):
@@ -207,7 +207,7 @@ class DeadlyBiasField(_Faked, preprocessing.BiasField):
     """Bias field by its stand-in, whose worker is killed by a FLAIR without lesions."""
 
     def _process(self, folder):
-        if load_image(self.inputs.flair)[0].max() < 150:
+        if load_image(self.inputs.flair).data.max() < 150:
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._process(folder)
 

@@ -5,6 +5,7 @@ import pytest
 
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import PLANE_SIZE, SlicePlane, network_input
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import (
     Shard,
     SlicePool,
@@ -135,7 +136,7 @@ def test_training_slices_are_those_of_the_network_input(length_mm):
     brain[10:60, 5 : 5 + length_mm // 2, 1:4] = True
     reference = np.zeros(flair.shape, np.uint8)
     reference[30:34, 40:44, 2] = 1
-    inputs = network_input(flair, np.diag([2, 2, 5, 1]), brain, flair)
+    inputs = network_input(Image(flair, np.diag([2, 2, 5, 1])), brain, flair)
     result = training_shard(inputs, reference)
     margin = (inputs.plane.size - 200) // 2
     window = (slice(1, 4), slice(margin, margin + 200), slice(margin, margin + 200))

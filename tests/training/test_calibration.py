@@ -10,6 +10,7 @@ from network_spy import loaded
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import UsageError
 from bagau_bids.network.slices import network_input
+from bagau_bids.spaces import Image
 from bagau_bids.training.calibration import (
     THRESHOLDS,
     OperatingPoint,
@@ -34,7 +35,7 @@ def scan_with_best_threshold(level):
     brain[5:55, 5:55] = True
     probability = np.linspace(1, 0, 60, dtype=np.float32)[:, None, None] * brain
     flair = np.random.default_rng(0).normal(9, 1, brain.shape).astype(np.float32)
-    inputs = network_input(flair, AFFINE, brain, probability)
+    inputs = network_input(Image(flair, AFFINE), brain, probability)
     reference = ((probability >= level) & brain).astype(np.uint8)
     return TrainingScan("x", "x", 0, inputs, brain, reference, AFFINE)
 

@@ -15,6 +15,7 @@ from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import load_weights, save_weights
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import Shard, SlicePool, training_shard
 from bagau_bids.training import optimisation, slices
 from bagau_bids.training.augmentation import AugmentationSettings
@@ -50,7 +51,7 @@ def training_scan():
     reference[15:20, 15:22, 1:4] = 1
     flair = rng.normal(100, 5, brain.shape).astype(np.float32) + 40 * reference
     affine = np.diag([1.0, 1.0, 5.0, 1.0])
-    inputs = network_input(flair, affine, brain, brain.astype(np.float32))
+    inputs = network_input(Image(flair, affine), brain, brain.astype(np.float32))
     return TrainingScan("sub-1_FLAIR", "1", 0, inputs, brain, reference, affine, "sub-1_FLAIR_0a")
 
 

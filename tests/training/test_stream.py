@@ -16,6 +16,7 @@ from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import in_training, load_weights, save_weights
 from bagau_bids.preprocessing.template import Template
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis import heads
 from bagau_bids.synthesis.pool import HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH, Shard
 from bagau_bids.training import drawing, judging, loop, pack, sources, stream, stroke
@@ -57,7 +58,7 @@ def scan_of(subject, lesion=1, spacing=5.0):
     reference[15:20, 15:22, 1:4] = lesion
     flair = rng.normal(100, 5, brain.shape).astype(np.float32) + 40 * (reference == 1)
     affine = np.diag([1.0, 1.0, spacing, 1.0])
-    inputs = network_input(flair, affine, brain, brain.astype(np.float32))
+    inputs = network_input(Image(flair, affine), brain, brain.astype(np.float32))
     name = f"sub-{subject}_FLAIR"
     return TrainingScan(name, subject, 0, inputs, brain, reference, affine, f"{name}_0a")
 

@@ -17,7 +17,7 @@ from bagau_bids.preprocessing.bias_field import correct_bias_field
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.conform import conform, to_source
 from bagau_bids.preprocessing.transforms import TemplateTransform, forward_field, sample
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 KINDS = ["RAS", "LAS", "LPS", "PSR", "ASL", "SAL", "oblique"]
 LESION_MM = ((-30, 32, 18), (26, -38, -8), (-14, -20, 26))  # left front, right back, left top
@@ -84,7 +84,7 @@ def _segment(path):
     """Lesion probability on the conformed grid, and that grid's affine."""
     scan = conform(path)
     _, brain, _ = _paint(scan.data.shape, scan.affine)
-    inputs = network_input(scan.data, scan.affine, brain, brain.astype("f4"))
+    inputs = network_input(Image(scan.data, scan.affine), brain, brain.astype("f4"))
     result = segment([loaded(ThresholdNetwork())], inputs, brain)
     return result.probability, scan.affine
 
@@ -119,7 +119,7 @@ def test_the_mask_does_not_depend_on_how_the_file_is_stored(stored, tmp_path):
 def test_the_network_sees_left_on_low_rows_and_front_on_high_columns(stored):
     scan = conform(stored[0])
     _, brain, lesions = _paint(scan.data.shape, scan.affine)
-    inputs = network_input(scan.data, scan.affine, brain, lesions.astype("f4"))
+    inputs = network_input(Image(scan.data, scan.affine), brain, lesions.astype("f4"))
     atlas = inputs.channels["atlas"]
     depth, size, _ = atlas.shape
     low, high = slice(0, size // 2), slice(size // 2, size)
@@ -158,7 +158,7 @@ def test_the_brain_mask_comes_back_to_the_brain(stored):
     def predict(coarse):
         return (coarse > 0.6 * coarse.max()).astype(np.float32)
 
-    found = brain_mask(scan.data, scan.affine, predict)
+    found = brain_mask(Image(scan.data, scan.affine), predict)
     back = np.asarray(to_source(found.mask, image, np.uint8).dataobj) > 0
     _, brain, _ = _paint(image.shape, image.affine)
     assert _dice(back, brain) > 0.95
@@ -170,7 +170,7 @@ def test_the_bias_field_stays_on_its_side(stored):
     world = apply_affine(scan.affine, np.moveaxis(np.indices(scan.data.shape), 0, -1))
     field = np.exp(world @ [0.003, -0.002, 0.002])
     corrected = correct_bias_field(
-        scan.data * field, scan.affine, brain, grid_mm=8.0, iterations=(10, 10)
+        Image(scan.data * field, scan.affine), brain, grid_mm=8.0, iterations=(10, 10)
     )
     tissue = brain & ~lesions
     before, after = (scan.data * field)[tissue], corrected[tissue]

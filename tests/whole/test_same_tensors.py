@@ -52,14 +52,14 @@ def template(tmp_path):
 def spy(monkeypatch):
     """Stand-ins for the slow functions, whose results depend on all they are given."""
 
-    def brain_mask(flair, affine):
-        mask = np.zeros(flair.shape, bool)
+    def brain_mask(flair):
+        mask = np.zeros(flair.data.shape, bool)
         mask[8:-8, 8:-8, 1:-1] = True
-        return BrainMask(mask & (flair > 60), stripped=False, notes=())
+        return BrainMask(mask & (flair.data > 60), stripped=False, notes=())
 
-    def correct_bias_field(flair, affine, mask):
-        ramp = np.linspace(0.9, 1.1, flair.shape[0])[:, None, None]
-        return (flair * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
+    def correct_bias_field(flair, mask):
+        ramp = np.linspace(0.9, 1.1, flair.data.shape[0])[:, None, None]
+        return (flair.data * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
 
     def register_template(
         flair, brain_mask, template, *, method, seed=0, threads=1, excluded=None

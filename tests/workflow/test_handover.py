@@ -85,15 +85,16 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
         weights.with_suffix(".json").write_text(json.dumps(card))
     folder = go(weights=networks)
 
-    flair, affine = reorient(head(), AFFINE)
+    flair = Image(*reorient(head(), AFFINE))
+    affine = flair.affine
     known, _ = reorient(lesion > 0, AFFINE)
-    brain = stand_ins.brain_mask(flair, affine)
-    corrected = stand_ins.correct_bias_field(flair, affine, brain.mask & ~known)
+    brain = stand_ins.brain_mask(flair)
+    corrected = stand_ins.correct_bias_field(flair, brain.mask & ~known)
     elastix = {"seed": 7, "threads": 3}
     found = stand_ins.register_template(
         Image(corrected, affine), brain.mask, template, method="paper", excluded=known, **elastix
     )
-    t1w = stand_ins.t1w_on_flair(anat / "sub-01_T1w.nii.gz", flair, affine, brain.mask, **elastix)
+    t1w = stand_ins.t1w_on_flair(anat / "sub-01_T1w.nii.gz", flair, brain.mask, **elastix)
     np.testing.assert_array_equal(stored(folder, "space-orig_label-brain_mask"), brain.mask)
     np.testing.assert_array_equal(stored(folder, "desc-preproc_FLAIR"), corrected)
     atlas = stored(folder, f"space-orig_atlas-{TEMPLATE}_label-WM_probseg")
@@ -108,7 +109,7 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     assert steps["t1w"]["coverage"] == t1w.coverage
     assert steps["t1w"]["notes"] == list(t1w.notes)
 
-    given = network_input(corrected, affine, brain.mask, found.wm_probseg, known)
+    given = network_input(Image(corrected, affine), brain.mask, found.wm_probseg, known)
     judged = brain.mask & ~known
     segmented = stand_ins.segment(
         [stand_ins.load_weights(path) for path in networks],

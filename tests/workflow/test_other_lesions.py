@@ -27,7 +27,7 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing import bias_field
 from bagau_bids.reports.results import read_table
 from bagau_bids.reports.scan_tables import Volumes
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 REAL = {
     (inference, "segment"): inference.segment,
@@ -116,9 +116,9 @@ def test_known_lesion_is_no_wmh_and_counts_for_nothing(go, bright, tmp_path, mon
     seen = []
     correct = bias_field.correct_bias_field  # the stand-in
 
-    def remember(flair, affine, mask):
+    def remember(flair, mask):
         seen.append(mask)
-        return correct(flair, affine, mask)
+        return correct(flair, mask)
 
     monkeypatch.setattr(bias_field, "correct_bias_field", remember)
     assert go(with_tumour()).ok
@@ -206,7 +206,9 @@ def two_outputs(path, card=None):
     torch.manual_seed(3)
     model = BagauNet(BagauNetConfig(WIDTHS, outputs=("wmh", "infarct"))).eval()
     flair, affine = reorient(head(), AFFINE)
-    inputs = network_input(flair, affine, flair > 50, np.where(flair > 50, np.float32(0.8), 0))
+    inputs = network_input(
+        Image(flair, affine), flair > 50, np.where(flair > 50, np.float32(0.8), 0)
+    )
     with torch.inference_mode():
         logits = model(
             *(

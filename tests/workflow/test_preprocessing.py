@@ -6,6 +6,7 @@ import pytest
 
 from bagau_bids.bids.records import BrainMaskRecord
 from bagau_bids.errors import InputImageError, ProcessingError
+from bagau_bids.spaces import Image
 from bagau_bids.workflow.preprocessing import BrainMask, mask_from_file
 from bagau_bids.workflow.step import read_record, save_image
 
@@ -20,7 +21,7 @@ def test_mask_from_file_follows_the_orientation(tmp_path):
         nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt("LPI")
     )
     image.as_reoriented(change).to_filename(tmp_path / "m.nii.gz")
-    found, record = mask_from_file(tmp_path / "m.nii.gz", mask.shape, AFFINE)
+    found, record = mask_from_file(tmp_path / "m.nii.gz", Image(mask, AFFINE))
     np.testing.assert_array_equal(found, mask > 0)
     assert str(tmp_path / "m.nii.gz") in record.notes[0]
 
@@ -30,14 +31,14 @@ def test_mask_of_another_grid_is_refused(tmp_path):
     mask[2] = 1
     nib.Nifti1Image(mask, AFFINE).to_filename(tmp_path / "m.nii.gz")
     with pytest.raises(InputImageError, match=r"m\.nii\.gz: the brain mask lies on another grid"):
-        mask_from_file(tmp_path / "m.nii.gz", (6, 7, 9), AFFINE)
+        mask_from_file(tmp_path / "m.nii.gz", Image(np.zeros((6, 7, 9)), AFFINE))
 
 
 def test_empty_brain_mask_is_refused(tmp_path, monkeypatch):
     from bagau_bids.preprocessing import brain_mask
 
     empty = brain_mask.BrainMask(np.zeros((6, 7, 8), bool), stripped=False, notes=())
-    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: empty)
+    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair: empty)
     save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
     step = BrainMask(flair=tmp_path / "f.nii.gz")
     with pytest.raises(ProcessingError, match="the brain mask is empty"):
@@ -54,7 +55,7 @@ def test_the_record_says_how_the_brain_mask_was_made(
     from bagau_bids.preprocessing import brain_mask
 
     found = brain_mask.BrainMask(np.ones((6, 7, 8), bool), stripped=stripped, notes=())
-    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair, affine: found)
+    monkeypatch.setattr(brain_mask, "brain_mask", lambda flair: found)
     save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
     outputs = BrainMask(flair=tmp_path / "f.nii.gz").run(cwd=tmp_path).outputs
     record = read_record(outputs.record, BrainMaskRecord)

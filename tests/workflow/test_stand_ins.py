@@ -11,6 +11,7 @@ from network_spy import loaded
 from workflow_fakes import AFFINE, SHAPE, head, make_template, write_flair
 
 from bagau_bids.network.slices import network_input
+from bagau_bids.spaces import Image
 
 MASK = np.zeros(SHAPE, bool)
 MASK[4:-4, 4:-4, 3:-3] = True
@@ -24,8 +25,7 @@ def values(tmp_path):
     template = make_template(tmp_path / "store")
     other_t1w = write_flair(tmp_path, "sub-02", 2 * head(4))
     return {
-        "flair": (head(), np.roll(head(), 1, axis=0)),
-        "affine": (AFFINE, OTHER_AFFINE),
+        "flair": (Image(head(), AFFINE), Image(np.roll(head(), 1, axis=0), AFFINE)),
         "mask": (MASK, OTHER_MASK),
         "brain_mask": (MASK, OTHER_MASK),
         "excluded": (None, OTHER_MASK),
@@ -36,7 +36,7 @@ def values(tmp_path):
         "threads": (1, 2),
         "networks": ([loaded(None)], [loaded(None, threshold=0.4)]),
         "inputs": tuple(
-            network_input(head(n), AFFINE, MASK, MASK * np.float32(0.8)) for n in (0, 1)
+            network_input(Image(head(n), AFFINE), MASK, MASK * np.float32(0.8)) for n in (0, 1)
         ),
         "device": ("cpu", "cuda:0"),
         "batch_size": (1, 2),
@@ -60,6 +60,9 @@ def test_a_stand_in_depends_on_every_argument(name, values):
     usual = {argument: values[argument][0] for argument in inspect.signature(function).parameters}
     result = pickle.dumps(function(**usual))
     assert pickle.dumps(function(**usual)) == result
-    for argument in usual:
-        other = function(**{**usual, argument: values[argument][1]})
+    others = [(argument, values[argument][1]) for argument in usual]
+    if "flair" in usual:
+        others.append(("flair", Image(head(), OTHER_AFFINE)))
+    for argument, value in others:
+        other = function(**{**usual, argument: value})
         assert pickle.dumps(other) != result, argument

@@ -8,6 +8,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from bagau_bids.errors import InputImageError, ProcessingError
+from bagau_bids.spaces import Image
 from bagau_bids.workflow.step import (
     Step,
     describe_failure,
@@ -23,16 +24,16 @@ AFFINE = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]
 def test_image_round_trip(tmp_path):
     data = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
     save_image(tmp_path / "a.nii.gz", data, AFFINE, np.float32)
-    loaded, affine = load_image(str(tmp_path / "a.nii.gz"))
-    np.testing.assert_array_equal(loaded, data)
-    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
+    loaded = load_image(str(tmp_path / "a.nii.gz"))
+    np.testing.assert_array_equal(loaded.data, data)
+    np.testing.assert_allclose(loaded.affine, AFFINE, atol=1e-5)
 
 
 def test_image_of_another_grid_is_refused(tmp_path):
     path = tmp_path / "a.nii.gz"
     save_image(path, np.zeros((5, 6, 7)), AFFINE, np.uint8)
     with pytest.raises(ProcessingError, match="lies on another grid"):
-        load_on_grid(str(path), (5, 6, 8), AFFINE)
+        load_on_grid(str(path), Image(np.zeros((5, 6, 8)), AFFINE))
 
 
 def test_failures_in_words():
@@ -76,4 +77,4 @@ def test_step_hands_over_what_the_catalogue_says_of_it(tmp_path, keys, right):
         return
     (path,) = Outline().run(cwd=tmp_path).outputs.derivatives.values()
     assert nib.load(path).get_data_dtype() == np.uint8  # as the catalogue says
-    assert np.all(load_image(path)[0] == 7)
+    assert np.all(load_image(path).data == 7)

@@ -61,5 +61,5 @@ def remove_work(config: Config, scan: Scan) -> None:
     """Delete the work folder of a scan, and the scripts by which its steps were submitted."""
     folder = work_folder(config, scan)
     shutil.rmtree(folder, ignore_errors=True)
-    for path in folder.with_name("batch").glob(f"*_{folder.parent.name}.{folder.name}.*"):
+    for path in folder.with_name("batch").glob(f"*_{folder.parent.name}.{folder.name}_*"):
         path.unlink(missing_ok=True)

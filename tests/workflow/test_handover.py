@@ -8,6 +8,7 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import stand_ins
 from workflow_fakes import (
@@ -103,6 +104,12 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     np.testing.assert_allclose(transform.affine, found.transform.affine, atol=1e-9)
     steps = steps_of(folder)
     assert steps["brain_mask"]["notes"] == list(brain.notes)
+    brain_mm3 = brain.mask.sum() * abs(np.linalg.det(AFFINE[:3, :3]))
+    assert steps["brain_mask"]["volume_ml"] == pytest.approx(brain_mm3 / 1000, abs=0.05)
+    volumes = pd.read_csv(
+        folder / "sub-01_label-WMH_desc-volumes_morph.tsv", sep="\t", index_col="region"
+    )
+    assert volumes.brain_mm3["all"] == pytest.approx(brain_mm3)
     assert steps["registration"]["mutual_information"] == found.used.mutual_information
     assert (steps["registration"]["method"], steps["registration"]["seed"]) == ("paper", 7)
     assert steps["t1w"]["transform"] == t1w.transform.tolist()

@@ -1,10 +1,7 @@
 """Which nipype plugin a run gets, and the refusal of those that cannot be used."""
 
-import time
-from pathlib import Path
-
 import pytest
-from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from exclusive_step import Exclusive
 from nipype.pipeline import engine as pe
 from nipype.utils.profiler import get_system_total_memory_gb
 
@@ -80,27 +77,8 @@ def test_batch_system_is_where_the_device_is(tmp_path, device, settled):
     assert settle_device(Resources(plugin_file=path, device=device)) == settled
 
 
-class ExclusiveInputSpec(BaseInterfaceInputSpec):
-    card = traits.Str()
-    use_gpu = traits.Bool(True, usedefault=True)
-
-
-class Exclusive(SimpleInterface):
-    """A step that fails when another has the card."""
-
-    input_spec = ExclusiveInputSpec
-    output_spec = TraitedSpec
-
-    def _run_interface(self, runtime):
-        Path(self.inputs.card).touch(exist_ok=False)
-        time.sleep(0.5)
-        Path(self.inputs.card).unlink()
-        return runtime
-
-
 @pytest.mark.slow
-def test_steps_queue_for_the_one_gpu(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "support"))
+def test_steps_queue_for_the_one_gpu(tmp_path):
     ends = []
     plugin = choose_plugin(
         Resources(nprocs=4, mem_gb=9.0, device="cuda:0"),

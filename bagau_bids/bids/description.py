@@ -3,18 +3,20 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import catalogue
 from bagau_bids.config import INFARCT_THRESHOLD, Processing
 from bagau_bids.errors import UsageError
-from bagau_bids.files import one_at_a_time, write_json, write_table, write_text
+from bagau_bids.files import one_at_a_time, read_json, write_json, write_table, write_text
+from bagau_bids.network.cards import DEFAULT_INPUTS, T1, Card, read_card
 
 BIDS_VERSION = "1.11.1"
 NAME = "bagau-bids"
@@ -41,6 +43,10 @@ ATLAS_DESCRIPTIONS = {
         "DerivedFrom": "The maps that the Nilearn package carries",
     },
 }
+NETWORK_TEXTS = {
+    "bagau_net": "BAGAU-Net [@bagaunet]",
+    "unet": "the U-Net of the WMH Segmentation Challenge's winner [@li2018]",
+}
 REGISTRATION_TEXTS = {
     "robust": "adaptive stochastic gradient descent",
     "paper": "the settings of the paper on BAGAU-Net",
@@ -54,8 +60,6 @@ RULE_CITATIONS = {
 MIRRORED_TEXT = (
     "The images mirrored from left to right were given to it too, and the probabilities averaged. "
 )
-
-
 INFARCT_TEXT = (
     "The network tells infarcts by an output of its own; voxels of a probability of infarct of "
     "{:g} or more were taken as infarct, unless WMH were the more probable. "
@@ -64,6 +68,20 @@ KNOWN_TEXT = (
     "Known lesions (infarct, tumour or resection) were given as masks; they were no WMH, and "
     "counted neither for the normalisation of the image nor for the registration. "
 )
+
+
+class Maker(msgspec.Struct, frozen=True, rename="pascal"):
+    """A program that made a data set."""
+
+    name: str
+    version: str | None = None
+
+
+class Description(msgspec.Struct, frozen=True, rename="pascal"):
+    """What is read of the description that an output folder holds already."""
+
+    generated_by: tuple[Maker, ...] = ()
+    dataset_links: dict[str, str] = {}
 
 
 def derivative_links(folders: Iterable[Path]) -> dict[str, Path]:
@@ -125,7 +143,7 @@ def write_dataset_files(
     path = output_dir / "dataset_description.json"
     earlier = _earlier_description(path)
     notes = []
-    version = earlier.get("GeneratedBy", [{}])[0].get("Version")
+    version = next((maker.version for maker in earlier.generated_by), None)
     if version not in (None, __version__):
         notes.append(
             f"{output_dir}: holds results of {NAME} {version}, this is {__version__}; files that "
@@ -133,7 +151,7 @@ def write_dataset_files(
         )
     links = _dataset_links(output_dir, bids_dir, processing)
     with one_at_a_time(output_dir / "logs" / LOCK_FILE):  # else one of two new links is lost
-        there = _earlier_description(path).get("DatasetLinks", {})
+        there = _earlier_description(path).dataset_links
         write_json(path, _description(bids_dir, {**there, **links}))
     write_text(output_dir / ".bidsignore", "\n".join(catalogue().bidsignore) + "\n")
     write_text(output_dir / "README.md", _text("README.md"))
@@ -169,7 +187,8 @@ def citation_text(processing: Processing) -> str:
         skull_strip = " (not used here: the images were skull-stripped beforehand)"
     weights = ", ".join(path.name for path in processing.weights)
     size = processing.min_lesion_size_mm3
-    cards = _cards(processing.weights)
+    # Those that are missing are complained of elsewhere.
+    cards = [read_card(path) for path in processing.weights if path.with_suffix(".json").is_file()]
     return _text("methods.md").format(
         **_network_texts(cards),
         version=__version__,
@@ -186,32 +205,21 @@ def citation_text(processing: Processing) -> str:
     )
 
 
-def _cards(weights: Iterable[Path]) -> list[dict[str, Any]]:
-    """Cards of a user's weights; those that are missing are complained of elsewhere."""
-    paths = [path.with_suffix(".json") for path in weights]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
-
-
-def _network_texts(cards: list[dict[str, Any]]) -> dict[str, str]:
+def _network_texts(cards: Sequence[Card]) -> dict[str, str]:
     """Say which images the networks saw, and which networks they were."""
-    inputs = {name for card in cards for name in card.get("inputs", ())}
-    inputs |= {"flair", "atlas"} if not cards or any("inputs" not in c for c in cards) else set()
-    kinds = {card.get("architecture", "bagau_net") for card in cards} or {"bagau_net"}
+    inputs = {name for card in cards for name in card.inputs} or {*DEFAULT_INPUTS}
+    kinds = {card.architecture for card in cards} or {"bagau_net"}
     seen = "The FLAIR, z-scored within the brain,"
-    if "t1" in inputs:
+    if T1 in inputs:
         seen = (
             "The FLAIR and the T1-weighted image of the same session, registered rigidly to it "
             "and corrected likewise, both z-scored within the brain,"
         )
     with_atlas = " and the white matter map" if "atlas" in inputs else ""
-    networks = {
-        "bagau_net": "BAGAU-Net [@bagaunet]",
-        "unet": "the U-Net of the WMH Segmentation Challenge's winner [@li2018]",
-    }
     return {
-        "images_text": "FLAIR and T1-weighted images" if "t1" in inputs else "FLAIR images alone",
+        "images_text": "FLAIR and T1-weighted images" if T1 in inputs else "FLAIR images alone",
         "inputs_text": f"{seen}{with_atlas} were" if len(inputs) > 1 else f"{seen} was",
-        "network_text": " and ".join(networks[kind] for kind in sorted(kinds & networks.keys())),
+        "network_text": " and ".join(NETWORK_TEXTS[kind] for kind in sorted(kinds & NETWORK_TEXTS.keys())),
     }
 
 
@@ -219,18 +227,17 @@ def _text(name: str) -> str:
     return files("bagau_bids.data").joinpath("citation", name).read_text(encoding="utf-8")
 
 
-def _earlier_description(path: Path) -> dict[str, Any]:
+def _earlier_description(path: Path) -> Description:
     """Read the description that is in the folder already; refuse one that is not ours."""
     if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        makers = [maker["Name"] for maker in found.get("GeneratedBy", [])]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"{path}: cannot be understood ({error}); expected the description of a data set: "
-            "repair or remove it, or choose another output folder"
-        ) from error
+        return Description()
+    found = read_json(
+        path,
+        Description,
+        "expected the description of a data set: repair or remove it, or choose another output "
+        "folder",
+    )
+    makers = [maker.name for maker in found.generated_by]
     if makers[:1] != [NAME]:
         what = f"made by {', '.join(makers)}" if makers else "not made by a pipeline"
         raise UsageError(

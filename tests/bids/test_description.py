@@ -111,9 +111,9 @@ def test_results_of_another_version_are_worth_a_warning(tmp_path, bids_dir):
     [
         ('{"GeneratedBy": [{"Name": "fMRIPrep"}]}', "made by fMRIPrep"),
         ('{"Name": "raw data"}', "not made by a pipeline"),
-        ("{", "cannot be understood"),
-        ("[]", "cannot be understood"),
-        ('{"GeneratedBy": [{}]}', "cannot be understood"),
+        ("{", "truncated.*expected the description of a data set"),
+        ("[]", "Expected `object`, got `array`.*repair or remove it"),
+        ('{"GeneratedBy": [{}]}', r"missing required field `Name` - at `\$.GeneratedBy\[0\]`"),
     ],
 )
 def test_other_data_sets_are_not_written_into(tmp_path, bids_dir, content, message):
@@ -203,7 +203,7 @@ def test_methods_tell_regions_grades_and_ventricles_with_their_sources():
     ],
 )
 def test_methods_name_the_network_and_what_it_saw(tmp_path, card, there, absent):
-    (tmp_path / "w.json").write_text(json.dumps(card))
+    (tmp_path / "w.json").write_text(json.dumps({"config": {}, "sha256": "0" * 64, **card}))
     text = " ".join(citation_text(Processing(weights=(tmp_path / "w.safetensors",))).split())
     assert all(words in text for words in there)
     assert not any(words in text for words in absent)

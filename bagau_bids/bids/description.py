@@ -208,7 +208,7 @@ def citation_text(processing: Processing) -> str:
 def _network_texts(cards: Sequence[Card]) -> dict[str, str]:
     """Say which images the networks saw, and which networks they were."""
     inputs = {name for card in cards for name in card.inputs} or {*DEFAULT_INPUTS}
-    kinds = {card.architecture for card in cards} or {"bagau_net"}
+    kinds = {card.architecture for card in cards} & NETWORK_TEXTS.keys() or {"bagau_net"}
     seen = "The FLAIR, z-scored within the brain,"
     if T1 in inputs:
         seen = (
@@ -219,7 +219,7 @@ def _network_texts(cards: Sequence[Card]) -> dict[str, str]:
     return {
         "images_text": "FLAIR and T1-weighted images" if T1 in inputs else "FLAIR images alone",
         "inputs_text": f"{seen}{with_atlas} were" if len(inputs) > 1 else f"{seen} was",
-        "network_text": " and ".join(NETWORK_TEXTS[kind] for kind in sorted(kinds & NETWORK_TEXTS.keys())),
+        "network_text": " and ".join(NETWORK_TEXTS[kind] for kind in sorted(kinds)),
     }
 
 

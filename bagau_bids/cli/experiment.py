@@ -135,7 +135,7 @@ def run(options: Options) -> int:
         return EXIT_OK
     for scan, reason in plan.left_out.items():
         log.info("%s is left out: %s", scan, reason)
-    write_plan(plan, experiment, options.output_dir)
+    write_plan(plan, experiment, options.changes, options.output_dir)
     around = _shared(options, experiment, plan)
     jobs = _chosen(options, plan)
     if options.prepare_only or options.only:
@@ -212,7 +212,8 @@ def _run_here(options: Options, jobs: "Sequence[Job]", around: "Shared", plan: "
     """Run jobs in this process; one that fails leaves its reason and does not stop the others."""
     import torch
 
-    from bagau_bids.experiments.jobs import FAILURE, is_complete, run_job
+    from bagau_bids.experiments.jobs import is_complete, run_job
+    from bagau_bids.experiments.records import FAILURE, FailureRecord
     from bagau_bids.files import write_json
 
     torch.set_num_threads(_threads(options))
@@ -237,7 +238,7 @@ def _run_here(options: Options, jobs: "Sequence[Job]", around: "Shared", plan: "
             reason = str(error) if known else f"unexpected {error!r}"
             if not known:
                 log.exception("%s", job.name)
-            write_json(around.folder(job) / FAILURE, {"reason": reason})
+            write_json(around.folder(job) / FAILURE, FailureRecord(reason))
             print(f"{job.name}: {reason}", flush=True)
         else:
             log.info("%s: done", job.name)
@@ -252,7 +253,8 @@ def _run_apart(
     options: Options, jobs: "Sequence[Job]", around: "Shared", plan: "Plan"
 ) -> dict[str, str]:
     """Run the jobs that are not done in processes of their own; return why some failed."""
-    from bagau_bids.experiments.jobs import FAILURE, is_complete
+    from bagau_bids.experiments.jobs import is_complete
+    from bagau_bids.experiments.records import FAILURE, FailureRecord
     from bagau_bids.experiments.schedule import Launcher, run_all
     from bagau_bids.files import write_json
 
@@ -267,7 +269,7 @@ def _run_apart(
         log.info("%s: %s", name, f"FAILED, {reason}" if reason else "done")
         path = options.output_dir / name / FAILURE
         if reason and not path.is_file():
-            write_json(path, {"reason": reason})
+            write_json(path, FailureRecord(reason))
 
     launch = Launcher(
         lambda name: [*command, "--only", name], lambda name: options.output_dir / name / "log.txt"

@@ -110,8 +110,8 @@ _Recipe = msgspec.defstruct(
     [(f.name, f.type, f.default) for f in fields(TrainingSettings) if f.name not in _ELSEWHERE],
     forbid_unknown_fields=True,
 )
-_WithRecipe = msgspec.defstruct(
-    "_WithRecipe", [("recipe", _Recipe, msgspec.field(default_factory=_Recipe))]
+WithRecipe = msgspec.defstruct(
+    "WithRecipe", [("recipe", _Recipe, msgspec.field(default_factory=_Recipe))]
 )
 
 
@@ -135,8 +135,6 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Steps between validations.
     systems
         At least one.
-    changes
-        What the command line changed, ``key=value``.
     """
 
     title: str
@@ -148,7 +146,6 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipe: dict[str, Any] = {}
     checkpoint: str = "best"
     validate_every: int = 500
-    changes: tuple[str, ...] = msgspec.field(default=(), name="--set")
 
     def settings(self, system: System, seed: int) -> TrainingSettings:
         """Put the settings of the training of one network together."""
@@ -194,10 +191,9 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     for change in changes:
         _put(content, change)
     try:
-        recipe = structs.asdict(structs.asdict(msgspec.convert(content, _WithRecipe))["recipe"])
+        recipe = structs.asdict(structs.asdict(msgspec.convert(content, WithRecipe))["recipe"])
         given = {key: recipe[key] for key in content.get("recipe", {})}
-        content |= {"recipe": given, "--set": changes}
-        experiment = msgspec.convert(content, Experiment)
+        experiment = msgspec.convert(content | {"recipe": given}, Experiment)
     except msgspec.ValidationError as error:
         raise UsageError(
             f"{path}: {error}; expected an experiment such as those in the folder experiments"

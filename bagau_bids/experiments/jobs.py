@@ -29,6 +29,17 @@ from bagau_bids.datasets.labelled import LabelledScan, Split, TrainingScan, read
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.experiments.definition import RATER, THRESHOLD, Experiment, System
 from bagau_bids.experiments.folds import Fold
+from bagau_bids.experiments.records import (
+    COMPLETE,
+    ENSEMBLE,
+    FAILURE,
+    Case,
+    Cost,
+    JobRecord,
+    Machine,
+    ScanNames,
+    read_record,
+)
 from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshold
 from bagau_bids.files import write_bytes, write_json
 from bagau_bids.measures.lesions import voxel_volume_mm3
@@ -43,9 +54,6 @@ from bagau_bids.training.curves import TRAINING
 from bagau_bids.training.settings import LoopSettings
 from bagau_bids.training.slices import THRESHOLD as CUT
 from bagau_bids.training.slices import SliceTrainer, TrainingData
-
-COMPLETE, FAILURE = "complete.json", "failure.json"
-ENSEMBLE = "ensemble"
 
 log = logging.getLogger(__name__)
 
@@ -114,13 +122,12 @@ def is_complete(job: Job, around: Shared) -> bool:
     Raises
     ------
     UsageError
-        If it was done with others.
+        If it was done with others, or its file is damaged.
     """
     path = around.folder(job) / COMPLETE
     if not path.is_file():
         return False
-    done = json.loads(path.read_text(encoding="utf-8"))
-    if done.get("key") != job_key(job, around):
+    if read_record(path, JobRecord).key != job_key(job, around):
         raise UsageError(
             f"{path}: made by another version, or with other settings, scans or masks than now; "
             "expected the same: remove that folder to do it again, or name another output"
@@ -162,9 +169,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run_job(
-    job: Job, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
-) -> dict[str, Any]:
+def run_job(job: Job, around: Shared, scans: Mapping[LabelledScan, TrainingScan]) -> JobRecord:
     """Train and judge a system on a fold, and mark it as done.
 
     Parameters
@@ -176,7 +181,7 @@ def run_job(
 
     Returns
     -------
-    dict
+    JobRecord
         What was written into ``complete.json``.
 
     Raises
@@ -187,24 +192,24 @@ def run_job(
     folder = around.folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     there = Split(*(_present(job, part, scans) for part in ("training", "validation", "test")))
-    details: dict[str, Any] = {}
+    chosen, costs = None, tuple[Cost, ...]()
     if job.system.architecture == RATER:
         rows = _judge_rater(job, there, around, scans)
     else:
-        models, details = _models(job, there, around, scans)
+        models, chosen, costs = _models(job, there, around, scans)
         rows = _judge(job, models, there, around, scans)
-    parts = {p: [one.scan.stem for one in getattr(there, p)] for p in Split.__annotations__}
-    result = {
-        "key": job_key(job, around),
-        "system": job.system.name,
-        "fold": job.fold.number,
-        "scans": parts,
-        "rows": rows,
-        **details,
-        "machine": describe_machine(around.device),
-        "version": __version__,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    result = JobRecord(
+        key=job_key(job, around),
+        system=job.system.name,
+        fold=job.fold.number,
+        scans=ScanNames.of(there),
+        rows=tuple(rows),
+        z_score_threshold=chosen,
+        cost=costs,
+        machine=describe_machine(around.device),
+        version=__version__,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     write_json(folder / COMPLETE, result)
     (folder / FAILURE).unlink(missing_ok=True)
     return result
@@ -225,12 +230,12 @@ def _present(
 
 def _models(
     job: Job, there: Split, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
-) -> tuple[list[LoadedNetwork], dict[str, Any]]:
-    """Networks of a job, and what to tell of how they came about."""
+) -> tuple[list[LoadedNetwork], float | None, tuple[Cost, ...]]:
+    """Networks of a job, with the z-score of a threshold, and what trainings cost."""
     if job.system.architecture == THRESHOLD:
         chosen = choose_threshold([scans[one] for one in (*there.training, *there.validation)])
         card = Card(architecture=THRESHOLD, config={}, sha256="")
-        return [LoadedNetwork(IntensityThreshold(chosen), card)], {"z_score_threshold": chosen}
+        return [LoadedNetwork(IntensityThreshold(chosen), card)], chosen, ()
     data = TrainingData.of_scans(
         [scans[one] for one in there.training], [scans[one] for one in there.validation]
     )
@@ -239,12 +244,10 @@ def _models(
         folder = around.folder(job) / f"seed-{seed}"
         costs.append(_train(job, seed, there, data, around))
         models.append(load_weights(folder / f"{around.experiment.checkpoint}.safetensors"))
-    return models, {"cost": costs}
+    return models, None, tuple(costs)
 
 
-def _train(
-    job: Job, seed: int, there: Split, data: TrainingData, around: Shared
-) -> dict[str, Any]:
+def _train(job: Job, seed: int, there: Split, data: TrainingData, around: Shared) -> Cost:
     """Train one network, or go on with it; return what it cost."""
     experiment = around.experiment
     settings = experiment.settings(job.system, seed)
@@ -266,13 +269,14 @@ def _train(
     trainer.run()
     steps = pd.read_csv(folder / TRAINING)
     assert data.real is not None
-    return {
-        "seed": seed,
-        "steps": trainer.total_steps,
-        "seconds_per_step": float(steps["seconds_per_step"].median()),
-        "training_slices": len(data.real),
-        "parameters": sum(p.numel() for p in trainer.learners[0].model.parameters()),
-    }
+    assert trainer.total_steps is not None
+    return Cost(
+        seed=seed,
+        steps=trainer.total_steps,
+        seconds_per_step=float(steps["seconds_per_step"].median()),
+        training_slices=len(data.real),
+        parameters=sum(p.numel() for p in trainer.learners[0].model.parameters()),
+    )
 
 
 def _judge(
@@ -281,7 +285,7 @@ def _judge(
     there: Split,
     around: Shared,
     scans: Mapping[LabelledScan, TrainingScan],
-) -> list[dict[str, Any]]:
+) -> list[Case]:
     """Scores of each network on each test scan, and of all networks together."""
     device = choose_device(around.device)
     members: list[tuple[str, list[LoadedNetwork]]] = [
@@ -302,7 +306,7 @@ def _judge(
 
 def _judge_rater(
     job: Job, there: Split, around: Shared, scans: Mapping[LabelledScan, TrainingScan]
-) -> list[dict[str, Any]]:
+) -> list[Case]:
     rows = []
     for one in there.test:
         if one in around.rater_masks:
@@ -311,21 +315,19 @@ def _judge_rater(
     return rows
 
 
-def _row(
-    job: Job, member: str, one: LabelledScan, scan: TrainingScan, mask: np.ndarray
-) -> dict[str, Any]:
+def _row(job: Job, member: str, one: LabelledScan, scan: TrainingScan, mask: np.ndarray) -> Case:
     scores = asdict(challenge_scores(Image(scan.reference, scan.affine), mask))
     voxel_ml = voxel_volume_mm3(scan.affine) / 1000
-    return {
-        "system": job.system.name,
-        "fold": job.fold.number,
-        "member": member,
-        "scan": one.scan.stem,
-        "dataset": one.dataset,
+    return Case(
+        system=job.system.name,
+        fold=job.fold.number,
+        member=member,
+        scan=one.scan.stem,
+        dataset=one.dataset,
         **scores,
-        "reference_ml": float((scan.reference == 1).sum()) * voxel_ml,
-        "result_ml": float((mask & (scan.reference != 2)).sum()) * voxel_ml,
-    }
+        reference_ml=float((scan.reference == 1).sum()) * voxel_ml,
+        result_ml=float((mask & (scan.reference != 2)).sum()) * voxel_ml,
+    )
 
 
 def _write_mask(root: Path, one: LabelledScan, mask: np.ndarray) -> None:
@@ -344,18 +346,18 @@ def _gzipped(image: Any) -> bytes:
     return gzip.compress(image.to_bytes(), mtime=0)
 
 
-def describe_machine(device: str) -> dict[str, Any]:
+def describe_machine(device: str) -> Machine:
     """Say on what machine this runs."""
     chosen = choose_device(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     gpu = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else None
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "cores": available_cpus(),
-        "threads": torch.get_num_threads(),
-        "device": gpu or str(chosen),
-        "torch": torch.__version__,
-        "load": round(os.getloadavg()[0], 1),
-    }
+    return Machine(
+        processor=models[0] if models else platform.processor() or platform.machine(),
+        cores=available_cpus(),
+        threads=torch.get_num_threads(),
+        device=gpu or str(chosen),
+        torch=str(torch.__version__),
+        load=round(os.getloadavg()[0], 1),
+    )

@@ -1,23 +1,28 @@
 """What an experiment will do on given data: its scans, folds and jobs, kept in ``plan.json``."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bagau_bids.bids.scans import find_scans, find_t1w, find_unavailable
 from bagau_bids.config import Selection
-from bagau_bids.datasets.labelled import LabelledScan, Split, pair_masks
+from bagau_bids.datasets.labelled import LabelledScan, pair_masks
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.experiments.definition import DataSource, Experiment
 from bagau_bids.experiments.folds import Fold, Person, make_folds, read_people
 from bagau_bids.experiments.jobs import Job, list_jobs
+from bagau_bids.experiments.records import (
+    PLAN,
+    DataSet,
+    PlannedFold,
+    PlannedSystem,
+    PlanRecord,
+    ScanNames,
+    read_record,
+)
 from bagau_bids.files import write_json
 from bagau_bids.training.card import describe_dataset
 from bagau_bids.training.settings import TrainingSettings
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -171,68 +176,51 @@ def _with_t1w(scans: Sequence[LabelledScan]) -> tuple[list[LabelledScan], dict[s
     return kept, left_out
 
 
-def write_plan(plan: Plan, experiment: Experiment, output_dir: Path) -> None:
-    """Write ``plan.json``, from which the table is made.
+def write_plan(
+    plan: Plan, experiment: Experiment, changes: Sequence[str], output_dir: Path
+) -> None:
+    """Write ``plan.json``, from which the table is made; `changes` are of the command line.
 
     Raises
     ------
     UsageError
         If the folder holds another experiment, or the same one on other scans.
     """
-    content = _described(plan, experiment)
+    content = _described(plan, experiment, changes)
     path = output_dir / PLAN
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        shared = zip(before["folds"], content["folds"], strict=False)
-        if before["title"] != content["title"] or any(old != new for old, new in shared):
+        before = read_record(path, PlanRecord)
+        shared = zip(before.folds, content.folds, strict=False)
+        if before.title != content.title or any(old != new for old, new in shared):
             raise UsageError(
-                f"{path}: the folder holds {before['title']!r} with other folds or scans; "
+                f"{path}: the folder holds {before.title!r} with other folds or scans; "
                 "expected the same as now, or more folds of it: name another folder"
             )
     write_json(path, content)
 
 
-def _described(plan: Plan, experiment: Experiment) -> dict[str, Any]:
+def _described(plan: Plan, experiment: Experiment, changes: Sequence[str]) -> PlanRecord:
     data = []
     for number, source in enumerate(experiment.data):
-        own = [one for one in plan.scans if one.dataset == number]
-        data.append(
-            {
-                "name": source.name,
-                "description": describe_dataset(plan.bids_dirs[number]),
-                "scans": len(own),
-                "people": len({one.scan.subject for one in own}),
-            }
-        )
-    return {
-        "title": experiment.title,
-        "source": experiment.source,
-        "caveats": list(experiment.caveats),
-        "changes": list(experiment.changes),
-        "recipe": experiment.recipe,
-        "paper_recipe": asdict(TrainingSettings()),
-        "checkpoint": experiment.checkpoint,
-        "data": data,
-        "left_out": dict(plan.left_out),
-        "systems": [
-            {
-                "name": system.name,
-                "label": system.label,
-                "paper": system.paper,
-                "note": system.note,
-                "seeds": list(system.seeds) if system.trained else [0],
-            }
-            for system in experiment.systems
-        ],
-        "folds": [
-            {
-                "number": fold.number,
-                "scans": {
-                    part: [one.scan.stem for one in getattr(fold.split, part)]
-                    for part in Split.__annotations__
-                },
-            }
-            for fold in plan.folds
-        ],
-        "jobs": [job.name for job in plan.jobs],
-    }
+        own = [one.scan for one in plan.scans if one.dataset == number]
+        described = describe_dataset(plan.bids_dirs[number])
+        data.append(DataSet(source.name, described, len(own), len({one.subject for one in own})))
+    return PlanRecord(
+        title=experiment.title,
+        source=experiment.source,
+        caveats=experiment.caveats,
+        changes=tuple(changes),
+        recipe=experiment.recipe,
+        paper_recipe=TrainingSettings(),
+        checkpoint=experiment.checkpoint,
+        data=tuple(data),
+        left_out=dict(plan.left_out),
+        systems=tuple(
+            PlannedSystem(
+                one.name, one.label, one.paper, one.note, one.seeds if one.trained else (0,)
+            )
+            for one in experiment.systems
+        ),
+        folds=tuple(PlannedFold(one.number, ScanNames.of(one.split)) for one in plan.folds),
+        jobs=tuple(job.name for job in plan.jobs),
+    )

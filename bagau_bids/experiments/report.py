@@ -6,22 +6,35 @@ measured figures beside the printed ones, the caveats, what it cost, and what th
 recipe would cost at the measured speed.
 """
 
-import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 import pandas as pd
+from msgspec import structs
 
 from bagau_bids.bids.tables import Column, column_descriptions
 from bagau_bids.errors import UsageError
+from bagau_bids.experiments.records import (
+    COMPLETE,
+    ENSEMBLE,
+    FAILURE,
+    PLAN,
+    FailureRecord,
+    JobRecord,
+    PlannedSystem,
+    PlanRecord,
+    read_record,
+)
 from bagau_bids.files import write_json, write_table, write_text
+from bagau_bids.training.settings import TrainingSettings
 
-PLAN = "plan.json"
 # column of the table: column of the cases, and the factor between them
 MEASURED = {
     "dice": ("dice", 100),
@@ -31,7 +44,6 @@ MEASURED = {
     "h95": ("hausdorff95_mm", 1),
 }
 HEADINGS = {"dice": "DSC %", "avd": "AVD %", "recall": "Recall %", "f1": "F1 %", "h95": "H95 mm"}
-ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def write_experiment_table(folder: Path) -> ExperimentTable:
     Raises
     ------
     UsageError
-        If it is none.
+        If it is none, or one of its files is damaged.
     """
     plan_path = folder / PLAN
     if not plan_path.is_file():
@@ -73,16 +85,18 @@ def write_experiment_table(folder: Path) -> ExperimentTable:
             f"{plan_path}: no such file; expected the folder of an experiment, as 'bagau "
             "experiment' makes it"
         )
-    plan = json.loads(plan_path.read_text(encoding="utf-8"))
-    results = {name: _read(folder / name / "complete.json") for name in plan["jobs"]}
-    done = {name: result for name, result in results.items() if result is not None}
-    unfinished = {
-        name: (_read(folder / name / "failure.json") or {}).get("reason", "not run yet")
-        for name, result in results.items()
-        if result is None
-    }
+    plan = read_record(plan_path, PlanRecord)
+    done, unfinished = dict[str, JobRecord](), dict[str, str]()
+    for name in plan.jobs:
+        complete, failure = folder / name / COMPLETE, folder / name / FAILURE
+        if complete.is_file():
+            done[name] = read_record(complete, JobRecord)
+        elif failure.is_file():
+            unfinished[name] = read_record(failure, FailureRecord).reason
+        else:
+            unfinished[name] = "not run yet"
     cases = pd.DataFrame(
-        [row for result in done.values() for row in result["rows"]],
+        [structs.asdict(row) for result in done.values() for row in result.rows],
         columns=list(_columns("cases")),
     )
     table = _table(plan, cases, done)
@@ -92,8 +106,8 @@ def write_experiment_table(folder: Path) -> ExperimentTable:
     write_table(folder / "table.tsv", table)
     write_json(folder / "table.json", _columns("table"))
     page = {
-        "title": plan["title"],
-        "source": plan["source"],
+        "title": plan.title,
+        "source": plan.source,
         "headings": _headings(),
         "rows": [_shown(row) for row in table.to_dict("records")],
         "remarks": _remarks(plan, done),
@@ -103,36 +117,28 @@ def write_experiment_table(folder: Path) -> ExperimentTable:
     }
     write_text(folder / "table.md", _markdown(page))
     write_text(folder / "table.html", _html(page))
-    return ExperimentTable(folder / "table.md", len(done), len(results), unfinished)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return ExperimentTable(folder / "table.md", len(done), len(plan.jobs), unfinished)
 
 
 def _columns(kind: str) -> dict[str, Column]:
     return column_descriptions({"cases": "experiment_cases", "table": "experiment"}[kind])
 
 
-def _table(
-    plan: Mapping[str, Any], cases: pd.DataFrame, done: Mapping[str, Mapping[str, Any]]
-) -> pd.DataFrame:
+def _table(plan: PlanRecord, cases: pd.DataFrame, done: Mapping[str, JobRecord]) -> pd.DataFrame:
     rows = []
-    for system in plan["systems"]:
-        own = cases[cases["system"] == system["name"]]
-        folds = sum(result["system"] == system["name"] for result in done.values())
+    for system in plan.systems:
+        own = cases[cases["system"] == system.name]
+        folds = sum(result.system == system.name for result in done.values())
         single = _row(plan, system, own[own["member"] != ENSEMBLE], folds)
         rows.append(single)
-        if len(system["seeds"]) > 1:
+        if len(system.seeds) > 1:
             together = _row(plan, system, own[own["member"] == ENSEMBLE], folds)
             rows.append(
                 together
                 | {f"{name}_paper": None for name in MEASURED}
                 | {
-                    "system": f"{system['name']}-{ENSEMBLE}",
-                    "label": f"{system['label']}, ensemble of {len(system['seeds'])}",
+                    "system": f"{system.name}-{ENSEMBLE}",
+                    "label": f"{system.label}, ensemble of {len(system.seeds)}",
                     "note": "mean probability of the networks above",
                 }
             )
@@ -146,21 +152,21 @@ def _table(
 
 
 def _row(
-    plan: Mapping[str, Any], system: Mapping[str, Any], cases: pd.DataFrame, folds: int
+    plan: PlanRecord, system: PlannedSystem, cases: pd.DataFrame, folds: int
 ) -> dict[str, Any]:
     row = {
-        "system": system["name"],
-        "label": system["label"],
+        "system": system.name,
+        "label": system.label,
         "cases": cases["scan"].nunique(),
         "folds": folds,
-        "folds_planned": len(plan["folds"]),
-        "note": system["note"] or None,
+        "folds_planned": len(plan.folds),
+        "note": system.note or None,
     }
     for name, (column, factor) in MEASURED.items():
         of_scan = cases.groupby(["dataset", "scan"])[column].mean() * factor
         row[name] = of_scan.mean() if len(of_scan) else None
         row[f"{name}_sd"] = of_scan.std() if len(of_scan) > 1 else None
-        row[f"{name}_paper"] = system["paper"].get(name)
+        row[f"{name}_paper"] = system.paper.get(name)
     return row
 
 
@@ -186,68 +192,63 @@ def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {"label": row["label"], "cells": cells, "note": "" if pd.isna(note) else note}
 
 
-def _remarks(plan: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _remarks(plan: PlanRecord, done: Mapping[str, JobRecord]) -> list[str]:
     """Caveats: those of the file, then those that follow from what was done."""
-    remarks = [*plan["caveats"]]
-    if plan["changes"]:
-        remarks.append(f"Changed on the command line: {', '.join(plan['changes'])}.")
-    if plan["recipe"]:
-        paper = plan["paper_recipe"]
-        told = ", ".join(_difference(key, value, paper) for key, value in plan["recipe"].items())
+    remarks = [*plan.caveats]
+    if plan.changes:
+        remarks.append(f"Changed on the command line: {', '.join(plan.changes)}.")
+    if plan.recipe:
+        paper = plan.paper_recipe
+        told = ", ".join(_difference(key, value, paper) for key, value in plan.recipe.items())
         remarks.append(f"The recipe differs from the paper's: {told}.")
     sets = "; ".join(
-        f"{one['name']}: {one['description'].get('Name', 'unnamed')}, {one['scans']} scans of "
-        f"{one['people']} subjects"
-        for one in plan["data"]
+        f"{one.name}: {one.description.get('Name', 'unnamed')}, {one.scans} scans of "
+        f"{one.people} subjects"
+        for one in plan.data
     )
     remarks.append(f"Data: {sets}. Nobody is in two parts of a fold.")
-    for scan, reason in plan["left_out"].items():
+    for scan, reason in plan.left_out.items():
         remarks.append(f"{scan} is in no row: {reason}")
-    planned = {f["number"]: sum(len(p) for p in f["scans"].values()) for f in plan["folds"]}
+    planned = {fold.number: len(fold.scans) for fold in plan.folds}
     for name, result in done.items():
-        missing = planned.get(result["fold"], 0) - sum(len(p) for p in result["scans"].values())
+        missing = planned.get(result.fold, 0) - len(result.scans)
         if missing > 0:
             remarks.append(f"{name}: {missing} scans could not be preprocessed.")
     for name, result in done.items():
-        if "z_score_threshold" in result:
+        if result.z_score_threshold is not None:
             remarks.append(
-                f"{name}: z-score {result['z_score_threshold']:g}, chosen on its training scans."
+                f"{name}: z-score {result.z_score_threshold:g}, chosen on its training scans."
             )
     return remarks
 
 
-def _difference(key: str, value: Any, paper: Mapping[str, Any]) -> str:
-    printed = f"{paper['epochs']} epochs" if key == "steps" else f"{paper[key]}"
-    return f"{key} {value} (paper {printed})"
+def _difference(key: str, value: Any, paper: TrainingSettings) -> str:
+    printed = getattr(paper, key)
+    printed = list(printed) if isinstance(printed, tuple) else printed
+    return f"{key} {value} (paper {f'{paper.epochs} epochs' if key == 'steps' else printed})"
 
 
-def _costs(plan: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _costs(plan: PlanRecord, done: Mapping[str, JobRecord]) -> list[dict[str, Any]]:
     """Measured cost of each system, and what the paper's recipe would take at that speed."""
-    paper = plan["paper_recipe"]
-    recipe = paper | plan["recipe"]
-    area = {name: r["crop"][0] * r["crop"][1] for name, r in (("here", recipe), ("paper", paper))}
-    heavier = paper["batch_size"] * area["paper"] / (recipe["batch_size"] * area["here"])
+    paper = plan.paper_recipe
+    recipe = msgspec.convert(asdict(paper) | plan.recipe, TrainingSettings)
+    pixels, full_pixels = (one.batch_size * math.prod(one.crop) for one in (recipe, paper))
+    heavier = full_pixels / pixels
     costs = []
-    for system in plan["systems"]:
-        trainings = pd.DataFrame(
-            [
-                training
-                for result in done.values()
-                if result["system"] == system["name"]
-                for training in result.get("cost", ())
-            ]
-        )
+    for system in plan.systems:
+        own = [result for result in done.values() if result.system == system.name]
+        trainings = pd.DataFrame([structs.asdict(cost) for one in own for cost in one.cost])
         if trainings.empty:
             continue
         seconds = float(trainings["seconds_per_step"].median())
         slices = float(trainings["training_slices"].mean())
-        steps = paper["epochs"] * math.ceil(slices / paper["batch_size"])
+        steps = paper.epochs * math.ceil(slices / paper.batch_size)
         hours = steps * seconds * heavier / 3600
         spent = (trainings["steps"] * trainings["seconds_per_step"]).sum() / 3600
-        networks = len(plan["folds"]) * len(system["seeds"])
+        networks = len(plan.folds) * len(system.seeds)
         costs.append(
             {
-                "label": system["label"],
+                "label": system.label,
                 "parameters": f"{trainings['parameters'].iloc[0] / 1e6:.2f} M",
                 "trainings": f"{len(trainings)} of {networks}",
                 "steps": str(int(trainings["steps"].max())),
@@ -287,16 +288,14 @@ TABLE_NOTE = (
 )
 
 
-def _machines(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    found: dict[str, int] = {}
-    for result in done.values():
-        machine = result["machine"]
-        text = (
-            f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads a "
-            f"job, {machine['device']}, torch {machine['torch']}"
-        )
-        found[text] = found.get(text, 0) + 1
-    busiest = max((result["machine"]["load"] for result in done.values()), default=0)
+def _machines(done: Mapping[str, JobRecord]) -> list[str]:
+    machines = [result.machine for result in done.values()]
+    found = Counter(
+        f"{one.processor}, {one.cores} cores, {one.threads} threads a job, {one.device}, "
+        f"torch {one.torch}"
+        for one in machines
+    )
+    busiest = max((one.load for one in machines), default=0)
     told = [f"{text} ({count} jobs)" for text, count in found.items()]
     return [*told, f"load of the machine at the end of a job: up to {busiest:g}"] if told else []
 

@@ -224,3 +224,8 @@ def test_folder_of_other_folds_is_refused(tiny, capsys):
     assert experiment(tiny, "--set", "split.seed=7", "--only", "cut/fold-1") == 2
     assert "the folder holds 'Tiny' with other folds or scans" in capsys.readouterr().err
     assert experiment(tiny, "--set", "split.folds=3", "--only", "cut/fold-3") == 0
+    plan = tiny / "out/plan.json"
+    assert json.loads(plan.read_text())["changes"] == ["split.folds=3"]
+    plan.write_text(plan.read_text().replace('"title": "Tiny"', '"title": 3'))
+    assert experiment(tiny, "--only", "cut/fold-1") == 2
+    assert "plan.json: Expected `str`, got `int` - at `$.title`" in capsys.readouterr().err

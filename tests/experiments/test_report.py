@@ -92,3 +92,45 @@ def test_other_folder_is_refused(tmp_path):
         UsageError, match=r"plan.json: no such file; expected the folder of an exp"
     ):
         write_experiment_table(tmp_path)
+
+
+def damage(path, *keys, value):
+    """Put a value into a JSON file, or take the key out where there is none."""
+    content = json.loads(path.read_text())
+    *parents, last = keys
+    inner = content
+    for key in parents:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "message"),
+    [
+        ("plan.json", ["jobs"], None, "missing required field `jobs`"),
+        ("plan.json", ["folds", 1, "scans", "test"], 3, r"`int` - at `\$.folds\[1\].scans.test`"),
+        ("plan.json", ["recipe", "step"], 3, r"unknown field `step` - at `\$.recipe`"),
+        ("plan.json", ["paper_recipe", "crop"], "all", r"`str` - at `\$.paper_recipe.crop`"),
+        ("net/fold-1/complete.json", ["machine"], None, "missing required field `machine`"),
+        ("net/fold-1/complete.json", ["rows", 2, "dice"], "0.8", r"at `\$.rows\[2\].dice`"),
+        ("net/fold-1/complete.json", ["cost", 0, "steps"], "3", r"at `\$.cost\[0\].steps`"),
+        ("cut/fold-2/failure.json", ["reason"], None, "missing required field `reason`"),
+    ],
+)
+def test_damaged_file_is_named_with_its_field(folder, name, keys, value, message):
+    damage(folder / name, *keys, value=value)
+    hint = ".*; expected what 'bagau experiment' writes: remove the file and give the command"
+    with pytest.raises(UsageError, match=f"{name}: .*{message}{hint}"):
+        write_experiment_table(folder)
+
+
+def test_score_that_is_no_number_is_left_out_of_the_mean(folder):
+    path = folder / "net/fold-1/complete.json"
+    path.write_text(path.read_text().replace('"hausdorff95_mm": 4.0', '"hausdorff95_mm": null'))
+    write_experiment_table(folder)
+    table = pd.read_csv(folder / "table.tsv", sep="\t", index_col="system", na_values="n/a")
+    assert table.loc["net", "h95"] == 4

@@ -26,11 +26,14 @@ def complete(folder, system, fold, rows, **more):
         "load": 1.5,
     }
     content = {
+        "key": "k",
         "system": system,
         "fold": fold,
         "scans": {"training": ["sub-1"], "validation": ["sub-2"], "test": ["sub-3"]},
         "rows": [{"system": system, "fold": fold, "dataset": 0, **SCORES, **row} for row in rows],
         "machine": machine,
+        "version": "1",
+        "finished": "2026-01-01T00:00:00+00:00",
         **more,
     }
     path.write_text(json.dumps(content))
@@ -58,7 +61,7 @@ def write_experiment(folder):
         "jobs": ["net/fold-1", "net/fold-2", "cut/fold-1", "cut/fold-2"],
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    cost = {"steps": 3, "seconds_per_step": 2.0, "training_slices": 100, "parameters": 1.7e6}
+    cost = {"steps": 3, "seconds_per_step": 2.0, "training_slices": 100, "parameters": 1_700_000}
     for fold, dice in ((1, 0.6), (2, 0.8)):
         rows = [
             {"member": "0", "scan": f"sub-{fold}", "dice": dice},

@@ -47,7 +47,9 @@ def choose_threshold(scans: Sequence[TrainingScan]) -> float:
         shard = training_shard(scan.inputs, scan.reference)
         judged = shard.target <= WMH
         truth = (shard.target == WMH)[judged]
-        z_score = np.where(shard.atlas >= WHITE_MATTER, shard.flair, -np.inf)[judged]
+        z_score = np.where(
+            shard.channels["atlas"] >= WHITE_MATTER, shard.channels["flair"], -np.inf
+        )[judged]
         for column, candidate in enumerate(CANDIDATES):
             found = z_score > candidate
             both = np.count_nonzero(found & truth)

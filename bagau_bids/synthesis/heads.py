@@ -408,12 +408,12 @@ def scan_shard(scan: SyntheticScan, rng: np.random.Generator) -> Shard:
     labels[scan.infarct_mask] = INFARCT
     labels[scan.hidden_mask] = HIDDEN_INFARCT
     shard = training_shard(inputs, labels)
-    order = rng.permutation(len(shard.flair))
+    order = rng.permutation(len(shard))
     lesions = shard.target[order].any(axis=(1, 2))
     order = np.concatenate([order[lesions], order[~lesions]])
     bare = max(_MAX_SLICES // 4, _MAX_SLICES - int(lesions.sum()))
     kept = np.sort(np.concatenate([order[: _MAX_SLICES - bare], order[lesions.sum() :][:bare]]))
-    return Shard(shard.flair[kept], shard.atlas[kept], shard.target[kept])
+    return shard.take(kept)
 
 
 def draw_pool(
@@ -461,7 +461,7 @@ def draw_pool(
                 numbers.stop,
                 volumes,
                 name,
-                len(shard.target),
+                len(shard),
                 int(shard.target.any(axis=(1, 2)).sum()),
             )
 

@@ -22,6 +22,8 @@ from bagau_bids.errors import UsageError
 from bagau_bids.files import claim_origin, read_json, replacing
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
+CHANNELS = ("flair", "atlas")  # of slices on disk
+
 # Labels of a target; what is not judged is "other pathology" in the WMH challenge. An infarct is
 # no WMH; a hidden one is an infarct too, but nobody could tell it from WMH, so that it is not
 # judged as such.
@@ -36,20 +38,23 @@ class Shard:
 
     Parameters
     ----------
-    flair : (N, H, W) array
-        Float: z-scored FLAIR.
-    atlas : (N, H, W) array
-        White-matter probability, float in [0, 1] or uint8 in [0, 255].
+    channels : dict of str to (N, H, W) array
+        As of :class:`bagau_bids.network.slices.NetworkInput`: float, the atlas also as uint8 in
+        [0, 255]. A T1w is never on disk.
     target : (N, H, W) uint8 array
         0 background, 1 WMH, 2 not to be judged.
-    t1 : (N, H, W) array or None
-        Float: z-scored T1w, where a network asks for it; never on disk.
     """
 
-    flair: NDArray
-    atlas: NDArray
+    channels: dict[str, NDArray]
     target: NDArray[np.uint8]
-    t1: NDArray | None = None
+
+    def __len__(self) -> int:
+        """Count the slices."""
+        return len(self.target)
+
+    def take(self, rows: slice | NDArray[np.int64]) -> "Shard":
+        """Take some of the slices, in the order of their numbers."""
+        return Shard({name: of[rows] for name, of in self.channels.items()}, self.target[rows])
 
 
 class SlicePool:
@@ -63,7 +68,7 @@ class SlicePool:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
-        self._first = np.cumsum([0, *(len(shard.flair) for shard in self.shards)])
+        self._first = np.cumsum([0, *map(len, self.shards)])
 
     def __len__(self) -> int:
         """Count the slices."""
@@ -77,19 +82,18 @@ class SlicePool:
         Shard
             Of ``len(numbers)`` slices; all but the target float32, the atlas in [0, 1].
         """
-        flair, atlas, target, t1 = [], [], [], []
+        found = []
         for number in numbers:
             shard_number = int(np.searchsorted(self._first, number, side="right")) - 1
-            shard = self.shards[shard_number]
-            row = number - self._first[shard_number]
-            flair.append(np.asarray(shard.flair[row], dtype=np.float32))
-            scale = 255.0 if shard.atlas.dtype == np.uint8 else 1.0
-            atlas.append(np.asarray(shard.atlas[row], dtype=np.float32) / np.float32(scale))
-            target.append(np.asarray(shard.target[row], dtype=np.uint8))
-            if shard.t1 is not None:
-                t1.append(np.asarray(shard.t1[row], dtype=np.float32))
-        with_t1 = np.stack(t1) if len(t1) == len(flair) else None
-        return Shard(np.stack(flair), np.stack(atlas), np.stack(target), with_t1)
+            row = int(number - self._first[shard_number])
+            one = self.shards[shard_number].take(slice(row, row + 1))
+            found.append(Shard({k: _floats(of) for k, of in one.channels.items()}, one.target))
+        return join_shards(found)
+
+
+def _floats(values: NDArray) -> NDArray[np.float32]:
+    scale = np.float32(255 if values.dtype == np.uint8 else 1)
+    return np.asarray(values, dtype=np.float32) / scale
 
 
 def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
@@ -110,10 +114,8 @@ def training_shard(inputs: NetworkInput, reference: NDArray) -> Shard:
     kept = np.flatnonzero(inputs.brain.any(axis=(1, 2)))
     margin = (inputs.plane.size - PLANE_SIZE) // 2
     window = slice(margin, margin + PLANE_SIZE)
-    return Shard(
-        target=target[kept, window, window],
-        **{name: slices[kept, window, window] for name, slices in inputs.channels.items()},
-    )
+    channels = {name: of[kept, window, window] for name, of in inputs.channels.items()}
+    return Shard(channels, target[kept, window, window])
 
 
 def target_slices(reference: NDArray, plane: SlicePlane) -> NDArray[np.uint8]:
@@ -151,8 +153,8 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
         Float atlas in [0, 1].
     """
     arrays = {
-        "flair": shard.flair.astype(np.float16),
-        "atlas": np.rint(shard.atlas * 255).astype(np.uint8),
+        "flair": shard.channels["flair"].astype(np.float16),
+        "atlas": np.rint(shard.channels["atlas"] * 255).astype(np.uint8),
         "target": shard.target.astype(np.uint8),  # last: its presence completes the shard
     }
     for kind, array in arrays.items():
@@ -161,20 +163,10 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
 
 
 def join_shards(shards: Sequence[Shard]) -> Shard:
-    """One shard with the slices of several, in their order; with T1w where all have it."""
-    t1 = [shard.t1 for shard in shards if shard.t1 is not None]
-    return Shard(
-        flair=np.concatenate([shard.flair for shard in shards]),
-        atlas=np.concatenate([shard.atlas for shard in shards]),
-        target=np.concatenate([shard.target for shard in shards]),
-        t1=np.concatenate(t1) if len(t1) == len(shards) else None,
-    )
-
-
-def take_slices(shard: Shard, numbers: NDArray[np.int64]) -> Shard:
-    """Take slices out of a shard, in the order of their numbers."""
-    t1 = None if shard.t1 is None else shard.t1[numbers]
-    return Shard(shard.flair[numbers], shard.atlas[numbers], shard.target[numbers], t1)
+    """One shard with the slices of several, in their order, and the channels that all have."""
+    names = [name for name in shards[0].channels if all(name in one.channels for one in shards)]
+    channels = {name: np.concatenate([one.channels[name] for one in shards]) for name in names}
+    return Shard(channels, np.concatenate([one.target for one in shards]))
 
 
 def has_shard(folder: Path, name: str) -> bool:
@@ -247,8 +239,8 @@ def pool_digest(pool: SlicePool) -> str:
     """
     digest = hashlib.sha256()
     for shard in pool.shards:
-        digest.update(f"{shard.flair.shape}".encode())
-        for array in (shard.flair, shard.atlas, shard.target):
+        digest.update(f"{shard.target.shape}".encode())
+        for array in (*(shard.channels[name] for name in CHANNELS), shard.target):
             digest.update(np.ascontiguousarray(array[:1]).tobytes())
     return digest.hexdigest()
 
@@ -269,9 +261,9 @@ def open_pool(folder: Path) -> SlicePool:
     shards = []
     for path in targets:
         stem = path.name.removesuffix("_target.npy")
-        files = (folder / f"{stem}_{kind}.npy" for kind in ("flair", "atlas", "target"))
-        shards.append(Shard(*(np.load(file, mmap_mode="r") for file in files)))
-    sizes = {shard.flair.shape[1:] for shard in shards}
+        channels = {n: np.load(folder / f"{stem}_{n}.npy", mmap_mode="r") for n in CHANNELS}
+        shards.append(Shard(channels, np.load(path, mmap_mode="r")))
+    sizes = {shard.channels["flair"].shape[1:] for shard in shards}
     if sizes != {(PLANE_SIZE, PLANE_SIZE)}:
         raise UsageError(
             f"{folder}: slices of {sorted(sizes)}; expected {PLANE_SIZE} x {PLANE_SIZE} pixels in "

@@ -29,7 +29,7 @@ from bagau_bids.files import replacing, write_json
 from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.heads import load_training_head, save_training_head
-from bagau_bids.synthesis.pool import Shard, training_shard
+from bagau_bids.synthesis.pool import CHANNELS, Shard, training_shard
 from bagau_bids.training.card import preprocessing_facts
 
 PACK_FILE, STROKE_FILE = "pack.json", "stroke.npz"
@@ -201,7 +201,7 @@ def read_real(folder: Path) -> list[RealSlices]:
     scans = []
     for entry in read_pack_file(folder)["training"]:
         arrays = _load(folder / REAL / f"{entry['name']}.npz")
-        shard = Shard(arrays["flair"], arrays["atlas"], arrays["target"])
+        shard = Shard({name: arrays[name] for name in CHANNELS}, arrays["target"])
         scans.append(RealSlices(entry["name"], entry["subject"], shard))
     return scans
 
@@ -245,12 +245,12 @@ def _identity(scan: TrainingScan) -> dict[str, Any]:
 
 def _slices_of(scan: TrainingScan) -> dict[str, NDArray]:
     """Slices with brain, in scans of thin slices one in every slab."""
-    shard = training_shard(scan.inputs, scan.reference)
     step = max(1, round(SLAB_MM / float(voxel_sizes(scan.affine)[2])))
+    shard = training_shard(scan.inputs, scan.reference).take(slice(None, None, step))
     return {
-        "flair": encode_flair(shard.flair[::step]),
-        "atlas": encode_atlas(shard.atlas[::step]),
-        "target": shard.target[::step],
+        "flair": encode_flair(shard.channels["flair"]),
+        "atlas": encode_atlas(shard.channels["atlas"]),
+        "target": shard.target,
     }
 
 

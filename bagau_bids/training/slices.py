@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import UsageError
 from bagau_bids.measures.metrics import case_scores
+from bagau_bids.network.cards import T1
 from bagau_bids.network.inference import choose_device, segment
 from bagau_bids.network.weights import (
     LoadedNetwork,
@@ -28,7 +29,6 @@ from bagau_bids.synthesis.pool import (
     SlicePool,
     join_shards,
     pool_digest,
-    take_slices,
     training_shard,
 )
 from bagau_bids.training.augmentation import AugmentationSettings, augment, vary_intensity
@@ -165,7 +165,7 @@ def draw_batch(data: TrainingData, settings: TrainingSettings, step: int) -> Sha
     if data.real is not None and last > first:
         numbers = _in_random_order(len(data.real), first, last, settings.seed)
         parts.append(data.real.read(numbers))
-    return take_slices(join_shards(parts), _batch_order(settings, step))
+    return join_shards(parts).take(_batch_order(settings, step))
 
 
 def draw_weights(settings: TrainingSettings, step: int) -> NDArray[np.float32]:
@@ -285,7 +285,7 @@ class SliceTrainer(Trainer):
         size = self.settings.batch_size
         for first in range(0, size, self.settings.micro_batch_size):
             last = min(first + self.settings.micro_batch_size, size)
-            given, target = self._varied(take_slices(slices, np.arange(first, last)), generator)
+            given, target = self._varied(slices.take(slice(first, last)), generator)
             loss = self._loss(learner.model, given, target, weights[first:last])
             yield loss * ((last - first) / size)
 
@@ -293,22 +293,19 @@ class SliceTrainer(Trainer):
         self, slices: Shard, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Named inputs of the network and the target, (N, 1, crop) each, after augmentation."""
-
-        def tensor(array: NDArray) -> Tensor:
-            return torch.from_numpy(array)[:, None].to(self.device)
-
-        guides = [tensor(array) for array in (slices.atlas, slices.t1) if array is not None]
-        flair, guide, target = augment(
-            tensor(slices.flair),
-            torch.cat(guides, dim=1),
-            tensor(slices.target),
+        arrays = {**slices.channels, "target": slices.target}
+        tensors = {k: torch.from_numpy(of)[:, None].to(self.device) for k, of in arrays.items()}
+        flair, guides, target = augment(
+            tensors["flair"],
+            torch.cat([tensors[name] for name in ("atlas", T1) if name in tensors], dim=1),
+            tensors["target"],
             self.settings.crop,
             generator,
             self.augmentation,
         )
-        given = {"flair": flair, "atlas": guide[:, :1]}
-        if slices.t1 is not None:
-            given["t1"] = vary_intensity(guide[:, 1:], generator, self.augmentation)
+        given = {"flair": flair, "atlas": guides[:, :1]}
+        if T1 in tensors:
+            given[T1] = vary_intensity(guides[:, 1:], generator, self.augmentation)
         return {name: given[name] for name in in_training(self.learners[0].model).inputs}, target
 
     def _loss(

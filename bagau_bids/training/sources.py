@@ -5,7 +5,7 @@ slices lie on the device in 8 bits and are drawn by a generator of the device.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.nn import functional
 from bagau_bids.network.slices import PLANE_SIZE, Z_SCORE_LIMITS
 from bagau_bids.synthesis.pool import (
     BACKGROUND,
+    CHANNELS,
     HIDDEN_INFARCT,
     INFARCT,
     NOT_JUDGED,
@@ -55,12 +56,7 @@ class Batch:
     @classmethod
     def joined(cls, batches: Sequence[Self]) -> Self:
         """One batch with the slices of several, in their order."""
-        return cls(
-            torch.cat([one.flair for one in batches]),
-            torch.cat([one.atlas for one in batches]),
-            torch.cat([one.target for one in batches]),
-            torch.cat([one.lesion_share for one in batches]),
-        )
+        return cls(*(torch.cat([getattr(one, f.name) for one in batches]) for f in fields(cls)))
 
     def __len__(self) -> int:
         """Count the slices."""
@@ -106,7 +102,7 @@ class StoredSlices:
     @classmethod
     def of(cls, slices: Shard) -> Self:
         """Encode slices, FLAIR and atlas in 8 bits already or as floats."""
-        flair, atlas = slices.flair, slices.atlas
+        flair, atlas = (slices.channels[name] for name in CHANNELS)
         if flair.dtype != np.uint8:
             flair, atlas = encode_flair(flair), encode_atlas(atlas)
         return cls(flair, atlas, slices.target, lesion_size_codes(slices.target))
@@ -168,14 +164,14 @@ class RealSource:
     """
 
     def __init__(self, scans: Sequence[RealSlices], device: torch.device) -> None:
-        self.store = SliceStore(sum(len(scan.slices.flair) for scan in scans), device)
+        self.store = SliceStore(sum(len(scan.slices) for scan in scans), device)
         subjects = [scan.subject for scan in scans]
         totals = dict.fromkeys(subjects, 0)
         for scan in scans:
             self.store.add(StoredSlices.of(scan.slices))
-            totals[scan.subject] += len(scan.slices.flair)
+            totals[scan.subject] += len(scan.slices)
         weights = [
-            np.full(len(scan.slices.flair), 1 / totals[scan.subject], np.float32) for scan in scans
+            np.full(len(scan.slices), 1 / totals[scan.subject], np.float32) for scan in scans
         ]
         self.weights = torch.from_numpy(np.concatenate(weights)).to(device)
 

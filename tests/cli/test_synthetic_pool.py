@@ -128,7 +128,9 @@ def test_pool_is_what_the_engine_draws_on_the_cpu(pool):
             heads.load_training_heads(pool.folder / "heads"), range(1), 3
         )
     read = open_pool(pool.folder).shards[0]
-    np.testing.assert_array_equal(read.flair, expected.flair.astype(np.float16))
+    np.testing.assert_array_equal(
+        read.channels["flair"], expected.channels["flair"].astype(np.float16)
+    )
     np.testing.assert_array_equal(read.target, expected.target)
 
 

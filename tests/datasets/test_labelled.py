@@ -240,7 +240,7 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
     for _ in range(2):  # as computed, and as read from the cache
         prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
         shard = training_shard(prepared.inputs, prepared.reference)
-        for position, given in enumerate((shard.flair, shard.t1)):
+        for position, given in enumerate((shard.channels["flair"], shard.channels["t1"])):
             run = np.concatenate([batch[position][:, 0] for batch in spy.seen])
             assert given.dtype == np.float32
             np.testing.assert_array_equal(given, run)

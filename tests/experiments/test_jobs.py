@@ -331,9 +331,8 @@ def test_threshold_is_chosen_where_it_divides_best(bench):
     chosen = choose_threshold(list(scans.values()))
     scan = next(iter(scans.values()))
     shard = training_shard(scan.inputs, scan.reference)
-    assert (
-        shard.flair[shard.target == 0].mean() + 1 < chosen < shard.flair[shard.target == 1].mean()
-    )
+    flair = shard.channels["flair"]
+    assert flair[shard.target == 0].mean() + 1 < chosen < flair[shard.target == 1].mean()
     network = IntensityThreshold(1.0)
     flair = torch.tensor([[[[0.5, 2.0, 2.0]]]])
     atlas = torch.tensor([[[[1.0, 1.0, 0.2]]]])

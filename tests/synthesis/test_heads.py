@@ -209,9 +209,11 @@ def test_scan_of_a_stream_depends_on_its_number_alone(prepared, monkeypatch):
     draw_coarsely(monkeypatch)
     (alone,) = heads.synthetic_shards([prepared], range(1, 2), 5)
     _, second = heads.synthetic_shards([prepared], range(2), 5)
-    for name in ("flair", "atlas", "target"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(second, name))
-    assert 0 < len(alone.flair) <= 32
+    assert list(alone.channels) == ["flair", "atlas"]
+    for name, channel in alone.channels.items():
+        np.testing.assert_array_equal(channel, second.channels[name])
+    np.testing.assert_array_equal(alone.target, second.target)
+    assert 0 < len(alone) <= 32
 
 
 def test_scan_without_atlas_gives_no_slices(prepared):
@@ -227,14 +229,14 @@ def test_pool_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         for number in numbers:
             drawn.append(number)
             value = np.full((1, 200, 200), number / 255)
-            yield Shard(value, value, value > 1)
+            yield Shard({"flair": value, "atlas": value}, value > 1)
 
     monkeypatch.setattr(heads, "synthetic_shards", shards)
     heads.draw_pool([], tmp_path, 20, 0)
     (tmp_path / "synthetic-00000_target.npy").unlink()
     heads.draw_pool([], tmp_path, 30, 0)
     assert drawn == [*range(20), *range(10), *range(20, 30)]
-    atlas = open_pool(tmp_path).read(range(30)).atlas
+    atlas = open_pool(tmp_path).read(range(30)).channels["atlas"]
     np.testing.assert_allclose(atlas[:, 0, 0] * 255, range(30), rtol=1e-5)
 
 

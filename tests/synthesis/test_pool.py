@@ -11,6 +11,7 @@ from bagau_bids.synthesis.pool import (
     SlicePool,
     claim_pool,
     describe_pool,
+    join_shards,
     open_pool,
     pool_digest,
     read_origin,
@@ -24,8 +25,7 @@ def shard(count, first, size=PLANE_SIZE):
     """Slices that hold their own number."""
     numbers = np.arange(first, first + count)[:, None, None] * np.ones((1, size, size))
     return Shard(
-        numbers.astype(np.float32),
-        (numbers / 255).astype(np.float32),
+        {"flair": numbers.astype(np.float32), "atlas": (numbers / 255).astype(np.float32)},
         (numbers % 3).astype(np.uint8),
     )
 
@@ -34,11 +34,24 @@ def test_slices_of_several_shards_have_one_running_number():
     pool = SlicePool([shard(3, 0, 4), shard(2, 3, 4), shard(1, 5, 4)])
     assert len(pool) == 6
     read = pool.read([5, 0, 3, 2])
-    flair, atlas, target = read.flair, read.atlas, read.target
+    flair, atlas, target = *read.channels.values(), read.target
     assert flair[:, 0, 0].tolist() == [5, 0, 3, 2]
     np.testing.assert_allclose(atlas[:, 1, 1] * 255, [5, 0, 3, 2], rtol=1e-5)
     assert target[:, 2, 2].tolist() == [2, 0, 0, 2]
     assert (flair.dtype, atlas.dtype, target.dtype) == (np.float32, np.float32, np.uint8)
+
+
+def test_joined_shards_have_the_channels_that_all_of_them_have():
+    first, second = (shard(2, 2 * number, 4) for number in range(2))
+    with_t1 = [
+        Shard({**one.channels, "t1": -one.channels["flair"]}, one.target)
+        for one in (first, second)
+    ]
+    joined = join_shards(with_t1)
+    assert list(joined.channels) == ["flair", "atlas", "t1"]
+    assert joined.channels["t1"][:, 0, 0].tolist() == [0, -1, -2, -3]
+    assert SlicePool(with_t1).read([3, 1]).channels["t1"][:, 0, 0].tolist() == [-3, -1]
+    assert list(join_shards([with_t1[0], second]).channels) == ["flair", "atlas"]
 
 
 def test_shards_on_disk_come_back_in_the_order_of_their_names(tmp_path):
@@ -46,11 +59,11 @@ def test_shards_on_disk_come_back_in_the_order_of_their_names(tmp_path):
     write_shard(tmp_path / "pool", "a", shard(2, 0))
     pool = open_pool(tmp_path / "pool")
     read = pool.read(range(4))
-    flair, atlas, target = read.flair, read.atlas, read.target
+    flair, atlas, target = *read.channels.values(), read.target
     assert flair[:, 7, 9].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(atlas[:, 7, 9] * 255, [0, 1, 2, 3], rtol=1e-5)
     assert target[:, 7, 9].tolist() == [0, 1, 2, 0]
-    assert isinstance(pool.shards[0].flair, np.memmap)
+    assert isinstance(pool.shards[0].channels["flair"], np.memmap)
     assert len(list((tmp_path / "pool").iterdir())) == 6
 
 
@@ -140,6 +153,6 @@ def test_training_slices_are_those_of_the_network_input(length_mm):
     result = training_shard(inputs, reference)
     margin = (inputs.plane.size - 200) // 2
     window = (slice(1, 4), slice(margin, margin + 200), slice(margin, margin + 200))
-    np.testing.assert_array_equal(result.flair, inputs.channels["flair"][window])
-    np.testing.assert_array_equal(result.atlas, inputs.channels["atlas"][window])
+    np.testing.assert_array_equal(result.channels["flair"], inputs.channels["flair"][window])
+    np.testing.assert_array_equal(result.channels["atlas"], inputs.channels["atlas"][window])
     assert result.target.sum(axis=(1, 2)).tolist() == [0, 64, 0]

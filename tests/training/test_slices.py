@@ -246,7 +246,7 @@ def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(
     assert len(set(weights.tolist())) == 2
     oracle = Pointwise()
     flair, atlas, truth = (
-        torch.from_numpy(one)[:, None].float() for one in (batch.flair, batch.atlas, batch.target)
+        torch.from_numpy(one)[:, None].float() for one in (*batch.channels.values(), batch.target)
     )
     assert truth.any()
     probability = oracle(flair, atlas).sigmoid()
@@ -542,13 +542,14 @@ def test_checkpoint_from_before_a_setting_existed_is_resumed(data, tmp_path):
 
 def numbered(count, first):
     slices = np.arange(first, first + count)[:, None, None] * np.ones((1, 2, 2))
-    return SlicePool([Shard(slices.astype("f4"), slices.astype("f4"), slices.astype("u1"))])
+    channels = dict.fromkeys(("flair", "atlas"), slices.astype("f4"))
+    return SlicePool([Shard(channels, slices.astype("u1"))])
 
 
 def test_batches_hold_the_asked_share_of_synthetic_slices():
     data = TrainingData(numbered(7, 0), numbered(50, 100), [])
     settings = replace(QUICK, batch_size=5, synthetic_fraction=0.3)
-    drawn = [draw_batch(data, settings, step).flair[:, 0, 0] for step in range(40)]
+    drawn = [draw_batch(data, settings, step).channels["flair"][:, 0, 0] for step in range(40)]
     assert {len(batch) for batch in drawn} == {5}
     everything = np.concatenate(drawn)
     assert np.count_nonzero(everything >= 100) == 60
@@ -567,7 +568,7 @@ def test_synthetic_slices_have_their_own_weight_of_missed_lesions():
         synthetic_false_negative_weight=0.75,
     )
     for step in range(10):
-        synthetic = draw_batch(data, settings, step).flair[:, 0, 0] >= 100
+        synthetic = draw_batch(data, settings, step).channels["flair"][:, 0, 0] >= 100
         np.testing.assert_allclose(
             draw_weights(settings, step), np.where(synthetic, 0.75, 0.25), atol=1e-6
         )
@@ -581,8 +582,8 @@ def test_a_step_draws_the_same_whenever_it_is_asked():
     first = draw_batch(data, settings, 11)
     draw_batch(data, settings, 3)
     again = draw_batch(data, settings, 11)
-    for name in ("flair", "atlas", "target"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    np.testing.assert_equal(first.channels, again.channels)
+    np.testing.assert_array_equal(first.target, again.target)
 
 
 def test_epochs_are_passes_over_the_real_slices():

@@ -147,8 +147,8 @@ def test_pack_gives_back_what_was_put_in(packed):
     np.testing.assert_array_equal(scan.brain_mask, expected.brain_mask)
     assert scan.inputs.plane == expected.inputs.plane
     first, second = pack.read_real(packed)
-    assert (first.subject, len(first.slices.flair)) == ("0-1", 7)
-    assert len(second.slices.flair) == 3  # one in every slab of 3 mm
+    assert (first.subject, len(first.slices)) == ("0-1", 7)
+    assert len(second.slices) == 3  # one in every slab of 3 mm
 
 
 def test_pack_is_not_written_over_another(packed, tmp_path):
@@ -288,7 +288,8 @@ def test_store_overwrites_the_oldest():
     for first in (0, 3):
         values = np.arange(first, first + 3)[:, None, None] * np.ones((1, 200, 200))
         target = np.zeros(values.shape, np.uint8)
-        store.add(StoredSlices.of(Shard(values.astype(np.float32) / 2, values / 10, target)))
+        channels = {"flair": values.astype(np.float32) / 2, "atlas": values / 10}
+        store.add(StoredSlices.of(Shard(channels, target)))
     assert (len(store), store.added) == (5, 6)
     found = sorted(store.take(torch.arange(5)).flair[:, 0, 0, 0].tolist())
     np.testing.assert_allclose(found, [0.5, 1.0, 1.5, 2.0, 2.5], atol=0.04)
@@ -302,7 +303,7 @@ def test_lesions_weigh_one_over_their_pixels():
     target[1, 80, 80] = INFARCT
     store = SliceStore(2, CPU)
     store.add(
-        StoredSlices.of(Shard(np.ones(target.shape, np.float32), np.ones(target.shape), target))
+        StoredSlices.of(Shard(dict.fromkeys(("flair", "atlas"), np.ones(target.shape)), target))
     )
     share = store.take(torch.arange(2)).lesion_share[:, 0]
     assert share[0, 11, 11] == pytest.approx(1 / 10, rel=0.03)
@@ -505,7 +506,7 @@ def test_no_more_is_drawn_than_permitted(packed):
     finally:
         drawn.stop()
     expected = [
-        len(shard.flair)
+        len(shard)
         for shard in heads.synthetic_shards(
             heads.load_training_heads(packed / "heads"), range(2), 1
         )

@@ -124,5 +124,5 @@ def test_training_sees_what_the_workflow_gives_the_network(tmp_path, labelled, t
     for _ in range(2):  # as computed, and as read from the cache
         prepared = prepare_scan(labelled, template, "robust", tmp_path / "cache")
         shard = training_shard(prepared.inputs, prepared.reference)
-        np.testing.assert_array_equal(shard.flair, flair)
-        np.testing.assert_array_equal(shard.atlas, atlas)
+        np.testing.assert_array_equal(shard.channels["flair"], flair)
+        np.testing.assert_array_equal(shard.channels["atlas"], atlas)

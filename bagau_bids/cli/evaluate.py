@@ -99,10 +99,10 @@ def run(options: Options) -> int:
     cases = case_table([*results, *unpaired_results(unpaired)], groups)
     summary = summary_table(cases, seed=options.random_seed)
     if not summary.empty:
-        print(_in_columns(cases), _summary_in_columns(summary), sep="\n\n")
+        print(in_columns(cases), _summary_in_columns(summary), sep="\n\n")
     if options.out:
         _write(options.out, options, cases, summary, pairs, flairs)
-    return _report_problems(cases)
+    return report_problems(cases)
 
 
 def _groups(options: Options) -> dict[str, str]:
@@ -158,7 +158,7 @@ def _say(total: int) -> Callable[["CaseResult"], None]:
     return say
 
 
-def _in_columns(cases: "pd.DataFrame") -> str:
+def in_columns(cases: "pd.DataFrame") -> str:
     """Lay the scored cases out for the terminal."""
     scored = cases[cases["status"] == "scored"]
     width = max(map(len, scored["case"]), default=0)
@@ -208,7 +208,7 @@ def _write(
     print("\n".join(["", *map(str, paths)]))
 
 
-def _report_problems(cases: "pd.DataFrame") -> int:
+def report_problems(cases: "pd.DataFrame") -> int:
     """Say on stderr which cases were not scored and why; return the exit code."""
     unscored = cases[cases["status"] != "scored"]
     for row in unscored.to_dict("records"):

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "pack": "preprocess what a streaming training reads, to take it to another machine",
     "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
     "pseudo-labels": "turn results on FLAIRs without masks into labels for training",
+    "segment": "segment FLAIRs of any name without BIDS: masks, volumes and a page for each",
     "slurm": "write the script of a SLURM job array that processes a data set",
     "synthetic-pool": "draw synthetic slices to train the segmentation network on",
     "train": "train the segmentation network on masks of your own",

@@ -75,10 +75,10 @@ def t1w_on_flair(path, flair, brain_mask, *, seed, threads):
     )
 
 
-def load_weights(path):
-    """No network, with a card that names the content of the file."""
+def load_weights(path, card=None):
+    """No network, with the card given, else one that names the content of the file."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    card = Card(architecture="bagau_net", version="1", sha256=digest, config={})
+    card = card or Card(architecture="bagau_net", version="1", sha256=digest, config={})
     return LoadedNetwork(object(), card)
 
 

@@ -69,6 +69,11 @@ def root(processed_phantom, tmp_path_factory):
     mask = next((bids / "derivatives").rglob("*_label-WMH_mask.nii.gz"))
     for name in ("reference_mask.nii.gz", "my_mask.nii.gz"):
         shutil.copy(mask, root / name)
+    for name in ("scans/patient1", "p1/FLAIR", "p2/FLAIR"):  # for `bagau segment`
+        (root / name).parent.mkdir()
+        shutil.copy(bids / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz", root / f"{name}.nii.gz")
+        if name.startswith("p"):
+            shutil.copy(mask, (root / name).parent / "drawn.nii.gz")
     choice = {"flair": {"acquisition": "3D", "run": [1, 2]}}
     (root / "filter.json").write_text(json.dumps(choice), encoding="utf-8")
     plugin = "plugin: Linear\n"  # the page's own would submit
@@ -157,6 +162,8 @@ def _run_ours(program, arguments, root):
         module = toolbox.load_subcommand(toolbox.variant(chosen, arguments))
         whole = toolbox.build_parser(chosen, module)
         return _outcome(lambda: whole.parse_args(arguments) and 0)
+    if name == "bagau segment":
+        arguments = [*arguments, *SEGMENTING, "--template", "ICBM152NLin2009aSym"]
     if program == "bagau":
         with pytest.MonkeyPatch.context() as patch:
             if name == "bagau slurm":  # tells at once where tasks would find no template

@@ -1,0 +1,269 @@
+"""Segmenting from Python: one FLAIR in, its mask, probability and measures out."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from bagau_bids.bids.plain import PLAIN_NAMES, lay_out, name_scans, take_results
+from bagau_bids.config import Config, Execution, Processing, Resources, Selection
+from bagau_bids.errors import InputImageError
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import pandas as pd
+    from nilearn.plotting.displays import OrthoSlicer
+
+SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the lesions' height, from the lowest to the highest
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """White matter hyperintensities of one FLAIR, on the grid of its file.
+
+    Files are read when they are asked for; they last as long as this object, unless `save` has
+    copied them.
+
+    Attributes
+    ----------
+    name : str
+        Of the scan.
+    flags : tuple of str
+        What asks for a look, each in a sentence; empty where nothing does.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    _folder: Path
+    _flair: Path
+    _temporary: "TemporaryDirectory[str]" = field(repr=False)
+
+    @cached_property
+    def flair(self) -> "nib.Nifti1Image":
+        """The FLAIR as it was given."""
+        return _image(self._flair)
+
+    @cached_property
+    def mask(self) -> "nib.Nifti1Image":
+        """White matter hyperintensities: 1, else 0 (uint8)."""
+        return _image(self._folder / PLAIN_NAMES["wmh_mask"])
+
+    @cached_property
+    def probability(self) -> "nib.Nifti1Image":
+        """Probability of white matter hyperintensity, from 0 to 1 (float32)."""
+        return _image(self._folder / PLAIN_NAMES["wmh_probseg"])
+
+    @cached_property
+    def brain_mask(self) -> "nib.Nifti1Image":
+        """The brain: 1, else 0 (uint8)."""
+        return _image(self._folder / PLAIN_NAMES["brain_mask"])
+
+    @cached_property
+    def volumes(self) -> "pd.DataFrame":
+        """Volumes and numbers of lesions, a row a region; ``all`` is the first."""
+        return self._table("volumes_table").set_index("region")
+
+    @cached_property
+    def lesions(self) -> "pd.DataFrame":
+        """Volume, place and probability of each lesion, a row a lesion."""
+        return self._table("lesions_table")
+
+    @cached_property
+    def quality(self) -> "pd.DataFrame":
+        """Quality figures with their limits, a row a figure."""
+        return self._table("quality_table").set_index("figure")
+
+    @property
+    def volume_ml(self) -> float:
+        """Volume of all white matter hyperintensities."""
+        return float(self.volumes["volume_mm3"]["all"]) / 1000
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Copy the results into a folder, which is made where missing: images, tables, page.
+
+        Returns
+        -------
+        Path
+            The folder.
+        """
+        target = Path(folder)
+        shutil.copytree(self._folder, target, dirs_exist_ok=True)
+        return target
+
+    def show(self) -> "OrthoSlicer":
+        """Draw the outline of the mask on axial slices of the FLAIR, where the lesions are.
+
+        Returns
+        -------
+        nilearn display
+            A notebook shows it; ``display.savefig(path)`` keeps it.
+        """
+        import numpy as np
+        from nilearn import plotting
+
+        brain = np.asanyarray(self.brain_mask.dataobj) != 0
+        lesions = np.asanyarray(self.mask.dataobj) != 0
+        shown = np.argwhere(lesions if lesions.any() else brain)
+        heights_mm = shown @ self.mask.affine[2, :3] + self.mask.affine[2, 3]
+        display = plotting.plot_anat(
+            self.flair,
+            display_mode="z",
+            cut_coords=np.unique(np.quantile(heights_mm, SHOWN)),
+            title=f"{self.name}: {self.volume_ml:.2f} ml",
+            vmin=0,
+            vmax=np.percentile(self.flair.get_fdata()[brain], 99.9),
+            colorbar=False,
+        )
+        display.add_contours(self.mask, levels=[0.5], colors="r", linewidths=0.8)
+        return display
+
+    def _table(self, key: str) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.read_csv(self._folder / PLAIN_NAMES[key], sep="\t", na_values="n/a")
+
+
+def segment_flair(
+    flair: "str | os.PathLike[str] | nib.Nifti1Image",
+    *,
+    model: str = "small",
+    threshold: float = 0.5,
+    device: str = "auto",
+    offline: bool = False,
+    **options: Any,
+) -> Segmentation:
+    """Segment white matter hyperintensities in one FLAIR; the same as ``bagau-bids`` does.
+
+    Parameters
+    ----------
+    flair : path or nibabel image
+        A NIfTI file of any name, or an image in memory.
+    model : {'small', 'full'}
+        Packaged weights.
+    threshold : float
+        Probability from which on a voxel is WMH.
+    device : {'auto', 'cpu', 'cuda', 'cuda:N'}
+        Where the network runs; auto: CUDA if usable.
+    offline : bool
+        Never use the network, but the template that ``bagau fetch`` got.
+    **options
+        Other fields of `bagau_bids.config.Processing`, such as ``tta=True``,
+        ``weights=(path,)``, ``min_lesion_size_mm3=3.0`` or ``templateflow_home=path``.
+
+    Returns
+    -------
+    Segmentation
+
+    Raises
+    ------
+    UsageError
+        If the path is no NIfTI file.
+    InputImageError
+        If the image cannot be processed, with the reason.
+    MissingResourceError
+        If weights or the template are missing.
+    TypeError
+        If an option is not known.
+
+    Examples
+    --------
+    >>> from bagau_bids import segment_flair
+    >>> found = segment_flair("patient1_FLAIR.nii.gz")  # doctest: +SKIP
+    >>> found.volume_ml  # doctest: +SKIP
+    9.31
+    >>> found.save("patient1")  # doctest: +SKIP
+    """
+    processing = Processing(model=model, threshold=threshold, offline=offline, **options)
+    temporary = TemporaryDirectory(prefix="bagau-")
+    root = Path(temporary.name)
+    path = _path_of(flair, root)
+    (name,) = scans = name_scans([path])
+    (label,) = lay_out(root / "bids", scans).values()
+    config = Config(
+        bids_dir=root / "bids",
+        output_dir=root / "derivatives",
+        analysis_levels=("participant",),
+        processing=processing,
+        resources=Resources(nprocs=1, device=device),
+        execution=Execution(work_dir=root / "work"),
+    )
+    with _nipype_held():
+        flags = _process(config)
+    take_results(config.output_dir, label, root / "results", complete=True)
+    shutil.rmtree(config.execution.work_dir)
+    return Segmentation(name, flags, root / "results", path, temporary)
+
+
+def _path_of(flair: "str | os.PathLike[str] | nib.Nifti1Image", root: Path) -> Path:
+    """Return the file of an image; one that is in memory is written."""
+    if isinstance(flair, str | os.PathLike):
+        return Path(flair).absolute()
+    path = root / "flair.nii.gz"
+    flair.to_filename(path)
+    return path
+
+
+def _process(config: Config) -> tuple[str, ...]:
+    """Process the one scan of a data set and write its page; return what asks for a look."""
+    from bagau_bids.bids.scans import find_scans
+    from bagau_bids.network.cards import find_networks
+    from bagau_bids.preprocessing.template import find_template
+    from bagau_bids.reports.participant import write_participant_report
+    from bagau_bids.reports.results import find_results
+    from bagau_bids.workflow.run import run_participants
+
+    processing = config.processing
+    networks = find_networks(processing.weights, processing.model)
+    template = find_template(
+        processing.template,
+        processing.templateflow_home,
+        offline=processing.offline,
+        cache_dir=config.execution.work_dir / "templates",
+    )
+    scans = find_scans(config.bids_dir, Selection())
+    (outcome,) = run_participants(config, scans, template, networks, _Silent())
+    if not outcome.ok:
+        raise InputImageError(outcome.reason)
+    write_participant_report(config.output_dir, outcome.scan.subject)
+    (results,) = find_results(config.output_dir)
+    return tuple(flag.words for flag in results.flags)
+
+
+@contextmanager
+def _nipype_held() -> Iterator[None]:
+    """Keep nipype from telling of each step, which it does on stderr."""
+    logger = logging.getLogger("nipype")
+    handlers, logger.handlers = logger.handlers, [logging.NullHandler()]
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+class _Silent:
+    """A progress of which nothing is told."""
+
+    def step_started(self, scan: str, step: str) -> None:
+        """Say nothing."""
+
+    def step_finished(self, scan: str, step: str, seconds: float) -> None:
+        """Say nothing."""
+
+    def scan_finished(self, scan: str) -> None:
+        """Say nothing."""
+
+    def scan_failed(self, scan: str, reason: str) -> None:
+        """Say nothing."""
+
+
+def _image(path: Path) -> "nib.Nifti1Image":
+    import nibabel as nib
+
+    return nib.Nifti1Image.from_filename(path)

@@ -1,0 +1,185 @@
+"""FLAIRs of any name and place: laid out as a BIDS data set, their results under plain names."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bagau_bids.bids.derivatives import derivative_path, sidecar_path
+from bagau_bids.bids.description import BIDS_VERSION
+from bagau_bids.bids.tables import read_records
+from bagau_bids.errors import UsageError
+from bagau_bids.files import (
+    copy_file,
+    one_at_a_time,
+    place_file,
+    write_json,
+    write_table,
+)
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+PARTICIPANTS = "participants.tsv"
+# What people look for first, by the key of the catalogue of derivatives.
+PLAIN_NAMES = {
+    "wmh_mask": "wmh_mask.nii.gz",
+    "wmh_probseg": "wmh_probability.nii.gz",
+    "infarct_mask": "infarct_mask.nii.gz",
+    "brain_mask": "brain_mask.nii.gz",
+    "volumes_table": "volumes.tsv",
+    "lesions_table": "lesions.tsv",
+    "quality_table": "quality.tsv",
+}
+PAGE = "report.html"
+
+
+def name_scans(paths: Sequence[Path]) -> dict[str, Path]:
+    """Give each FLAIR the name of its results.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        NIfTI files; one that is named twice is taken once.
+
+    Returns
+    -------
+    dict of str to Path
+        The file's name without ending; where several have the same, as many folders above as
+        tell them apart come before it, as in ``patient1_FLAIR``.
+
+    Raises
+    ------
+    UsageError
+        If a path is no NIfTI file.
+    """
+    files = dict.fromkeys(_nifti(path) for path in paths)
+    levels = dict.fromkeys(files, 1)
+    while True:
+        names = defaultdict[str, list[Path]](list)
+        for path, level in levels.items():
+            names[_name(path, level)].append(path)
+        shared = [path for same in names.values() if len(same) > 1 for path in same]
+        if not shared:
+            return {name: path for name, (path,) in names.items()}
+        for path in shared:
+            levels[path] += 1
+
+
+def _nifti(path: Path) -> Path:
+    """Return the absolute path of a NIfTI file; links to it are not followed."""
+    if path.is_file() and path.name.endswith(NIFTI_ENDINGS):
+        return path.absolute()
+    if path.is_file():
+        found, advice = "is no NIfTI file", "convert it, for example with dcm2niix or nibabel"
+    elif path.is_dir():
+        found, advice = "is a folder", f"name the files in it, for example {path}/*.nii.gz"
+    else:
+        found, advice = "does not exist", "check the path"
+    raise UsageError(f"{path}: {found}; expected a FLAIR as .nii or .nii.gz: {advice}")
+
+
+def _ending(path: Path) -> str:
+    return next(ending for ending in NIFTI_ENDINGS if path.name.endswith(ending))
+
+
+def _name(path: Path, level: int) -> str:
+    """Join the last parts of a path, without the ending; all of it where there are fewer."""
+    *folders, name = path.parts[1:]
+    above = folders[len(folders) - level + 1 :] if level <= len(folders) else folders
+    return "_".join([*above, name.removesuffix(_ending(path))])
+
+
+def lay_out(root: Path, scans: Mapping[str, Path]) -> dict[str, str]:
+    """Lay FLAIRs out as a BIDS data set of links to them, beside those that are there already.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the data set, made where missing. ``participants.tsv`` says which participant
+        is which scan.
+    scans : mapping of str to Path
+        FLAIRs by name, as `name_scans` returns them; a JSON file beside one goes with it.
+
+    Returns
+    -------
+    dict of str to str
+        Label of the participant by the name of the scan: its letters and digits, with a number
+        where that is another's; a name keeps its label.
+
+    Raises
+    ------
+    UsageError
+        If ``participants.tsv`` cannot be read.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(root / ".lock"):
+        table = root / PARTICIPANTS
+        rows = read_records(table, ("participant_id", "scan")) if table.is_file() else []
+        labels = {row["scan"]: row["participant_id"].removeprefix("sub-") for row in rows}
+        taken = {label.casefold() for label in labels.values()}  # names of folders
+        for name in scans:
+            if name not in labels:
+                labels[name] = _new_label(name, taken)
+                taken.add(labels[name].casefold())
+        listed = [(f"sub-{label}", name) for name, label in labels.items()]
+        write_table(table, pd.DataFrame(listed, columns=["participant_id", "scan"]))
+        text = {"scan": {"Description": "Name of the scan's results: that of its file"}}
+        write_json(sidecar_path(table), text)
+        description = {"Name": "FLAIRs as they were found", "BIDSVersion": BIDS_VERSION}
+        write_json(root / "dataset_description.json", description)
+    for name, path in scans.items():
+        folder, stem = root / f"sub-{labels[name]}" / "anat", f"sub-{labels[name]}_FLAIR"
+        beside = path.with_name(path.name.removesuffix(_ending(path)) + ".json")
+        sources = {_ending(path): path} | ({".json": beside} if beside.is_file() else {})
+        for ending in (*NIFTI_ENDINGS, ".json"):
+            if ending in sources:
+                _link(sources[ending], folder / f"{stem}{ending}")
+            else:
+                (folder / f"{stem}{ending}").unlink(missing_ok=True)  # of a file of that name
+    return {name: labels[name] for name in scans}
+
+
+def _new_label(name: str, taken: Iterable[str]) -> str:
+    base = re.sub(r"[^0-9A-Za-z]", "", name) or "scan"
+    label, number = base, 2
+    while label.casefold() in taken:
+        label, number = f"{base}n{number}", number + 1
+    return label
+
+
+def _link(source: Path, path: Path) -> None:
+    """Link to a file, or copy it where the file system knows no links."""
+    try:
+        place_file(source, path, "symlink")
+    except OSError:
+        copy_file(source, path)
+
+
+def take_results(derivatives: Path, label: str, folder: Path, *, complete: bool) -> None:
+    """Copy the results of a participant's one FLAIR to plain names.
+
+    Parameters
+    ----------
+    derivatives : Path
+        Root of the derivatives.
+    label : str
+        Of the participant.
+    folder : Path
+        Gets `PLAIN_NAMES` and `PAGE`; what is there of an earlier run and is no result of this
+        one is removed.
+    complete : bool
+        Whether the scan is done; else its page alone is copied, which says why.
+    """
+    _copy_or_remove(derivatives / f"sub-{label}.html", folder / PAGE)
+    for key, name in PLAIN_NAMES.items():
+        source = derivative_path(derivatives, {"sub": label}, key)
+        _copy_or_remove(source if complete else None, folder / name)
+
+
+def _copy_or_remove(source: Path | None, path: Path) -> None:
+    """Make a file a copy of another; remove it where that is not there."""
+    if source is not None and source.is_file():
+        copy_file(source, path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,173 @@
+"""``bagau segment``: FLAIRs of any name, without BIDS, to masks, tables and pages."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bagau_bids import values
+from bagau_bids.cli.parser import parse
+from bagau_bids.config import Config, Execution, Processing, Resources
+from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+from bagau_bids.options import CommandParser, argument, option, option_words, part
+
+if TYPE_CHECKING:
+    from bagau_bids.reports.results import ScanResults
+
+DATA_SET, DERIVATIVES = Path("bids"), Path("bids", "derivatives", "bagau-bids")
+WORK = "work"
+TABLE, SCORES = "volumes.tsv", "evaluation.tsv"
+_OF_BIDS = ("bids_name", "participant_id", "session_id", "outliers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the subcommand is told."""
+
+    scans: tuple[Path, ...] = argument(
+        "FLAIRs: .nii or .nii.gz files of any name", metavar="SCAN", type=values.any_path
+    )
+    out: Path = argument(
+        "folder of the results: of each scan a folder of its name with mask, probability, tables "
+        "and report.html; volumes.tsv of all; and everything as a BIDS data set in bids/",
+        metavar="OUT",
+        type=values.any_path,
+    )
+    masks: tuple[Path, ...] = option(
+        (),
+        "masks drawn by hand (1 or 255: WMH), one for each SCAN in the same order: the results "
+        "are scored against them",
+        "--mask",
+        metavar="MASK",
+        type=values.any_path,
+    )
+    processing: Processing = part(Processing)
+    resources: Resources = part(Resources, "resources")
+    execution: Execution = part(Execution, hidden=True)
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of the subcommand to its parser."""
+    parser.usage = "bagau segment SCAN [SCAN ...] OUT [options]"
+    parser.add_options(Options)
+
+
+def run(options: Options) -> int:
+    """Carry the subcommand out; return the exit code."""
+    from bagau_bids.bids.plain import lay_out, name_scans, take_results
+    from bagau_bids.cli.app import run as run_app
+    from bagau_bids.cli.failure import exit_code_of
+    from bagau_bids.reports.results import COMPLETE, find_results
+
+    scans = name_scans(options.scans)
+    _check(options, scans)
+    labels = lay_out(options.out / DATA_SET, scans)
+    config = _config(options, labels.values())
+    code = exit_code_of("bagau segment", lambda stop: run_app(config, stop))
+    if code not in (EXIT_OK, EXIT_SUBJECT_FAILED) or config.execution.dry_run:
+        return code
+    if code == EXIT_OK and options.execution.work_dir == Execution().work_dir:
+        shutil.rmtree(config.execution.work_dir, ignore_errors=True)
+    results = find_results(config.output_dir)
+    complete = {scan.entities["sub"] for scan in results if scan.status == COMPLETE}
+    for name, label in labels.items():
+        folder = options.out / name
+        take_results(config.output_dir, label, folder, complete=label in complete)
+    for line in _summary(options.out, results, labels):
+        print(line)
+    return _score(options, scans) or code
+
+
+def _check(options: Options, scans: Mapping[str, Path]) -> None:
+    """Refuse what cannot be meant, before anything is written."""
+    if options.out.is_file():
+        raise UsageError(
+            f"{options.out}: is a file; expected the folder of the results as the last word: "
+            "bagau segment SCAN... OUT"
+        )
+    if options.masks and len(options.masks) != len(options.scans):
+        raise UsageError(
+            f"--mask: {len(options.masks)} masks for {len(options.scans)} scans; expected one for "
+            "each scan, in the same order"
+        )
+    for path in options.masks:
+        if not path.is_file():
+            raise UsageError(f"--mask {path}: no such file; expected a mask on the scan's grid")
+    if DATA_SET.name in scans or WORK in scans:
+        raise UsageError(
+            f"{options.out}: {DATA_SET} and {WORK} are folders of the program there, and one of "
+            "the scans is named so; rename it"
+        )
+
+
+def _config(options: Options, labels: Iterable[str]) -> Config:
+    """Return the configuration of a run over the data set of links."""
+    execution = options.execution
+    if execution.work_dir == Execution().work_dir:
+        execution = replace(execution, work_dir=options.out / WORK)
+    said = (options.processing, options.resources, execution)
+    words = [word for section in said for word in option_words(section)]
+    folders = [str(options.out / DATA_SET), str(options.out / DERIVATIVES)]
+    return parse([*folders, "participant", "--participant-label", *labels, *words])
+
+
+def _summary(out: Path, results: "Sequence[ScanResults]", labels: Mapping[str, str]) -> list[str]:
+    """Write the table over all scans that the folder has; say what became of those of this run."""
+    from bagau_bids.bids.derivatives import sidecar_path
+    from bagau_bids.bids.plain import PAGE, PARTICIPANTS
+    from bagau_bids.bids.tables import described_table, read_records
+    from bagau_bids.files import write_json, write_table
+    from bagau_bids.reports.group_table import group_columns, scan_row
+
+    known = read_records(out / DATA_SET / PARTICIPANTS, ("participant_id", "scan"))
+    names = {row["participant_id"].removeprefix("sub-"): row["scan"] for row in known}
+    columns = group_columns()
+    rows, lines = [], []
+    for scan in results:
+        name = names[scan.entities["sub"]]
+        row = scan_row(scan, columns).values
+        rows.append({"scan": name, **row})
+        if name in labels:
+            lines += [f"{name}: {_in_words(scan, row)}", f"  {out / name / PAGE}"]
+    shown = {name: column for name, column in columns.items() if name not in _OF_BIDS}
+    table = described_table(rows, shown)
+    table.insert(0, "scan", [row["scan"] for row in rows])
+    write_table(out / TABLE, table)
+    write_json(sidecar_path(out / TABLE), shown)
+    return [*lines, f"Volumes: {out / TABLE}"]
+
+
+def _in_words(scan: "ScanResults", row: Mapping[str, object]) -> str:
+    if scan.problem:
+        return f"failed: {scan.problem}"
+    flags = ", ".join(dict.fromkeys(flag.name for flag in scan.flags)) or "nothing"
+    lesions, volume = float(str(row["n_lesions"])), row["volume_mm3"]
+    return f"WMH {float(str(volume)) / 1000:.2f} ml in {lesions:.0f} lesions; to look at: {flags}"
+
+
+def _score(options: Options, scans: Mapping[str, Path]) -> int:
+    """Score the masks found against those drawn by hand; return the exit code."""
+    if not options.masks:
+        return EXIT_OK
+
+    from bagau_bids.bids.plain import PLAIN_NAMES
+    from bagau_bids.cli.evaluate import in_columns, report_problems
+    from bagau_bids.evaluation.pairs import MaskPair
+    from bagau_bids.evaluation.scoring import evaluate_pairs
+    from bagau_bids.evaluation.tables import case_table
+    from bagau_bids.files import write_table
+
+    drawn = {
+        path.absolute(): mask for path, mask in zip(options.scans, options.masks, strict=True)
+    }
+    found = {name: options.out / name / PLAIN_NAMES["wmh_mask"] for name in scans}
+    pairs = [
+        MaskPair(name, drawn[path], found[name])
+        for name, path in scans.items()
+        if found[name].is_file()
+    ]
+    cases = case_table(evaluate_pairs(pairs))
+    print("", in_columns(cases), sep="\n")
+    write_table(options.out / SCORES, cases)
+    return report_problems(cases)

@@ -1,0 +1,140 @@
+"""FLAIRs of any name: what their results are called, and the data set of links made of them."""
+
+import json
+
+import pytest
+
+from bagau_bids.bids.plain import PAGE, PLAIN_NAMES, lay_out, name_scans, take_results
+from bagau_bids.errors import UsageError
+
+
+def files(folder, *names):
+    """Write files, each with its name as content."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return [folder / name for name in names]
+
+
+def test_results_are_named_after_the_file(tmp_path):
+    paths = files(tmp_path, "b/my FLAIR (1).nii.gz", "a.b.nii")
+    assert name_scans(paths) == {"my FLAIR (1)": paths[0], "a.b": paths[1]}
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = files(tmp_path, "x/p1/a/f.nii", "x/p2/a/f.nii.gz", "x/p3/b/f.nii", "g.nii")
+    assert dict(zip(name_scans(paths), paths, strict=True)) == {
+        "p1_a_f": paths[0],
+        "p2_a_f": paths[1],
+        "b_f": paths[2],
+        "g": paths[3],
+    }
+
+
+def test_a_file_named_twice_is_one_scan(tmp_path, monkeypatch):
+    (path,) = files(tmp_path, "f.nii")
+    monkeypatch.chdir(tmp_path)
+    assert name_scans([path, type(path)("f.nii")]) == {"f": path}
+
+
+def test_links_to_one_file_are_scans_of_their_own(tmp_path):
+    (path,) = files(tmp_path, "f.nii")
+    (tmp_path / "g.nii").symlink_to(path)
+    assert list(name_scans([path, tmp_path / "g.nii"])) == ["f", "g"]
+
+
+def test_names_that_stay_alike_end_the_search(tmp_path):
+    """``a_b/f`` and ``a/b_f`` are joined to one name at two levels."""
+    paths = files(tmp_path, "x/a/b_f.nii", "x/a_b/f.nii", "y/a_b/f.nii")
+    assert len(name_scans(paths)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.nii.gz", "does not exist; expected a FLAIR as .nii or .nii.gz: check the path"),
+        ("scan.mgz", "is no NIfTI file; expected .*: convert it"),
+        ("folder", "is a folder; expected .*: name the files in it, for example .*/folder/"),
+    ],
+)
+def test_what_is_no_nifti_file_is_refused(tmp_path, name, message):
+    files(tmp_path, "scan.mgz", "folder/a.nii")
+    with pytest.raises(UsageError, match=message):
+        name_scans([tmp_path / name])
+
+
+def test_scans_become_a_data_set_of_links(tmp_path):
+    scans = name_scans(files(tmp_path, "p 1/f-x.nii.gz", "g.nii"))
+    (tmp_path / "g.json").write_text("{}")
+    labels = lay_out(tmp_path / "bids", scans)
+    assert labels == {"f-x": "fx", "g": "g"}
+    first = tmp_path / "bids/sub-fx/anat/sub-fx_FLAIR.nii.gz"
+    second = tmp_path / "bids/sub-g/anat/sub-g_FLAIR.nii"
+    assert first.is_symlink()
+    assert first.resolve() == scans["f-x"]
+    assert second.resolve() == scans["g"]
+    assert second.with_suffix(".json").read_text() == "{}"
+    assert not first.with_name("sub-fx_FLAIR.json").exists()
+    described = json.loads((tmp_path / "bids/dataset_description.json").read_text())
+    assert {"Name", "BIDSVersion"} <= described.keys()
+
+
+def test_labels_stay_and_are_never_shared(tmp_path):
+    root = tmp_path / "bids"
+    assert lay_out(root, name_scans(files(tmp_path, "a-b.nii"))) == {"a-b": "ab"}
+    more = name_scans(files(tmp_path, "a_b.nii", "A.B.nii", "---.nii", "a-b.nii"))
+    labels = lay_out(root, more)
+    assert labels == {"a_b": "abn2", "A.B": "ABn3", "---": "scan", "a-b": "ab"}
+    assert lay_out(root, dict(reversed(more.items()))) == labels
+    assert (root / "sub-ab/anat/sub-ab_FLAIR.nii").resolve() == more["a-b"]
+
+
+def test_another_file_of_the_name_takes_the_place_of_the_first(tmp_path):
+    (first,) = files(tmp_path, "x/f.nii")
+    first.with_suffix(".json").write_text("{}")
+    lay_out(tmp_path / "bids", {"f": first})
+    (second,) = files(tmp_path, "y/f.nii.gz")
+    lay_out(tmp_path / "bids", {"f": second})
+    anat = tmp_path / "bids/sub-f/anat"
+    assert [path.name for path in anat.iterdir()] == ["sub-f_FLAIR.nii.gz"]
+    assert (anat / "sub-f_FLAIR.nii.gz").resolve() == second
+
+
+def test_without_links_files_are_copied(tmp_path, monkeypatch):
+    (path,) = files(tmp_path, "f.nii")
+
+    def refused(source, target, how):
+        raise OSError(95, f"no {how} of {source} at {target}")
+
+    monkeypatch.setattr("bagau_bids.bids.plain.place_file", refused)
+    lay_out(tmp_path / "bids", {"f": path})
+    made = tmp_path / "bids/sub-f/anat/sub-f_FLAIR.nii"
+    assert made.read_text() == "f.nii"
+    assert not made.is_symlink()
+
+
+def results(derivatives, *kinds):
+    anat = derivatives / "sub-x/anat"
+    files(anat, *(f"sub-x_{kind}" for kind in kinds))
+    files(derivatives, "sub-x.html")
+
+
+def test_results_are_copied_to_plain_names(tmp_path):
+    results(tmp_path, "space-orig_label-WMH_mask.nii.gz", "label-WMH_desc-volumes_morph.tsv")
+    out = tmp_path / "out"
+    files(out, PLAIN_NAMES["infarct_mask"], "notes.txt")
+    take_results(tmp_path, "x", out, complete=True)
+    assert {path.name for path in out.iterdir()} == {
+        "wmh_mask.nii.gz",
+        "volumes.tsv",
+        "report.html",
+        "notes.txt",
+    }
+    assert (out / "wmh_mask.nii.gz").read_text() == "sub-x_space-orig_label-WMH_mask.nii.gz"
+
+
+def test_of_a_scan_that_failed_the_page_alone_is_copied(tmp_path):
+    results(tmp_path, "space-orig_label-WMH_mask.nii.gz")
+    take_results(tmp_path, "x", tmp_path / "out", complete=True)
+    take_results(tmp_path, "x", tmp_path / "out", complete=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [PAGE]

@@ -1,0 +1,150 @@
+"""``bagau segment``: files of any name go through the one pipeline and come out by their names."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import workflow_fakes as fakes
+
+from bagau_bids.cli.toolbox import main
+
+
+@pytest.fixture
+def template(tmp_path, monkeypatch):
+    made = fakes.make_template(tmp_path / "store")
+    fakes.install(monkeypatch, tmp_path / "store")
+    monkeypatch.setattr(
+        "bagau_bids.preprocessing.template.find_template", lambda *place, **options: made
+    )
+    return made
+
+
+@pytest.fixture
+def quick_page(monkeypatch):
+    """Write a page without its pictures, which take seconds."""
+
+    def write_page(output_dir, label, *, aggregate_session_reports):
+        (output_dir / f"sub-{label}.html").write_text(f"{label} {aggregate_session_reports}")
+
+    monkeypatch.setattr("bagau_bids.reports.participant.write_participant_report", write_page)
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(data, fakes.AFFINE).to_filename(path)
+    return path
+
+
+def segment(*words):
+    return main(["segment", *map(str, words), "--nprocs", "1", "--device", "cpu"])
+
+
+def values_of(path):
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def test_two_files_without_bids(tmp_path, template, capsys):
+    first = write(tmp_path / "p1" / "my scan.nii.gz", fakes.head(1))
+    second = write(tmp_path / "p2" / "other.nii", fakes.head(2, lesions=False))
+    out = tmp_path / "out"
+    assert segment(first, second, out) == 0
+    assert {path.name for path in (out / "my scan").iterdir()} >= {
+        "wmh_mask.nii.gz",
+        "wmh_probability.nii.gz",
+        "brain_mask.nii.gz",
+        "volumes.tsv",
+        "lesions.tsv",
+        "quality.tsv",
+        "report.html",
+    }
+    assert not (out / "work").exists()
+    table = pd.read_csv(out / "volumes.tsv", sep="\t").set_index("scan")
+    voxel_mm3 = abs(np.linalg.det(fakes.AFFINE[:3, :3]))
+    for name in ("my scan", "other"):
+        voxels = values_of(out / name / "wmh_mask.nii.gz").sum()
+        assert table.loc[name, "volume_mm3"] == pytest.approx(voxels * voxel_mm3, rel=1e-6)
+    assert table.loc["my scan", "volume_mm3"] > 0
+    assert set(table.columns) <= json.loads((out / "volumes.json").read_text()).keys()
+    said = capsys.readouterr().out
+    volume = table.loc["my scan", "volume_mm3"] / 1000
+    assert f"my scan: WMH {volume:.2f} ml in" in said
+    assert str(out / "my scan" / "report.html") in said
+
+
+def test_masks_are_those_of_the_same_scan_in_bids(tmp_path, template, quick_page):
+    scan = write(tmp_path / "any.nii.gz", fakes.head(0))
+    assert segment(scan, tmp_path / "out", "--threshold", "0.4") == 0
+    data = fakes.make_dataset(tmp_path / "data", "sub-01")
+    config = fakes.make_config(data, tmp_path / "bids-out", tmp_path / "work", threshold=0.4)
+    fakes.process_scans(config, fakes.scans_of(data), template, fakes.Listener())
+    for plain, name in (
+        ("wmh_mask", "space-orig_label-WMH_mask"),
+        ("wmh_probability", "space-orig_label-WMH_probseg"),
+    ):
+        expected = values_of(tmp_path / f"bids-out/sub-01/anat/sub-01_{name}.nii.gz")
+        found = values_of(tmp_path / "out" / "any" / f"{plain}.nii.gz")
+        assert expected.any()
+        assert np.array_equal(found, expected)
+
+
+def test_drawn_masks_are_scored_in_the_order_of_the_scans(tmp_path, template, quick_page, capsys):
+    names = ("b", "a")
+    scans = [write(tmp_path / f"{name}.nii.gz", fakes.head(n)) for n, name in enumerate(names)]
+    assert segment(*scans, tmp_path / "out") == 0
+    found = values_of(tmp_path / "out" / "b" / "wmh_mask.nii.gz")
+    same = write(tmp_path / "masks" / "1.nii.gz", found)
+    none = write(tmp_path / "masks" / "2.nii.gz", np.zeros_like(found))
+    assert segment(*scans, tmp_path / "out", "--mask", same, none) == 0
+    table = pd.read_csv(tmp_path / "out" / "evaluation.tsv", sep="\t").set_index("case")
+    assert table.loc["b", "dice"] == 1
+    assert table.loc["a", "dice"] == 0
+    assert "Dice" in capsys.readouterr().out
+
+
+def test_a_scan_that_fails_is_told_and_stops_no_other(tmp_path, template, quick_page, capsys):
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"no image")
+    good = write(tmp_path / "good.nii.gz", fakes.head())
+    assert segment(bad, good, tmp_path / "out") == 1
+    assert (tmp_path / "out" / "good" / "wmh_mask.nii.gz").is_file()
+    assert not (tmp_path / "out" / "bad" / "wmh_mask.nii.gz").exists()
+    said = capsys.readouterr().out
+    assert "bad: failed: " in said
+    assert "good: WMH" in said
+    table = pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t").set_index("scan")
+    assert table.loc["bad", "status"] == "failed"
+
+
+def test_a_work_folder_that_was_named_stays(tmp_path, template, quick_page):
+    scan = write(tmp_path / "scan.nii.gz", fakes.head())
+    assert segment(scan, tmp_path / "out", "-w", tmp_path / "kept") == 0
+    assert (tmp_path / "kept").is_dir()
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_a_second_run_adds_to_the_table(tmp_path, template, quick_page):
+    for name in ("first", "second"):
+        assert segment(write(tmp_path / f"{name}.nii", fakes.head()), tmp_path / "out") == 0
+    table = pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t")
+    assert set(table["scan"]) == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.nii", "b.nii"], "b.nii: is a file; expected the folder of the results"),
+        (["a.nii", "OUT", "--mask", "b.nii", "a.nii"], "2 masks for 1 scans; expected one for"),
+        (["a.nii", "OUT", "--mask", "none.nii"], "none.nii: no such file; expected a mask on"),
+        (["work.nii", "OUT"], "one of the scans is named so; rename it"),
+        (["none.nii", "OUT"], "none.nii: does not exist; expected a FLAIR"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, monkeypatch, capsys, words, message):
+    for name in ("a", "b", "work"):
+        write(tmp_path / f"{name}.nii", fakes.head())
+    monkeypatch.chdir(tmp_path)
+    assert segment(*words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "OUT").exists()

@@ -1,0 +1,118 @@
+"""Segmenting from Python: the same result as the command's, as images and tables."""
+
+import logging
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import workflow_fakes as fakes
+
+import bagau_bids
+from bagau_bids import segment_flair
+from bagau_bids.errors import InputImageError, UsageError
+
+
+@pytest.fixture
+def template(tmp_path, monkeypatch):
+    made = fakes.make_template(tmp_path / "store")
+    fakes.install(monkeypatch, tmp_path / "store")
+    monkeypatch.setattr(
+        "bagau_bids.preprocessing.template.find_template", lambda *place, **options: made
+    )
+    return made
+
+
+@pytest.fixture
+def quick_page(monkeypatch):
+    """Write a page without its pictures, which take seconds."""
+    monkeypatch.setattr(
+        "bagau_bids.reports.participant.write_participant_report",
+        lambda folder, label: (folder / f"sub-{label}.html").write_text(label),
+    )
+
+
+@pytest.fixture
+def image():
+    return nib.Nifti1Image(fakes.head(), fakes.AFFINE)
+
+
+def test_an_image_or_its_file(tmp_path, template, quick_page, image, capfd):
+    path = tmp_path / "any name.nii.gz"
+    image.to_filename(path)
+    of_file, of_image = segment_flair(path), segment_flair(image)
+    assert capfd.readouterr() == ("", "")
+    mask = np.asanyarray(of_file.mask.dataobj)
+    assert mask.any()
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, np.asanyarray(of_image.mask.dataobj))
+    assert np.array_equal(mask, of_file.probability.get_fdata() >= 0.5)
+    assert np.allclose(of_file.mask.affine, fakes.AFFINE)
+    assert np.asanyarray(of_file.brain_mask.dataobj).sum() > mask.sum()
+    voxel_ml = abs(np.linalg.det(fakes.AFFINE[:3, :3])) / 1000
+    assert of_file.volume_ml == pytest.approx(mask.sum() * voxel_ml, rel=1e-6)
+    assert of_file.lesions["volume_mm3"].sum() / 1000 == pytest.approx(of_file.volume_ml)
+    assert "fov_coverage" in of_file.quality.index
+    assert (of_file.name, of_image.name) == ("any name", "flair")
+
+
+def test_options_reach_the_processing(template, quick_page, image):
+    few, many = (segment_flair(image, threshold=limit) for limit in (0.9, 0.1))
+    assert few.volume_ml < many.volume_ml
+    nothing = segment_flair(image, min_lesion_size_mm3=1e6)
+    assert nothing.volume_ml == 0
+
+
+def test_results_are_saved_and_shown(tmp_path, template, image):
+    found = segment_flair(image)
+    folder = found.save(tmp_path / "new" / "folder")
+    assert {"wmh_mask.nii.gz", "volumes.tsv", "report.html"} <= {
+        path.name for path in folder.iterdir()
+    }
+    found.show().savefig(tmp_path / "shown.png")
+    assert (tmp_path / "shown.png").stat().st_size > 1000
+
+
+def test_what_asks_for_a_look_is_said_in_sentences(template, quick_page, image):
+    assert any("slices" in words for words in segment_flair(image).flags)  # of 14 mm
+
+
+def test_nipype_speaks_again_afterwards(template, quick_page, image):
+    before = [*logging.getLogger("nipype").handlers]
+    segment_flair(image)
+    assert logging.getLogger("nipype").handlers == before
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, UsageError, "does not exist; expected a FLAIR"),
+        (b"no image", InputImageError, "scan"),
+    ],
+)
+def test_what_cannot_be_segmented_is_an_error(
+    tmp_path, template, quick_page, content, error, message
+):
+    path = tmp_path / "scan.nii"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(error, match=message):
+        segment_flair(path)
+
+
+def test_unknown_options_are_refused(image):
+    with pytest.raises(TypeError, match="thresold"):
+        segment_flair(image, thresold=0.4)
+
+
+def test_importing_is_light():
+    code = "import sys, bagau_bids; print('torch' in sys.modules, 'nipype' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+def test_only_what_is_there_can_be_had():
+    name = "segment_t1w"
+    with pytest.raises(AttributeError, match=name):
+        getattr(bagau_bids, name)

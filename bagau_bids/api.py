@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bagau_bids.bids.plain import PLAIN_NAMES, lay_out, name_scans, take_results
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
+from bagau_bids.datasets.dicom import convert_folders
 from bagau_bids.errors import InputImageError
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def segment_flair(
     Parameters
     ----------
     flair : path or nibabel image
-        A NIfTI file of any name, or an image in memory.
+        A NIfTI file of any name, a folder of DICOM files (of which the series that is a FLAIR
+        is taken), or an image in memory.
     model : {'small', 'full'}
         Packaged weights.
     threshold : float
@@ -163,7 +165,7 @@ def segment_flair(
     Raises
     ------
     UsageError
-        If the path is no NIfTI file.
+        If the path is no NIfTI file, or the folder has not one FLAIR.
     InputImageError
         If the image cannot be processed, with the reason.
     MissingResourceError
@@ -182,8 +184,8 @@ def segment_flair(
     processing = Processing(model=model, threshold=threshold, offline=offline, **options)
     temporary = TemporaryDirectory(prefix="bagau-")
     root = Path(temporary.name)
-    path = _path_of(flair, root)
-    (name,) = scans = name_scans([path])
+    scans = convert_folders(name_scans([_path_of(flair, root)]), root / "sourcedata")
+    ((name, path),) = scans.items()
     (label,) = lay_out(root / "bids", scans).values()
     config = Config(
         bids_dir=root / "bids",

@@ -40,20 +40,20 @@ def name_scans(paths: Sequence[Path]) -> dict[str, Path]:
     Parameters
     ----------
     paths : sequence of Path
-        NIfTI files; one that is named twice is taken once.
+        NIfTI files, or folders of DICOM files; what is named twice is taken once.
 
     Returns
     -------
     dict of str to Path
-        The file's name without ending; where several have the same, as many folders above as
+        The name without ending; where several have the same, as many folders above as
         tell them apart come before it, as in ``patient1_FLAIR``.
 
     Raises
     ------
     UsageError
-        If a path is no NIfTI file.
+        If a path is neither a NIfTI file nor a folder.
     """
-    files = dict.fromkeys(_nifti(path) for path in paths)
+    files = dict.fromkeys(_there(path) for path in paths)
     levels = dict.fromkeys(files, 1)
     while True:
         names = defaultdict[str, list[Path]](list)
@@ -66,21 +66,22 @@ def name_scans(paths: Sequence[Path]) -> dict[str, Path]:
             levels[path] += 1
 
 
-def _nifti(path: Path) -> Path:
-    """Return the absolute path of a NIfTI file; links to it are not followed."""
-    if path.is_file() and path.name.endswith(NIFTI_ENDINGS):
+def _there(path: Path) -> Path:
+    """Return the absolute path of a NIfTI file or a folder; links to it are not followed."""
+    if path.is_dir() or (path.is_file() and path.name.endswith(NIFTI_ENDINGS)):
         return path.absolute()
     if path.is_file():
         found, advice = "is no NIfTI file", "convert it, for example with dcm2niix or nibabel"
-    elif path.is_dir():
-        found, advice = "is a folder", f"name the files in it, for example {path}/*.nii.gz"
     else:
         found, advice = "does not exist", "check the path"
-    raise UsageError(f"{path}: {found}; expected a FLAIR as .nii or .nii.gz: {advice}")
+    raise UsageError(
+        f"{path}: {found}; expected a FLAIR as .nii or .nii.gz, or a folder of DICOM files: "
+        f"{advice}"
+    )
 
 
 def _ending(path: Path) -> str:
-    return next(ending for ending in NIFTI_ENDINGS if path.name.endswith(ending))
+    return next((ending for ending in NIFTI_ENDINGS if path.name.endswith(ending)), "")
 
 
 def _name(path: Path, level: int) -> str:

@@ -1,6 +1,8 @@
 """``bagau segment``: FLAIRs of any name, without BIDS, to masks, tables and pages."""
 
+import logging
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from bagau_bids.reports.results import ScanResults
 
 DATA_SET, DERIVATIVES = Path("bids"), Path("bids", "derivatives", "bagau-bids")
+SOURCES = DATA_SET / "sourcedata"
 WORK = "work"
 TABLE, SCORES = "volumes.tsv", "evaluation.tsv"
 _OF_BIDS = ("bids_name", "participant_id", "session_id", "outliers")
@@ -26,7 +29,10 @@ class Options:
     """What the subcommand is told."""
 
     scans: tuple[Path, ...] = argument(
-        "FLAIRs: .nii or .nii.gz files of any name", metavar="SCAN", type=values.any_path
+        "FLAIRs: .nii or .nii.gz files of any name, or folders of DICOM files, of which the "
+        "series that is a FLAIR is taken",
+        metavar="SCAN",
+        type=values.any_path,
     )
     out: Path = argument(
         "folder of the results: of each scan a folder of its name with mask, probability, tables "
@@ -41,6 +47,12 @@ class Options:
         "--mask",
         metavar="MASK",
         type=values.any_path,
+    )
+    series: int | None = option(
+        None,
+        "number of the DICOM series to take, where the headers do not tell one FLAIR",
+        metavar="NUMBER",
+        type=values.whole_number(0),
     )
     processing: Processing = part(Processing)
     resources: Resources = part(Resources, "resources")
@@ -58,11 +70,14 @@ def run(options: Options) -> int:
     from bagau_bids.bids.plain import lay_out, name_scans, take_results
     from bagau_bids.cli.app import run as run_app
     from bagau_bids.cli.failure import exit_code_of
+    from bagau_bids.datasets.dicom import convert_folders
     from bagau_bids.reports.results import COMPLETE, find_results
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     scans = name_scans(options.scans)
     _check(options, scans)
-    labels = lay_out(options.out / DATA_SET, scans)
+    files = convert_folders(scans, options.out / SOURCES, options.series)
+    labels = lay_out(options.out / DATA_SET, files)
     config = _config(options, labels.values())
     code = exit_code_of("bagau segment", lambda stop: run_app(config, stop))
     if code not in (EXIT_OK, EXIT_SUBJECT_FAILED) or config.execution.dry_run:

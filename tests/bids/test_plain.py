@@ -31,6 +31,13 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     }
 
 
+def test_folders_of_dicom_have_names_too(tmp_path):
+    for name in ("p1/DICOM", "p2/DICOM"):
+        (tmp_path / name).mkdir(parents=True)
+    folders = [tmp_path / "p1" / "DICOM", tmp_path / "p2" / "DICOM"]
+    assert name_scans(folders) == {"p1_DICOM": folders[0], "p2_DICOM": folders[1]}
+
+
 def test_a_file_named_twice_is_one_scan(tmp_path, monkeypatch):
     (path,) = files(tmp_path, "f.nii")
     monkeypatch.chdir(tmp_path)
@@ -52,13 +59,12 @@ def test_names_that_stay_alike_end_the_search(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.nii.gz", "does not exist; expected a FLAIR as .nii or .nii.gz: check the path"),
+        ("none.nii.gz", "does not exist; expected a FLAIR as .nii.* DICOM files: check the path"),
         ("scan.mgz", "is no NIfTI file; expected .*: convert it"),
-        ("folder", "is a folder; expected .*: name the files in it, for example .*/folder/"),
     ],
 )
 def test_what_is_no_nifti_file_is_refused(tmp_path, name, message):
-    files(tmp_path, "scan.mgz", "folder/a.nii")
+    files(tmp_path, "scan.mgz")
     with pytest.raises(UsageError, match=message):
         name_scans([tmp_path / name])
 

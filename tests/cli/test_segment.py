@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import workflow_fakes as fakes
+from dicom_study import write_series
 
 from bagau_bids.cli.toolbox import main
 
@@ -129,6 +130,18 @@ def test_a_second_run_adds_to_the_table(tmp_path, template, quick_page):
         assert segment(write(tmp_path / f"{name}.nii", fakes.head()), tmp_path / "out") == 0
     table = pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t")
     assert set(table["scan"]) == {"first", "second"}
+
+
+def test_folders_of_dicom_are_converted(tmp_path, template, quick_page, capsys):
+    shape = (40, 48, 20)
+    write_series(tmp_path / "study", 4, "FLAIR", shape=shape, inversion_ms=2400)
+    write_series(tmp_path / "study", 5, "FLAIR again", shape=shape)
+    assert segment(tmp_path / "study", tmp_path / "out") == 2
+    assert "2 series of 2 fit" in capsys.readouterr().err
+    assert segment(tmp_path / "study", tmp_path / "out", "--series", "5") in (0, 1)
+    made = tmp_path / "out" / "bids" / "sub-study" / "anat" / "sub-study_FLAIR.nii.gz"
+    assert nib.load(made).shape == shape
+    assert json.loads((made.parent / "sub-study_FLAIR.json").read_text())["SeriesNumber"] == 5
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from nipype.interfaces.base import File, TraitError
 from workflow_fakes import make_dataset, make_template, scans_of
 
 from bagau_bids.bids.belongings import Belongings, Given
@@ -157,3 +158,18 @@ def test_another_version_of_the_recipe_makes_a_step_run_again(build, tmp_path, n
     before = inputs.get_hashval()
     inputs.recipe = "next"
     assert inputs.get_hashval() != before
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_no_step_takes_a_file_that_is_not_there(step, tmp_path):
+    inputs = step.input_spec()
+    kinds = {name: inputs.trait(name) for name in inputs.copyable_trait_names()}
+    files = [
+        name
+        for name, kind in kinds.items()
+        if any(isinstance(one.trait_type, File) for one in (kind, *kind.inner_traits))
+    ]
+    assert files or step.name == "put_out"  # which takes a tree of them
+    for name in files:
+        with pytest.raises(TraitError):
+            setattr(inputs, name, tmp_path / "absent.nii.gz")

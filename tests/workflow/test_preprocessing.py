@@ -1,5 +1,7 @@
 """The steps before the network: where a brain mask comes from."""
 
+import pickle
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from bagau_bids.bids.records import BrainMaskRecord
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.spaces import Image
 from bagau_bids.workflow.preprocessing import BrainMask, mask_from_file
-from bagau_bids.workflow.step import read_record, save_image
+from bagau_bids.workflow.step import load_image, read_record, save_image
 
 AFFINE = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]])
 
@@ -62,3 +64,17 @@ def test_the_record_says_how_the_brain_mask_was_made(
     assert record.method == method
     assert words in record.description
     assert ("network" in record.description) == (not stripped)
+
+
+def test_a_worker_takes_the_voxels_of_a_stripped_flair_for_its_brain(tmp_path):
+    """No word is the same object in another process, and none is compared as one."""
+    flair = np.zeros((6, 7, 8), np.float32)
+    flair[1:4, 2:5, 3:6] = -2  # normalised: also what is negative is brain
+    flair[4, 2:5, 3:6] = 3
+    save_image(tmp_path / "f.nii.gz", flair, AFFINE, np.float32)
+    step = BrainMask(flair=tmp_path / "f.nii.gz", skull_strip="skip")
+    outputs = pickle.loads(pickle.dumps(step)).run(cwd=tmp_path).outputs
+    np.testing.assert_array_equal(load_image(outputs.brain_mask).data, flair != 0)
+    record = read_record(outputs.record, BrainMaskRecord)
+    assert (record.method, record.stripped) == ("non-zero voxels", True)
+    assert record.volume_ml == 0.7  # 36 voxels of 20 mm3

@@ -1,0 +1,51 @@
+"""How a scan was made and processed, in words."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from fake_derivatives import write_scan
+
+from bagau_bids.reports.results import find_results
+from bagau_bids.reports.scan_tables import summary
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Say in words how a scan was processed whose record differs in something of one step."""
+    write_scan(tmp_path, {"sub": "1"})
+    (scan,) = find_results(tmp_path)
+
+    def words(step, **changes):
+        steps, change = scan.record.steps, msgspec.structs.replace
+        steps = change(steps, **{step: change(getattr(steps, step), **changes)})
+        return dict(summary(replace(scan, record=change(scan.record, steps=steps))))
+
+    words.attempt = scan.record.steps.registration.attempts[0]
+    return words
+
+
+@pytest.mark.parametrize(("count", "end"), [(1, "0.93"), (2, ", 2 attempts"), (3, ", 3 attempts")])
+def test_more_than_one_attempt_is_told(words, count, end):
+    told = words("registration", attempts=(words.attempt,) * count)["Registration"]
+    assert told.startswith("MNI152NLin2009cSym, affine and B-spline, brain overlap (Dice) 0.93")
+    assert told.endswith(end)
+
+
+def test_registration_by_the_affine_alone_is_told(words):
+    assert ", affine only, " in words("registration", stage="affine")["Registration"]
+
+
+@pytest.mark.parametrize(("degrees", "end"), [(0.4, "not tilted"), (0.5, "tilted by 0°")])
+def test_tilt_is_told_from_half_a_degree_on(words, degrees, end):
+    assert words("conform", tilt_degrees=degrees)["FLAIR"].endswith(f"in the order LPS, {end}")
+
+
+@pytest.mark.parametrize(("tta", "told"), [(True, True), (False, False)])
+def test_mirroring_is_told(words, tta, told):
+    assert (
+        words("segmentation", tta=tta)["Model"].endswith(
+            "; averaged with the mirrored FLAIR (--tta)"
+        )
+        is told
+    )

@@ -60,7 +60,7 @@ def run(options: Options) -> int:
 
     from bagau_bids.datasets.labelled import prepare_scans, split_by_subject
     from bagau_bids.training.card import describe_dataset
-    from bagau_bids.training.pack import PACK_FILE, write_pack
+    from bagau_bids.training.pack import PACK_FILE, Origin, write_pack
 
     if (options.output_dir / PACK_FILE).exists():
         raise UsageError(f"{options.output_dir}: holds a pack already; name another folder")
@@ -80,12 +80,12 @@ def run(options: Options) -> int:
             f"none of {len(split.validation)} scans to validate on could be preprocessed; "
             "expected at least one, see the reasons above"
         )
-    origin = {
-        "datasets": [describe_dataset(bids_dir) for bids_dir, _ in options.data.pairs],
-        "template": options.template.template,
-        "registration": options.template.registration,
-        "left_out": {one.scan.stem: reason for one, reason in left_out.items()},
-    }
+    origin = Origin(
+        datasets=[describe_dataset(bids_dir) for bids_dir, _ in options.data.pairs],
+        template=options.template.template,
+        registration=options.template.registration,
+        left_out={one.scan.stem: reason for one, reason in left_out.items()},
+    )
     write_pack(
         options.output_dir, training, validation, options.heads, _stroke(options, template), origin
     )

@@ -13,19 +13,19 @@ FLAIR slices are stored in 8 bits: 0 stands for exactly 0 (away from the brain),
 steps of 0.063 between the limits of the z-score.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from msgspec import UNSET, Struct, UnsetType, structs
 from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.datasets.labelled import TrainingScan, plane_of
 from bagau_bids.errors import UsageError
-from bagau_bids.files import replacing, write_json
+from bagau_bids.files import read_json, replacing, write_json
 from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.heads import load_training_head, save_training_head
@@ -34,8 +34,35 @@ from bagau_bids.training.card import preprocessing_facts
 
 PACK_FILE, STROKE_FILE = "pack.json", "stroke.npz"
 HEADS, REAL, VALIDATION = "heads", "real", "validation"
-FORMAT = 1
 GREY_LEVELS = 254  # from the lowest to the highest z-score; one more value stands for 0
+
+
+class PackedScan(Struct, frozen=True):
+    """A scan of a pack; its subject has the number of its data set before it."""
+
+    name: str
+    subject: str
+    key: str
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """What a pack was made from: data sets as they describe themselves, and how."""
+
+    datasets: list[dict[str, Any]]
+    template: str
+    registration: str
+    left_out: dict[str, str] | UnsetType = UNSET
+
+
+class Pack(Struct, frozen=True, kw_only=True):
+    """What a pack holds, as ``pack.json`` says it."""
+
+    format: Literal[1]
+    heads: list[str]
+    training: list[PackedScan]
+    validation: list[PackedScan]
+    stroke: bool
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,7 @@ def write_pack(
     validation: Sequence[TrainingScan],
     heads: Path,
     stroke: Mapping[str, NDArray] | None,
-    origin: Mapping[str, Any],
+    origin: Origin,
 ) -> None:
     """Write a pack into a new folder; what says that it is whole is written last.
 
@@ -105,8 +132,7 @@ def write_pack(
         Folder of prepared heads, as ``bagau synthetic-pool`` leaves it; they are copied.
     stroke : mapping of str to array, or None
         What :func:`bagau_bids.training.stroke.stroke_arrays` made.
-    origin : mapping
-        Of the data, as JSON can hold it.
+    origin : Origin
 
     Raises
     ------
@@ -130,18 +156,18 @@ def write_pack(
         _save(folder / VALIDATION / f"{scan.name}.npz", _whole(scan))
     if stroke is not None:
         _save(folder / STROKE_FILE, stroke)
-    content = {
-        "format": FORMAT,
-        "heads": [path.stem for path in found],
-        "training": [_identity(scan) for scan in training],
-        "validation": [_identity(scan) for scan in validation],
-        "stroke": stroke is not None,
-        "origin": dict(origin),
-    }
+    content = Pack(
+        format=1,
+        heads=[path.stem for path in found],
+        training=[_identity(scan) for scan in training],
+        validation=[_identity(scan) for scan in validation],
+        stroke=stroke is not None,
+        origin=origin,
+    )
     write_json(folder / PACK_FILE, content)
 
 
-def read_pack_file(folder: Path) -> dict[str, Any]:
+def read_pack_file(folder: Path) -> Pack:
     """Read what a pack holds.
 
     Raises
@@ -155,19 +181,8 @@ def read_pack_file(folder: Path) -> dict[str, Any]:
             f"{path}: not there, expected a folder that 'bagau pack' wrote; make it first, or "
             "make it again where it was cut short"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path}: not what 'bagau pack' writes ({error!r}); make the pack again"
-        ) from error
-    if found != FORMAT:
-        raise UsageError(
-            f"{path}: a pack of format {found}, expected {FORMAT}; make it again with this version"
-        )
-    result: dict[str, Any] = content
-    return result
+    hint = "expected a pack of format 1, as 'bagau pack' writes it; make it again"
+    return read_json(path, Pack, hint)
 
 
 def describe_pack(folder: Path, licence: str) -> dict[str, Any]:
@@ -180,37 +195,37 @@ def describe_pack(folder: Path, licence: str) -> dict[str, Any]:
         Of the weights.
     """
     content = read_pack_file(folder)
-    origin = content["origin"]
     return {
         "software": f"bagau-bids {__version__}",
         "licence": licence,
         "preprocessing": {
-            **{key: origin[key] for key in ("template", "registration") if key in origin},
+            "template": content.origin.template,
+            "registration": content.origin.registration,
             **preprocessing_facts(),
         },
-        "training_data": origin.get("datasets", []),
-        "training_scans": [entry["name"] for entry in content["training"]],
-        "validation_scans": [entry["name"] for entry in content["validation"]],
-        "heads": content["heads"],
-        "stroke_slices": content["stroke"],
+        "training_data": content.origin.datasets,
+        "training_scans": [entry.name for entry in content.training],
+        "validation_scans": [entry.name for entry in content.validation],
+        "heads": content.heads,
+        "stroke_slices": content.stroke,
     }
 
 
 def read_real(folder: Path) -> list[RealSlices]:
     """Read the slices of labelled scans of a pack."""
     scans = []
-    for entry in read_pack_file(folder)["training"]:
-        arrays = _load(folder / REAL / f"{entry['name']}.npz")
+    for entry in read_pack_file(folder).training:
+        arrays = _load(folder / REAL / f"{entry.name}.npz")
         shard = Shard({name: arrays[name] for name in CHANNELS}, arrays["target"])
-        scans.append(RealSlices(entry["name"], entry["subject"], shard))
+        scans.append(RealSlices(entry.name, entry.subject, shard))
     return scans
 
 
 def read_validation(folder: Path) -> list[TrainingScan]:
     """Read the whole scans of a pack."""
     scans = []
-    for entry in read_pack_file(folder)["validation"]:
-        arrays = _load(folder / VALIDATION / f"{entry['name']}.npz")
+    for entry in read_pack_file(folder).validation:
+        arrays = _load(folder / VALIDATION / f"{entry.name}.npz")
         inputs = NetworkInput(
             channels={
                 "flair": decode_flair(arrays["flair"]),
@@ -221,14 +236,12 @@ def read_validation(folder: Path) -> list[TrainingScan]:
         )
         scans.append(
             TrainingScan(
-                name=entry["name"],
-                subject=entry["subject"],
+                **structs.asdict(entry),
                 dataset=0,
                 inputs=inputs,
                 brain_mask=arrays["brain_mask"],
                 reference=arrays["reference"],
                 affine=arrays["affine"],
-                key=entry["key"],
             )
         )
     return scans
@@ -236,11 +249,11 @@ def read_validation(folder: Path) -> list[TrainingScan]:
 
 def read_stroke(folder: Path) -> dict[str, NDArray] | None:
     """Read the slices of stroke patients of a pack; None where it holds none."""
-    return _load(folder / STROKE_FILE) if read_pack_file(folder)["stroke"] else None
+    return _load(folder / STROKE_FILE) if read_pack_file(folder).stroke else None
 
 
-def _identity(scan: TrainingScan) -> dict[str, Any]:
-    return {"name": scan.name, "subject": f"{scan.dataset}-{scan.subject}", "key": scan.key}
+def _identity(scan: TrainingScan) -> PackedScan:
+    return PackedScan(scan.name, f"{scan.dataset}-{scan.subject}", scan.key)
 
 
 def _slices_of(scan: TrainingScan) -> dict[str, NDArray]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ def read_stream_data(folder: Path, settings: StreamSettings, device: torch.devic
     UsageError
         If the folder holds no pack, or nothing to judge by.
     """
-    pack = read_pack_file(folder)
+    pack = msgspec.to_builtins(read_pack_file(folder))
     real = read_real(folder)
     arrays = read_stroke(folder)
     scans = [JudgedScan(scan, scan.subject.partition("-")[0]) for scan in read_validation(folder)]

@@ -104,7 +104,7 @@ def packed(tmp_path_factory):
     affine = np.eye(4)
     affine[:3, 3] = -90, -126, 0
     arrays = stroke.stroke_arrays(folder / "slices", white, affine)
-    origin = {"template": "Fake", "registration": "robust", "datasets": [{"Name": "T"}]}
+    origin = pack.Origin(datasets=[{"Name": "T"}], template="Fake", registration="robust")
     pack.write_pack(
         folder / "pack",
         [scan_of("1"), scan_of("2", spacing=1.0)],
@@ -162,9 +162,11 @@ def test_pack_is_not_written_over_another(packed, tmp_path):
     ("content", "message"),
     [
         (None, "not there, expected a folder that 'bagau pack' wrote"),
-        ("{", "not what 'bagau pack' writes"),
-        ("[]", "not what 'bagau pack' writes"),
-        ('{"format": 99}', "a pack of format 99, expected 1"),
+        ("{", "pack.json: Input data was truncated; expected a pack of format 1, as 'bagau pack'"),
+        ("[]", "Expected `object`, got `array`; expected a pack of format 1"),
+        ('{"format": 99}', r"Invalid enum value 99 - at `\$.format`; expected a pack of format 1"),
+        ('{"format": 1, "heads": [3]}', r"Expected `str`, got `int` - at `\$.heads\[0\]`; exp"),
+        ('{"format": 1, "heads": []}', "missing required field `training`; expected a pack"),
     ],
 )
 def test_folder_that_is_no_pack_is_refused(tmp_path, content, message):

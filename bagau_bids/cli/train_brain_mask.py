@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bagau_bids.cli.labelled import device_option
 from bagau_bids.errors import EXIT_OK, UsageError
-from bagau_bids.options import argument, option
+from bagau_bids.options import argument, option, part
 from bagau_bids.training.settings import BrainMaskSettings, LoopSettings
 
 
@@ -21,8 +21,7 @@ class Options:
         metavar="LABEL_MAPS",
     )
     out: Path = argument("folder for the checkpoint, curve and weights", metavar="OUT")
-    steps: int = option(4200, "training steps, one head each (%(default)s)")
-    random_seed: int = option(0, "of everything (%(default)s)", metavar="SEED")
+    recipe: BrainMaskSettings = part(BrainMaskSettings)
     held_out: tuple[str, ...] = option(
         (),
         "label maps to validate on and not to train on, names without .nii.gz",
@@ -68,7 +67,7 @@ def run(options: Options) -> int:
         [load_head(path) for name, path in names.items() if name not in options.held_out],
         [load_head(names[name]) for name in sorted(options.held_out)],
         options.out,
-        BrainMaskSettings(steps=options.steps, seed=options.random_seed),
+        options.recipe,
         LoopSettings(device=options.device, validate_every=250, workers=options.workers),
     )
     if options.resume and (options.out / CHECKPOINT).is_file():

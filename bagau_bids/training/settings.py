@@ -228,8 +228,8 @@ class StreamSettings:
 class BrainMaskSettings:
     """What makes a training of the brain-mask network; one synthetic head a step."""
 
-    steps: int = 4200
-    seed: int = 0
+    steps: int = option(4200, "training steps, one head each (%(default)s)")
+    seed: int = option(0, "of everything (%(default)s)", "--random-seed", metavar="SEED")
     learning_rate: float = 7e-4
     warm_up_steps: int = 100
     weight_decay: float = 1e-4

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from still_slices import STILL
 
 from bagau_bids.training.augmentation import (
     AugmentationSettings,
@@ -14,21 +15,6 @@ from bagau_bids.training.augmentation import (
     spoil_atlas,
     transplant,
     vary_intensity,
-)
-
-STILL = AugmentationSettings(
-    mirror=False,
-    rotation_deg=0,
-    shear_rad=0,
-    zoom=(1, 1),
-    gain=0,
-    offset=0,
-    log_gamma=0,
-    noise=0,
-    sharpness=(0, 0),
-    shading=0,
-    atlas_shift_probability=0,
-    atlas_blank_probability=0,
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from synthetic_heads import affine, coarse, labels, write_inputs
 
-from bagau_bids.cli import toolbox, train_brain_mask
+from bagau_bids.cli import toolbox
 from bagau_bids.errors import EXIT_OK, EXIT_USAGE, ProcessingError, UsageError
 from bagau_bids.network.brain_unet import BrainUNetConfig, ConvPair
 from bagau_bids.network.weights import load_weights
@@ -165,9 +165,12 @@ def command(folder, *options):
 
 def test_command_line(tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(
-        train_brain_mask, "BrainMaskSettings", lambda **given: replace(QUICK, **given)
-    )
+
+    def quick_trainer(heads, held_out, folder, recipe, loop):
+        recipe = replace(QUICK, steps=recipe.steps, seed=recipe.seed)
+        return BrainMaskTrainer(heads, held_out, folder, recipe, loop)
+
+    monkeypatch.setattr(brain_mask, "BrainMaskTrainer", quick_trainer)
     write_inputs(tmp_path)
     assert command(tmp_path, "--held-out", "head2") == EXIT_OK
     assert (tmp_path / "out" / "brain.safetensors").is_file()

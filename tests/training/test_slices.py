@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from network_spy import loaded
+from still_slices import STILL
 
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
@@ -18,7 +19,6 @@ from bagau_bids.network.weights import load_weights, save_weights
 from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import Shard, SlicePool, training_shard
 from bagau_bids.training import optimisation, slices
-from bagau_bids.training.augmentation import AugmentationSettings
 from bagau_bids.training.checkpoint import CHECKPOINT
 from bagau_bids.training.settings import LoopSettings, TrainingSettings
 from bagau_bids.training.slices import (
@@ -202,22 +202,6 @@ class Pointwise(torch.nn.Module):
         return self.head(torch.cat((flair, atlas), dim=1))
 
 
-UNCHANGED = AugmentationSettings(
-    mirror=False,
-    rotation_deg=0,
-    shear_rad=0,
-    zoom=(1, 1),
-    gain=0,
-    offset=0,
-    log_gamma=0,
-    noise=0,
-    sharpness=(0, 0),
-    shading=0,
-    atlas_shift_probability=0,
-    atlas_blank_probability=0,
-)
-
-
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 5, 6])
 def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(
     data, tmp_path, monkeypatch, micro_batch_size
@@ -235,7 +219,7 @@ def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(
     )
     both = replace(data, synthetic=data.real)
     made = trainer(settings, both, tmp_path / "o")
-    made.augmentation = UNCHANGED
+    made.augmentation = STILL
     found = []
     made.learners[0].optimizer.register_step_pre_hook(
         lambda *_: found.append([one.grad.clone() for one in made.learners[0].model.parameters()])

@@ -22,7 +22,7 @@ from bagau_bids.config import (
     Resources,
     Selection,
 )
-from bagau_bids.errors import EXIT_OK, MissingResourceError, UsageError
+from bagau_bids.errors import EXIT_OK, MissingResourceError, ProcessingError, UsageError
 from bagau_bids.options import (
     CommandParser,
     Exclusive,
@@ -228,24 +228,20 @@ def is_done(config: Config, subject: str, scans: "Sequence[Scan]") -> bool:
     They are, if each scan has a record of a run that ended well, by this version and with these
     options.
     """
-    import json
-
     from bagau_bids import __version__
     from bagau_bids.bids.derivatives import derivative_path
+    from bagau_bids.bids.records import read_record
     from bagau_bids.workflow.flair import result_options
 
-    expected = {"status": "complete", "options": result_options(config.processing)}
+    expected = ("complete", __version__, result_options(config.processing))
     if not (config.output_dir / f"sub-{subject}.html").is_file():
         return False
     for scan in scans:
-        path = derivative_path(config.output_dir, scan.entities, "record")
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_record(derivative_path(config.output_dir, scan.entities, "record"))
+        except ProcessingError:
             return False
-        if record.get("versions", {}).get("bagau-bids") != __version__ or any(
-            record.get(key) != value for key, value in expected.items()
-        ):
+        if (record.status, record.versions.get("bagau-bids"), record.options) != expected:
             return False
     return True
 

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from msgspec import structs
 from nipype.interfaces.base import Undefined
 from nipype.pipeline import engine as pe
 
 from bagau_bids.bids.belongings import Belongings
+from bagau_bids.bids.records import Options
 from bagau_bids.config import Processing, Resources
 from bagau_bids.network.cards import T1, Networks
 from bagau_bids.workflow.outputs import Prepare, PutOut, TemplateCopies
@@ -39,21 +41,6 @@ STEPS = (
     Prepare,
     PutOut,
 )
-# Options that make a result, as opposed to those that say where its inputs lie.
-RESULT_OPTIONS = (
-    "template",
-    "registration",
-    "skull_strip",
-    "model",
-    "tta",
-    "infarct",
-    "ignore_lesion_roi",
-    "threshold",
-    "min_lesion_size_mm3",
-    "periventricular_rule",
-    "random_seed",
-    "sloppy",
-)
 
 
 def workflow_name(stem: str) -> str:
@@ -67,12 +54,12 @@ def scan_steps(processing: Processing, networks: Networks) -> tuple[str, ...]:
     return tuple(step.name for step in STEPS if optional.get(step, True))
 
 
-def result_options(processing: Processing) -> dict[str, Any]:
+def result_options(processing: Processing) -> Options:
     """Options that make a result, without the places where its inputs lie."""
-    options = {name: getattr(processing, name) for name in RESULT_OPTIONS}
+    options = {name: getattr(processing, name) for name in Options.__struct_fields__}
     if processing.weights:
         options["model"] = ", ".join(path.stem for path in processing.weights)
-    return options
+    return Options(**options)
 
 
 def wants_template_space(processing: Processing) -> bool:
@@ -131,7 +118,7 @@ def init_flair_wf(
         template_uris=template.uris,
         brain_mask_uri=mask.uri if mask else "",
         known_lesions_uri=lesions.uri if lesions else "",
-        options=result_options(processing),
+        options=structs.asdict(result_options(processing)),
     )
     for step in (*steps, prepare, PutOut(output_dir=output_dir)):
         _add(step, workflow, made, resources)

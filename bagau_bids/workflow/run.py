@@ -25,7 +25,7 @@ from bagau_bids import __version__
 from bagau_bids.bids.belongings import find_belongings
 from bagau_bids.bids.derivatives import bids_uri, derivative_path
 from bagau_bids.bids.description import write_dataset_files
-from bagau_bids.bids.records import Failure, Options, Record, Steps
+from bagau_bids.bids.records import Failure, Record, Steps
 from bagau_bids.bids.scans import Scan
 from bagau_bids.config import Config
 from bagau_bids.errors import InputImageError, UsageError
@@ -234,7 +234,7 @@ def _record_failure(config: Config, result: ScanOutcome) -> None:
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         source=bids_uri("raw", result.scan.path.relative_to(config.bids_dir)),
         entities=dict(result.scan.entities),
-        options=Options(**result_options(config.processing)),
+        options=result_options(config.processing),
         versions={"bagau-bids": __version__},
         failure=Failure(step=result.step, message=result.reason, crash_file=crash_file),
         steps=Steps(),

@@ -20,7 +20,7 @@ from nipype.pipeline.plugins.tools import create_pyscript
 
 from bagau_bids.errors import MissingResourceError, UsageError
 from bagau_bids.files import write_json
-from bagau_bids.workflow.step import FAILURE_FILE
+from bagau_bids.workflow.step import FAILURE_FILE, StepFailure
 
 COMMANDS = ("sbatch", "squeue", "scancel")
 # What a job is given for what its step declares, and the options by which a user says otherwise.
@@ -283,8 +283,7 @@ class Queue:
 
 def leave_failure(node: Any, message: str) -> None:
     """Say in a step's work folder why it failed, as a step itself does."""
-    path = Path(node.output_dir(), FAILURE_FILE)
-    write_json(path, {"explained": True, "message": message})
+    write_json(Path(node.output_dir(), FAILURE_FILE), StepFailure(True, message))
 
 
 def _says(text: str, options: Iterable[str]) -> bool:

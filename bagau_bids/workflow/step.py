@@ -50,6 +50,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NU
 Record = TypeVar("Record")
 
 
+class StepFailure(msgspec.Struct, frozen=True):
+    """Why a step failed, and whether the message explains itself to a user."""
+
+    explained: bool
+    message: str
+
+
 class StepInputSpec(BaseInterfaceInputSpec):
     """Inputs that every step has."""
 
@@ -185,8 +192,8 @@ def _steps_lock(folder: Path) -> Path:
     )
 
 
-def describe_failure(error: BaseException, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """Say what went wrong: ``message``, and whether it explains itself to a user.
+def describe_failure(error: BaseException, folders: Sequence[Path] = ()) -> StepFailure:
+    """Say what went wrong.
 
     Parameters
     ----------
@@ -197,15 +204,15 @@ def describe_failure(error: BaseException, folders: Sequence[Path] = ()) -> dict
     """
     message = str(error).strip() or "no message"
     if isinstance(error, BagauError) and not is_full_disk(error):
-        return {"explained": True, "message": message}
+        return StepFailure(True, message)
     if is_full_disk(error):
-        return {"explained": True, "message": full_disk_message(folders)}
+        return StepFailure(True, full_disk_message(folders))
     if isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY):
         short = " ".join(message.split())[:200]
         advice = "give the run more memory, or fewer steps at once with --nprocs or --mem-gb"
-        return {"explained": True, "message": f"ran out of memory ({short}); {advice}"}
+        return StepFailure(True, f"ran out of memory ({short}); {advice}")
     first_line = message.splitlines()[0]  # the crash file holds all of it
-    return {"explained": False, "message": f"{type(error).__name__}: {first_line}"}
+    return StepFailure(False, f"{type(error).__name__}: {first_line}")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What became of each scan: nipype is listened to, the progress told, failures explained."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bagau_bids.bids.scans import Scan
 from bagau_bids.disk import FULL_WORDS, full_disk_message, nearly_full
+from bagau_bids.errors import UsageError
+from bagau_bids.files import read_json
 from bagau_bids.workflow.plugins import KILLED
-from bagau_bids.workflow.step import FAILURE_FILE
+from bagau_bids.workflow.step import FAILURE_FILE, StepFailure
 
 if TYPE_CHECKING:
     from nipype.pipeline import engine as pe
@@ -181,11 +182,11 @@ def _crash_file(trouble: _Trouble) -> Path | None:
 def _reason(trouble: _Trouble, crash_text: str, crash_file: Path | None) -> str:
     """Say why a node failed: in its own words where it left some."""
     try:
-        failure = json.loads((trouble.node_dir / FAILURE_FILE).read_text(encoding="utf-8"))
-        if failure["explained"]:
-            return str(failure["message"])
-        message = str(failure["message"])
-    except (OSError, ValueError, KeyError):
+        failure = read_json(trouble.node_dir / FAILURE_FILE, StepFailure, "of a step that failed")
+        if failure.explained:
+            return failure.message
+        message = failure.message
+    except UsageError:
         lines = [line.strip() for line in crash_text.splitlines() if line.strip()]
         message = lines[-1] if lines else "no reason was given"
     if FULL_WORDS.search(crash_text) or nearly_full(trouble.node_dir):

@@ -13,6 +13,7 @@ from workflow_fakes import make_dataset
 
 import bagau_bids
 from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids.records import Record, Steps
 from bagau_bids.cli import toolbox
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import Processing
@@ -64,11 +65,15 @@ def written(tmp_path, entities, **changed):
     """Put the record of a run and the page of its participant into the output folder."""
     content = {
         "status": "complete",
+        "finished": "2026-01-01T00:00:00+00:00",
+        "source": "",
+        "entities": entities,
         "options": result_options(Processing()),
         "versions": {"bagau-bids": bagau_bids.__version__},
+        "steps": Steps(),
     }
     out = tmp_path / "out"
-    write_json(derivative_path(out, entities, "record"), {**content, **changed})
+    write_json(derivative_path(out, entities, "record"), Record(**{**content, **changed}))
     (out / f"sub-{entities['sub']}.html").touch()
 
 

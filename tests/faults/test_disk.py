@@ -55,9 +55,9 @@ def test_a_full_disk_is_known_whatever_a_library_says(tmp_path, error):
     outer.__context__ = error
     assert is_full_disk(outer)
     failure = describe_failure(error, (tmp_path,))
-    assert failure["explained"]
-    assert failure["message"].startswith(f"{tmp_path}: the disk is full, or the quota used up")
-    assert WAY_OUT in failure["message"]
+    assert failure.explained
+    assert failure.message.startswith(f"{tmp_path}: the disk is full, or the quota used up")
+    assert WAY_OUT in failure.message
 
 
 @pytest.mark.parametrize("error", [None, OSError(errno.EACCES, "Permission denied"), KeyError(28)])

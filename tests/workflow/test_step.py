@@ -11,6 +11,7 @@ from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.spaces import Image
 from bagau_bids.workflow.step import (
     Step,
+    StepFailure,
     describe_failure,
     limited_threads,
     load_image,
@@ -38,13 +39,13 @@ def test_image_of_another_grid_is_refused(tmp_path):
 
 def test_failures_in_words():
     ours = describe_failure(InputImageError("a.nii: broken"))
-    assert ours == {"explained": True, "message": "a.nii: broken"}
+    assert ours == StepFailure(explained=True, message="a.nii: broken")
     other = describe_failure(KeyError("x"))
-    assert other == {"explained": False, "message": "KeyError: 'x'"}
+    assert other == StepFailure(explained=False, message="KeyError: 'x'")
     for error in (MemoryError(), RuntimeError("std::bad_alloc")):
         memory = describe_failure(error)
-        assert memory["explained"]
-        assert memory["message"].startswith("ran out of memory")
+        assert memory.explained
+        assert memory.message.startswith("ran out of memory")
 
 
 def test_threads_are_set_and_set_back(monkeypatch):

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def run(options: Options) -> int:
 
     import torch
 
-    from bagau_bids.network.cards import T1, Calibration
+    from bagau_bids.network.cards import Calibration
     from bagau_bids.network.inference import choose_device
     from bagau_bids.network.weights import load_weights, save_weights
     from bagau_bids.training.calibration import (
@@ -73,7 +74,7 @@ def run(options: Options) -> int:
             "BAGAU-Net or the U-Net"
         )
     device = choose_device(options.device)
-    scans = _scans(options, with_t1=T1 in network.inputs)
+    scans = _scans(options, network.inputs)
     points = operating_points(network, scans, device)
     bare = without_lesions(scans)
     if bare:
@@ -106,7 +107,7 @@ def run(options: Options) -> int:
     return EXIT_OK
 
 
-def _scans(options: Options, *, with_t1: bool) -> "list[TrainingScan]":
+def _scans(options: Options, inputs: Sequence[str]) -> "list[TrainingScan]":
     from bagau_bids.datasets.labelled import prepare_scans
 
     labelled = labelled_scans(options.data.pairs)
@@ -125,7 +126,7 @@ def _scans(options: Options, *, with_t1: bool) -> "list[TrainingScan]":
         options.template.find(cache_dir),
         options.template.registration,
         cache_dir,
-        with_t1=with_t1,
+        inputs=inputs,
     )
     if not prepared:
         raise ProcessingError(

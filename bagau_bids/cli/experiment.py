@@ -203,7 +203,7 @@ def _prepare(
         options.template.find(_cache(options)),
         options.template.registration,
         _cache(options),
-        with_t1=experiment.with_t1,
+        inputs=experiment.inputs,
     )
     return prepared
 

@@ -187,7 +187,7 @@ def _prepare(
         options.template.find(cache_dir),
         options.template.registration,
         cache_dir,
-        with_t1="t1" in options.recipe.inputs,
+        inputs=options.recipe.inputs,
     )
     return prepared
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
 from bagau_bids.files import replacing
-from bagau_bids.network.cards import find_weights, read_card
+from bagau_bids.network.cards import DEFAULT_INPUTS, T1, find_weights, read_card
 from bagau_bids.network.slices import (
     NetworkInput,
     SlicePlane,
@@ -195,7 +195,7 @@ def prepare_scan(
     registration: str,
     cache_dir: Path,
     *,
-    with_t1: bool = False,
+    inputs: Collection[str] = DEFAULT_INPUTS,
 ) -> TrainingScan:
     """Preprocess a scan as ``bagau-bids`` does, or read what an earlier run made of it.
 
@@ -207,8 +207,8 @@ def prepare_scan(
     cache_dir : Path
         Holds one file a scan, and one more for its T1w, named by the digest of everything that
         goes into it.
-    with_t1 : bool
-        Whether the T1w is wanted too.
+    inputs : collection of str
+        Channels that are wanted; ``t1`` takes the T1w beside the FLAIR.
 
     Returns
     -------
@@ -227,7 +227,7 @@ def prepare_scan(
         ingredients += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
     digest = hashlib.sha256("|".join(ingredients).encode()).hexdigest()
     cached = cache_dir / f"{name}_{digest[:16]}.npz"
-    t1w = find_t1w(labelled.scan)[0] if with_t1 else None
+    t1w = find_t1w(labelled.scan)[0] if T1 in inputs else None
     if not cached.is_file():
         with threadpool_limits(1, user_api="blas"):  # as in the workflow: the same bits
             arrays = _preprocess(labelled, template, registration)
@@ -244,14 +244,14 @@ def prepare_scans(
     registration: str,
     cache_dir: Path,
     *,
-    with_t1: bool = False,
+    inputs: Collection[str] = DEFAULT_INPUTS,
 ) -> tuple[dict[LabelledScan, TrainingScan], dict[LabelledScan, str]]:
     """Preprocess scans; those that cannot be are named in the log and left out.
 
     Parameters
     ----------
     labelled : sequence of LabelledScan
-    template, registration, cache_dir, with_t1
+    template, registration, cache_dir, inputs
         As for `prepare_scan`.
 
     Returns
@@ -264,7 +264,7 @@ def prepare_scans(
     for number, one in enumerate(labelled, start=1):
         log.info("preparing %s (%d of %d)", one.scan.stem, number, len(labelled))
         try:
-            prepared[one] = prepare_scan(one, template, registration, cache_dir, with_t1=with_t1)
+            prepared[one] = prepare_scan(one, template, registration, cache_dir, inputs=inputs)
         except (InputImageError, ProcessingError) as error:
             log.warning("%s is left out: %s", one.scan.stem, error)
             left_out[one] = str(error)

@@ -159,9 +159,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     @property
-    def with_t1(self) -> bool:
-        """Whether any system needs T1w; then scans without one are in no row of the table."""
-        return any("t1" in system.inputs for system in self.systems if system.trained)
+    def inputs(self) -> set[str]:
+        """Of all systems; where T1w is one, scans without it are in no row of the table."""
+        return {name for one in self.systems if one.trained for name in one.inputs}
 
 
 def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:

@@ -44,7 +44,7 @@ from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshol
 from bagau_bids.files import write_bytes, write_json
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import challenge_scores
-from bagau_bids.network.cards import Card
+from bagau_bids.network.cards import T1, Card
 from bagau_bids.network.inference import choose_device, segment
 from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.spaces import Image
@@ -148,7 +148,7 @@ def job_key(job: Job, around: Shared) -> str:
         for name in ("training", "validation", "test")
     }
     everybody = [*split.training, *split.validation, *split.test]
-    with_t1 = job.system.trained and "t1" in job.system.inputs
+    takes_t1 = job.system.trained and T1 in job.system.inputs
     rater = [str(around.rater_masks.get(one)) for one in split.test]
     ingredients = [
         __version__,
@@ -159,7 +159,7 @@ def job_key(job: Job, around: Shared) -> str:
         experiment.validate_every,
         parts,
         rater if job.system.architecture == RATER else None,
-        [_digest(find_t1w(one.scan)[0]) for one in everybody] if with_t1 else None,
+        [_digest(find_t1w(one.scan)[0]) for one in everybody] if takes_t1 else None,
     ]
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()
 

@@ -21,6 +21,7 @@ from bagau_bids.experiments.records import (
     read_record,
 )
 from bagau_bids.files import write_json
+from bagau_bids.network.cards import T1
 from bagau_bids.training.card import describe_dataset
 from bagau_bids.training.settings import TrainingSettings
 
@@ -102,7 +103,7 @@ def make_plan(experiment: Experiment, paths: Paths) -> Plan:
             by_path = {one.scan.path: one.mask_path for one in second}
             raters |= {o: by_path[o.scan.path] for o in found if o.scan.path in by_path}
         scans += found
-    if experiment.with_t1:
+    if T1 in experiment.inputs:
         scans, without = _with_t1w(scans)
         left_out |= without
     folds = make_folds(scans, experiment.plan, experiment.data, strata)

@@ -23,7 +23,7 @@ def labelled_data(tmp_path, monkeypatch):
     """Two subjects, one that cannot be preprocessed, one without lesions, untrained weights."""
     write_labelled_tree(tmp_path, ("01", "02", "03", "04"))
 
-    def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
+    def prepared(labelled, template, registration, cache_dir, *, inputs=()):
         if labelled.scan.subject == "03":
             raise InputImageError("no brain")
         rng = np.random.default_rng(int(labelled.scan.subject))

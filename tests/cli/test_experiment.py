@@ -52,7 +52,7 @@ architecture = "rater"
 THICK_SLICES = np.diag([1.0, 1.0, 5.0, 1.0])
 
 
-def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
+def prepared(labelled, template, registration, cache_dir, *, inputs=()):
     """Stand-in for preprocessing; participant 5 cannot be preprocessed."""
     if labelled.scan.subject == "5":
         raise InputImageError("no brain")
@@ -62,11 +62,11 @@ def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
     reference = np.zeros(brain.shape, np.uint8)
     reference[10:15, 10:15, 1] = 1
     flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 4 * reference
-    inputs = network_input(Image(flair, THICK_SLICES), brain, np.ones_like(flair))
-    if with_t1:
-        inputs = dataset.add_t1(inputs, -flair, THICK_SLICES, brain)
+    made = network_input(Image(flair, THICK_SLICES), brain, np.ones_like(flair))
+    if "t1" in inputs:
+        made = dataset.add_t1(made, -flair, THICK_SLICES, brain)
     return TrainingScan(
-        labelled.scan.stem, labelled.scan.subject, 0, inputs, brain, reference, THICK_SLICES
+        labelled.scan.stem, labelled.scan.subject, 0, made, brain, reference, THICK_SLICES
     )
 
 

@@ -128,7 +128,7 @@ def tree(tmp_path, monkeypatch):
     infarct[:, 40:60, 80:100] = True
     np.savez(tmp_path / "slices.npz", flair=flair, infarct=infarct, ids=np.arange(10))
 
-    def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
+    def prepared(labelled, template, registration, cache_dir, *, inputs=()):
         rng = np.random.default_rng(int(labelled.scan.subject))
         brain = np.zeros((40, 40, 5), bool)
         brain[5:35, 5:35] = True

@@ -77,7 +77,7 @@ def tiny(tmp_path, monkeypatch):
         json.dumps({"Name": "Tiny", "BIDSVersion": "1.10.0", "License": "CC0"})
     )
 
-    def prepared(labelled, template, registration, cache_dir, *, with_t1=False):
+    def prepared(labelled, template, registration, cache_dir, *, inputs=()):
         rng = np.random.default_rng(0)
         brain = np.zeros((40, 40, 3), bool)
         brain[5:35, 5:35] = True

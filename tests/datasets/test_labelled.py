@@ -238,7 +238,9 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
         inputs = add_t1(inputs, t1.data, flair.affine, mask)
     segment([loaded(spy, inputs=("flair", "t1"))], inputs, mask, batch_size=4)
     for _ in range(2):  # as computed, and as read from the cache
-        prepared = prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
+        prepared = prepare_scan(
+            labelled, TEMPLATE, "robust", tmp_path / "cache", inputs=("flair", "t1")
+        )
         shard = training_shard(prepared.inputs, prepared.reference)
         for position, given in enumerate((shard.channels["flair"], shard.channels["t1"])):
             run = np.concatenate([batch[position][:, 0] for batch in spy.seen])
@@ -250,12 +252,12 @@ def test_cache_of_the_t1w_follows_the_t1w_alone(tmp_path, labelled, quick_steps,
     calls, cache = quick_steps[0], tmp_path / "cache"
     without = prepare_scan(labelled, TEMPLATE, "robust", cache)
     assert "t1" not in without.inputs.channels
-    first = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
+    first = prepare_scan(labelled, TEMPLATE, "robust", cache, inputs=("flair", "t1"))
     assert "t1" in first.inputs.channels
     assert (calls, len(list(cache.iterdir()))) == (["brain"], 2)
     image = nib.load(t1w)
     save(t1w, image.get_fdata()[::-1].astype("f4"), image.affine)
-    second = prepare_scan(labelled, TEMPLATE, "robust", cache, with_t1=True)
+    second = prepare_scan(labelled, TEMPLATE, "robust", cache, inputs=("flair", "t1"))
     assert (calls, len(list(cache.iterdir()))) == (["brain"], 3)
     assert not np.array_equal(first.inputs.channels["t1"], second.inputs.channels["t1"])
     assert len({without.key, first.key, second.key}) == 3
@@ -264,11 +266,11 @@ def test_cache_of_the_t1w_follows_the_t1w_alone(tmp_path, labelled, quick_steps,
 
 def test_scan_without_t1w_is_refused_where_one_is_wanted(tmp_path, labelled, quick_steps):
     with pytest.raises(InputImageError, match="sub-1_FLAIR.nii: no T1w beside this FLAIR"):
-        prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
+        prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", inputs=("flair", "t1"))
     missing = labelled.scan.path.with_name("sub-1_T1w.nii")
     missing.symlink_to("nowhere")
     with pytest.raises(InputImageError, match="sub-1_T1w.nii: cannot be read"):
-        prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", with_t1=True)
+        prepare_scan(labelled, TEMPLATE, "robust", tmp_path / "cache", inputs=("flair", "t1"))
 
 
 def test_network_that_asks_for_a_t1w_gets_no_other_scan(tmp_path, labelled, quick_steps):

@@ -56,7 +56,7 @@ def test_file_with_nothing_more_is_the_recipe_of_the_paper_split_8_1_1(tmp_path)
     assert (settings.epochs, settings.batch_size, settings.seed) == (200, 32, 4)
     assert (experiment.plan.parts, experiment.plan.folds) == (10, 1)
     assert experiment.data == (DataSource("d"),)
-    assert not experiment.with_t1
+    assert experiment.inputs == {"flair", "atlas"}
 
 
 def test_command_line_changes_the_file(tmp_path):

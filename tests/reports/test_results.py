@@ -1,5 +1,7 @@
 """What is read of the derivatives folder: which scans, their state, plain words."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 from fake_derivatives import write_failure, write_scan
 
@@ -7,6 +9,7 @@ from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.errors import ProcessingError
 from bagau_bids.reports import results
 from bagau_bids.reports.scan_tables import Fazekas
+from bagau_bids.spaces import Image
 
 
 def test_scans_are_found_by_any_file_in_natural_order(tmp_path):
@@ -118,3 +121,16 @@ def test_damaged_tables_are_refused(tmp_path, content, why):
         results.read_table(path, Fazekas)
     assert why in str(error.value)
     assert "process the scan again" in str(error.value)
+
+
+@pytest.mark.parametrize(("shape", "shift_mm"), [((4, 5, 6), 1.0), ((4, 5, 7), 0.0)])
+def test_an_image_of_another_place_or_shape_is_refused(tmp_path, shape, shift_mm):
+    flair = Image(np.zeros((4, 5, 6)), np.diag([1.0, 1, 3, 1]))
+    path = tmp_path / "mask.nii.gz"
+    nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), flair.affine).to_filename(path)
+    assert results.load_image_on(path, flair).all()
+    affine = flair.affine.copy()
+    affine[0, 3] += shift_mm
+    nib.Nifti1Image(np.ones(shape, np.uint8), affine).to_filename(path)
+    with pytest.raises(ProcessingError, match=r"mask\.nii\.gz: lies on another grid"):
+        results.load_image_on(path, flair)

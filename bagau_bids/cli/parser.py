@@ -12,14 +12,23 @@ from typing import Any, NoReturn
 
 from bagau_bids import __version__, values
 from bagau_bids.config import ANALYSIS_LEVELS, Config, default_omp_nthreads
+from bagau_bids.errors import UsageError
 from bagau_bids.options import CommandParser
 
 _DESCRIPTION = """\
-Segment white matter hyperintensities of presumed vascular origin from FLAIR alone.
+Segment white matter hyperintensities from FLAIR alone.
 
 BIDS_DIR is read, never written to. OUTPUT_DIR receives BIDS derivatives: for each FLAIR a
 mask, a probability map, volumes, lesions and a page; at the group level tables and one page
 over all of them.
+"""
+
+FIRST_COMMANDS = """\
+no arguments were given. To begin:
+
+  bagau segment SCAN.nii.gz OUT             FLAIRs of any name, or folders of DICOM
+  bagau-bids DATA OUT participant group     a BIDS data set
+  bagau --help, bagau-bids --help           everything else
 """
 
 _EPILOG = """\
@@ -106,9 +115,13 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 
     Raises
     ------
+    UsageError
+        If nothing is said at all.
     SystemExit
         Code 0 after ``--help`` and ``--version``, 2 with a message on stderr for wrong usage.
     """
+    if not (sys.argv[1:] if argv is None else argv):
+        raise UsageError(FIRST_COMMANDS)
     parser = build_parser()
     config = _settled(parser.read(argv), parser)
     _check_folders(config, parser)

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from table_checks import undescribed
 
-from bagau_bids.cli import toolbox
+from bagau_bids.cli import app, toolbox
 from bagau_bids.cli.failure import StopRequest, UnexpectedError, exit_code_of
 from bagau_bids.cli.progress import Progress
 from bagau_bids.cli.runlog import console_level, run_log
@@ -280,7 +280,7 @@ def test_subcommand_errors_end_like_those_of_the_app(monkeypatch, capsys):
     assert capsys.readouterr().err == "bagau: fetch it\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["unknown"], ["--unknown"]])
+@pytest.mark.parametrize("argv", [["unknown"], ["--unknown"]])
 def test_wrong_use_of_the_toolbox(argv, capsys):
     assert toolbox.main(argv) == 2
     assert "usage: bagau" in capsys.readouterr().err
@@ -309,3 +309,18 @@ def test_sigint_stops_the_process_without_traceback(tmp_path):
     assert process.returncode == 130
     assert errors.startswith("prog: interrupted")
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("main", [app.main, toolbox.main])
+def test_who_says_nothing_is_told_how_to_begin(main, capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert "bagau segment SCAN.nii.gz OUT" in said
+    assert "bagau-bids DATA OUT participant" in said
+
+
+def test_help_of_the_toolbox_lists_every_subcommand_once(capsys):
+    assert toolbox.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert [listed.count(name) for name in toolbox.SUBCOMMANDS] == [1] * len(toolbox.SUBCOMMANDS)

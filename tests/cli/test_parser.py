@@ -295,7 +295,7 @@ def test_empty_path_is_refused(refusal):
 
 def test_missing_arguments(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse([])
+        parse(["--offline"])
     assert stop.value.code == 2
     assert "required: bids_dir, output_dir" in capsys.readouterr().err
 

@@ -42,7 +42,7 @@ OTHERS = {
     "docker": "not installed where tests run; what goes to bagau-bids is parsed",
     "pip": "needs a package index; `make` installs by the same lines before any test",
     "podman": "not installed everywhere; what goes to bagau-bids is parsed",
-    "python3.11": "makes a virtual environment, as `make` does before any test",
+    "python3": "makes a virtual environment, as `make` does before any test",
 }
 EXIT_CODES = {  # of commands that do not end with 0, as the page says
     "manual-o3": 1,

@@ -4,14 +4,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bagau_bids.cli.failure import StopRequest, exit_code_of
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import MODELS, Config, Processing
-from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
+from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, ProcessingError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,8 +117,27 @@ def _process(
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
     if config.execution.dry_run:
         return rows + [Row(scan.stem, TO_DO) for scan in usable]
-    rows += [Row(it.scan.stem, DONE if it.ok else FAILED, it.reason) for it in results]
+    found = _found(config.output_dir, {it.scan.subject for it in results if it.ok})
+    rows += [
+        Row(it.scan.stem, DONE, found=found.get(it.scan.stem, ""))
+        if it.ok
+        else Row(it.scan.stem, FAILED, it.reason)
+        for it in results
+    ]
     return rows + _write_pages(config, sorted({scan.subject for scan in usable}))
+
+
+def _found(output_dir: Path, subjects: set[str]) -> dict[str, str]:
+    """Say what was found in each scan of participants, by the scan's stem."""
+    from bagau_bids.reports.results import find_results
+    from bagau_bids.reports.scan_tables import headline
+
+    found = {}
+    for subject in subjects:
+        for scan in find_results(output_dir, subject):
+            with suppress(ProcessingError):  # of a table; its page tells of that
+                found[scan.stem] = headline(scan)
+    return found
 
 
 def _find_networks(processing: Processing) -> "Networks":
@@ -203,12 +222,20 @@ def _conclude(config: Config, rows: list["Row"], log_path: Path) -> int:
     """Show and keep the summary; return the exit code that follows from it."""
     from bagau_bids.cli.summary import FAILED, NO_FLAIR, summary_text, write_summary
 
-    text = summary_text(rows, log_path)
+    text = summary_text(rows, log_path, _pages(config.output_dir, rows))
     print(text, flush=True)
     log.info("%s", text, extra={"file_only": True})
     write_summary(rows, config.log_dir / "summary.tsv")
     bad = {FAILED, NO_FLAIR} if config.execution.strict else {FAILED}
     return EXIT_SUBJECT_FAILED if any(row.status in bad for row in rows) else EXIT_OK
+
+
+def _pages(output_dir: Path, rows: list["Row"]) -> list[Path]:
+    """Pages of the participants that rows are about; there may be one a session."""
+    participants = {word for row in rows for word in row.name.split() if word.startswith("sub-")}
+    known = {word.split("_")[0] for word in participants}
+    pages = sorted(output_dir.glob("sub-*.html"))
+    return [path for path in pages if path.stem.split("_")[0] in known]
 
 
 def _write_boilerplate(config: Config) -> int:

@@ -134,6 +134,7 @@ def _summary(out: Path, results: "Sequence[ScanResults]", labels: Mapping[str, s
     from bagau_bids.bids.tables import described_table, read_records
     from bagau_bids.files import write_json, write_table
     from bagau_bids.reports.group_table import group_columns, scan_row
+    from bagau_bids.reports.scan_tables import headline
 
     known = read_records(out / DATA_SET / PARTICIPANTS, ("participant_id", "scan"))
     names = {row["participant_id"].removeprefix("sub-"): row["scan"] for row in known}
@@ -141,24 +142,16 @@ def _summary(out: Path, results: "Sequence[ScanResults]", labels: Mapping[str, s
     rows, lines = [], []
     for scan in results:
         name = names[scan.entities["sub"]]
-        row = scan_row(scan, columns).values
-        rows.append({"scan": name, **row})
+        rows.append({"scan": name, **scan_row(scan, columns).values})
         if name in labels:
-            lines += [f"{name}: {_in_words(scan, row)}", f"  {out / name / PAGE}"]
+            told = f"failed: {scan.problem}" if scan.problem else headline(scan)
+            lines += [f"{name}: {told}", f"  {out / name / PAGE}"]
     shown = {name: column for name, column in columns.items() if name not in _OF_BIDS}
     table = described_table(rows, shown)
     table.insert(0, "scan", [row["scan"] for row in rows])
     write_table(out / TABLE, table)
     write_json(sidecar_path(out / TABLE), shown)
     return [*lines, f"Volumes: {out / TABLE}"]
-
-
-def _in_words(scan: "ScanResults", row: Mapping[str, object]) -> str:
-    if scan.problem:
-        return f"failed: {scan.problem}"
-    flags = ", ".join(dict.fromkeys(flag.name for flag in scan.flags)) or "nothing"
-    lesions, volume = float(str(row["n_lesions"])), row["volume_mm3"]
-    return f"WMH {float(str(volume)) / 1000:.2f} ml in {lesions:.0f} lesions; to look at: {flags}"
 
 
 def _score(options: Options, scans: Mapping[str, Path]) -> int:

@@ -9,6 +9,7 @@ DONE = "done"
 FAILED = "failed"
 NO_FLAIR = "no FLAIR"
 TO_DO = "would be processed"
+MOST_PAGES = 3  # named at the end of a run
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,20 @@ class Row:
         ``done``, ``failed``, ``no FLAIR`` or ``would be processed``.
     reason
         Why, where it is not done.
+    found
+        What was found, where it is done.
     """
 
     name: str
     status: str
     reason: str = ""
+    found: str = ""
 
 
-def summary_text(rows: Sequence[Row], log_path: Path) -> str:
-    """Return the summary for a person: how many of each kind, then each that is not done.
+def summary_text(rows: Sequence[Row], log_path: Path, pages: Sequence[Path] = ()) -> str:
+    """Return the summary for a person: how many of each kind, then each scan, then the pages.
 
-    Scans that are done are listed too; what needs a look comes last, where it is seen.
+    What needs a look comes last, where it is seen.
     """
     counts = Counter(row.status for row in rows)
     width = max((len(row.name) for row in rows), default=0)
@@ -41,8 +45,12 @@ def summary_text(rows: Sequence[Row], log_path: Path) -> str:
     order = (TO_DO, DONE, NO_FLAIR, FAILED)
     lines = ["Summary: " + ", ".join(f"{counts[kind]} {kind}" for kind in order if counts[kind])]
     for row in sorted(rows, key=lambda row: order.index(row.status)):
-        line = f"  {row.name:<{width}}  {row.status:<{status_width}}  {_one_line(row.reason)}"
+        told = _one_line(row.reason or row.found)
+        line = f"  {row.name:<{width}}  {row.status:<{status_width}}  {told}"
         lines.append(line.rstrip())
+    lines += [f"Page: {path}" for path in pages[:MOST_PAGES]]
+    if len(pages) > MOST_PAGES:
+        lines.append(f"and {len(pages) - MOST_PAGES} more pages in that folder")
     return "\n".join([*lines, f"Log: {log_path}"])
 
 

@@ -141,6 +141,16 @@ def whole_brain(volumes: Sequence[Volumes]) -> Volumes | None:
     return next((row for row in volumes if row.region == "all"), None)
 
 
+def headline(scan: ScanResults) -> str:
+    """Say in a line what was found and what asks for a look; raises `ProcessingError`."""
+    volumes = whole_brain(read_rows(scan, "volumes_table", Volumes))
+    if volumes is None or volumes.volume_mm3 is None or volumes.n_lesions is None:
+        return ""
+    flags = ", ".join(dict.fromkeys(flag.name for flag in scan.flags)) or "nothing"
+    number = f"{volumes.n_lesions:.0f} lesion{'s' * (volumes.n_lesions != 1)}"
+    return f"WMH {volumes.volume_mm3 / 1000:.2f} ml in {number}; to look at: {flags}"
+
+
 def key_figures(
     volumes: Volumes | None, grades: Sequence[Grade]
 ) -> Iterator[tuple[str, str, str]]:

@@ -218,7 +218,7 @@ def test_output_folder_that_cannot_be_written(tmp_path, console):
 
 ROWS = (
     Row("sub-02", FAILED, "first line\nsecond line"),
-    Row("sub-01_ses-1", DONE),
+    Row("sub-01_ses-1", DONE, found="WMH 1.20 ml"),
     Row("sub-03", NO_FLAIR, "no FLAIR; its folder has sub-03_T1w.nii.gz"),
 )
 
@@ -226,10 +226,21 @@ ROWS = (
 def test_summary_counts_and_names_what_is_not_done_last():
     assert summary_text(ROWS, Path("/out/log")).splitlines() == [
         "Summary: 1 done, 1 no FLAIR, 1 failed",
-        "  sub-01_ses-1  done",
+        "  sub-01_ses-1  done      WMH 1.20 ml",
         "  sub-03        no FLAIR  no FLAIR; its folder has sub-03_T1w.nii.gz",
         "  sub-02        failed    first line second line",
         "Log: /out/log",
+    ]
+
+
+def test_pages_are_named_at_the_end_but_not_hundreds():
+    pages = [Path(f"/out/sub-{number}.html") for number in range(1, 6)]
+    assert summary_text(ROWS, Path("/log"), pages).splitlines()[-5:] == [
+        "Page: /out/sub-1.html",
+        "Page: /out/sub-2.html",
+        "Page: /out/sub-3.html",
+        "and 2 more pages in that folder",
+        "Log: /log",
     ]
 
 

@@ -71,6 +71,7 @@ def test_two_files_without_bids(tmp_path, template, capsys):
     said = capsys.readouterr().out
     volume = table.loc["my scan", "volume_mm3"] / 1000
     assert f"my scan: WMH {volume:.2f} ml in" in said
+    assert f"sub-myscan  done  WMH {volume:.2f} ml in" in said
     assert str(out / "my scan" / "report.html") in said
 
 

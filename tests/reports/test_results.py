@@ -36,6 +36,18 @@ def test_scans_are_found_by_any_file_in_natural_order(tmp_path):
     assert [scan.stem for scan in results.find_results(tmp_path, "1")] == stems[:1]
 
 
+@pytest.mark.parametrize(
+    ("entities", "title"),
+    [
+        ({"sub": "1"}, "FLAIR"),
+        ({"sub": "1", "ses": "B", "acq": "3D", "run": "2"}, "Session B, acquisition 3D, run 2"),
+        ({"sub": "1", "rec": "norm"}, "Reconstruction norm"),
+    ],
+)
+def test_a_scan_is_called_by_what_tells_it_apart(tmp_path, entities, title):
+    assert results.ScanResults(tmp_path, entities).title == title
+
+
 def test_state_of_a_scan(tmp_path):
     write_scan(tmp_path, {"sub": "1"})
     write_scan(tmp_path, {"sub": "2"}, leave_out=["wmh_mask"])

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from fake_derivatives import write_scan
 
+from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.reports.results import find_results
-from bagau_bids.reports.scan_tables import summary
+from bagau_bids.reports.scan_tables import quality_rows, summary
 
 
 @pytest.fixture
@@ -49,3 +50,12 @@ def test_mirroring_is_told(words, tta, told):
         )
         is told
     )
+
+
+def test_figures_of_quality_are_told_with_what_they_mean(tmp_path):
+    write_scan(tmp_path, {"sub": "1"})
+    (scan,) = find_results(tmp_path)
+    rows = quality_rows(scan)
+    known = {one.description for one in column_descriptions("quality").values()}
+    assert rows
+    assert {row.meaning for row in rows} <= known - {""}

@@ -514,6 +514,35 @@ def test_network_with_t1_learns_from_it_alone(tmp_path):
     assert card["inputs"] == ["flair", "t1"]
 
 
+def test_a_network_of_the_atlas_is_given_it_alone_of_slices_with_a_t1(tmp_path):
+    scan = training_scan()
+    t1 = -scan.inputs.channels["flair"]
+    scan = replace(scan, inputs=scan.inputs.with_channels(**scan.inputs.channels, t1=t1))
+    data = TrainingData(SlicePool([training_shard(scan.inputs, scan.reference)]), None, [scan])
+    made = trainer(QUICK, data, tmp_path / "o")
+    given, target = made._varied(made.draw()[0], torch.Generator())
+    assert {name: tuple(one.shape) for name, one in given.items()} == dict.fromkeys(
+        ("flair", "atlas"), (3, 1, 32, 32)
+    )
+    assert target.shape == (3, 1, 32, 32)
+
+
+def test_no_two_steps_of_any_seeds_vary_their_slices_alike(data, tmp_path, monkeypatch):
+    seeds = []
+    for seed in range(3):
+        made = trainer(replace(QUICK, seed=seed), data, tmp_path / f"{seed}")
+
+        def varied(slices, generator):
+            seeds.append(generator.initial_seed())
+            raise InterruptedError
+
+        monkeypatch.setattr(made, "_varied", varied)
+        for made.step in range(3):
+            with pytest.raises(InterruptedError):
+                next(made.losses(made.learners[0], made.draw()))
+    assert len(seeds) == len(set(seeds)) == 9
+
+
 def test_checkpoint_from_before_a_setting_existed_is_resumed(data, tmp_path):
     made = trainer(QUICK, data, tmp_path / "o")
     made.save_checkpoint()

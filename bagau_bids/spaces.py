@@ -1,4 +1,4 @@
-"""Grids, voxel orders and resampling: functions of an array and its affine.
+"""Images on their grids, voxel orders and resampling.
 
 An affine is a (4, 4) matrix that takes voxel indices to world coordinates in mm, RAS+ (x to the
 subject's right, y to the front, z up), as nibabel gives it. Voxel (0, 0, 0) means the centre of
@@ -6,7 +6,7 @@ the first voxel, so a field of view reaches from index -0.5 to n - 0.5.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +16,37 @@ from bagau_bids.errors import InputImageError
 SAME_GRID_MM = 0.01  # affines that place every corner this close are one grid
 
 
+class OnGrid(Protocol):
+    """What has voxels somewhere: an `Image`, a `Grid`, an image of nibabel."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4) voxel to world, mm, RAS+."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxels without values: shape (X, Y, Z), affine (4, 4) voxel to world, mm, RAS+."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Image:
     """An image on its grid: data (X, Y, Z), affine (4, 4) voxel to world, mm, RAS+."""
 
     data: NDArray[Any]
     affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the data."""
+        return self.data.shape
 
 
 def voxel_sizes(affine: ArrayLike) -> NDArray[np.float64]:
@@ -41,25 +66,14 @@ def voxel_sizes(affine: ArrayLike) -> NDArray[np.float64]:
     return np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
 
 
-def same_grid(
-    shape: tuple[int, ...],
-    affine: ArrayLike,
-    other_shape: tuple[int, ...],
-    other_affine: ArrayLike,
-) -> bool:
+def same_grid(one: OnGrid, other: OnGrid) -> bool:
     """Tell whether two grids have the same voxels in the same places, within 0.01 mm."""
-    if tuple(shape) != tuple(other_shape):
-        return False
-    return grid_distance_mm(shape, affine, other_affine) <= SAME_GRID_MM
+    same_shape = tuple(one.shape) == tuple(other.shape)
+    return same_shape and grid_distance_mm(one, other.affine) <= SAME_GRID_MM
 
 
 def resample(
-    data: NDArray,
-    affine: ArrayLike,
-    target_shape: tuple[int, int, int],
-    target_affine: ArrayLike,
-    order: int = 1,
-    cval: float | None = 0.0,
+    image: Image, target: OnGrid, order: int = 1, cval: float | None = 0.0
 ) -> NDArray[np.float32]:
     """Read an image off at the voxel centres of another grid.
 
@@ -69,120 +83,79 @@ def resample(
 
     Parameters
     ----------
-    data : (X, Y, Z) array
-        Image, any real or boolean type.
-    affine : (4, 4) array
-        Voxel to world of `data`, mm.
-    target_shape : tuple of three int
-        Shape of the result.
-    target_affine : (4, 4) array
-        Voxel to world of the result, mm.
+    image : Image
+        Of any real or boolean type.
+    target : OnGrid
+        Where it is read off.
     order : int
         Spline order, 0 (nearest neighbour) to 5.
     cval : float or None
-        Value outside the field of view of `data`; None repeats the border value everywhere.
+        Value outside the field of view of `image`; None repeats the border value everywhere.
 
     Returns
     -------
-    array of `target_shape`, float32
+    array of the target's shape, float32
     """
     from scipy.ndimage import affine_transform
 
-    target_to_source = np.linalg.inv(np.asarray(affine, float)) @ np.asarray(target_affine, float)
+    target_to_source = np.linalg.inv(image.affine) @ target.affine
     resampled = affine_transform(
-        np.asarray(data, dtype=np.float32),
+        np.asarray(image.data, dtype=np.float32),
         target_to_source[:3, :3],
         target_to_source[:3, 3],
-        output_shape=tuple(target_shape),
+        output_shape=tuple(target.shape),
         output=np.float32,
         order=order,
         mode="nearest",
     )
     if cval is not None:
-        resampled[~field_of_view(data.shape, affine, target_shape, target_affine)] = cval
+        resampled[~field_of_view(image, target)] = cval
     return resampled
 
 
-def field_of_view(
-    shape: tuple[int, ...],
-    affine: ArrayLike,
-    target_shape: tuple[int, int, int],
-    target_affine: ArrayLike,
-) -> NDArray[np.bool_]:
-    """Voxels of a grid whose centre lies in the field of view of another one.
-
-    Parameters
-    ----------
-    shape, affine
-        The other grid: voxels from index -0.5 to n - 0.5; (4, 4) voxel to world, mm.
-    target_shape, target_affine
-        The grid that is asked about.
-
-    Returns
-    -------
-    bool array of `target_shape`
-    """
-    target_to_source = np.linalg.inv(np.asarray(affine, float)) @ np.asarray(target_affine, float)
-    indices = np.ogrid[tuple(slice(n) for n in target_shape)]
-    inside = np.ones(target_shape, dtype=bool)
+def field_of_view(grid: OnGrid, target: OnGrid) -> NDArray[np.bool_]:
+    """Voxels of a target whose centre lies in a grid's field of view, index -0.5 to n - 0.5."""
+    target_to_source = np.linalg.inv(grid.affine) @ target.affine
+    indices = np.ogrid[tuple(slice(n) for n in target.shape)]
+    inside = np.ones(target.shape, dtype=bool)
     tolerance = 1e-4  # voxels; a grid must count as inside itself whatever the rounding
-    for length, row in zip(shape[:3], target_to_source[:3], strict=True):
+    for length, row in zip(grid.shape[:3], target_to_source[:3], strict=True):
         position = sum(row[axis] * indices[axis] for axis in range(3)) + row[3]
         inside &= (position >= -0.5 - tolerance) & (position <= length - 0.5 + tolerance)
     return inside
 
 
-def isotropic_grid(
-    shape: tuple[int, ...], affine: ArrayLike, spacing_mm: float
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+def isotropic_grid(source: OnGrid, spacing_mm: float) -> Grid:
     """Grid of cubic voxels over the same field of view, with the same axes and centre.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of the source, the first three count.
-    affine : (4, 4) array
-        Voxel to world of the source, mm.
-    spacing_mm : float
-        Edge length of the new voxels.
-
-    Returns
-    -------
-    shape : tuple of three int
-        Enough voxels to cover the source from voxel corner to voxel corner.
-    affine : (4, 4) array
-        Voxel to world of the new grid, mm.
+    It has enough voxels to cover the source from voxel corner to voxel corner.
     """
-    source = np.asarray(affine, dtype=float)
-    sizes = voxel_sizes(source)
-    extent_mm = sizes * shape[:3]
-    count = np.maximum(np.ceil(extent_mm / spacing_mm - 1e-6), 1).astype(int)
+    size, affine = np.array(source.shape[:3]), source.affine
+    sizes = voxel_sizes(affine)
+    count = np.maximum(np.ceil(sizes * size / spacing_mm - 1e-6), 1).astype(int)
     target = np.eye(4)
-    target[:3, :3] = source[:3, :3] / sizes * spacing_mm
-    centre = source[:3, :3] @ ((np.asarray(shape[:3]) - 1) / 2) + source[:3, 3]
+    target[:3, :3] = affine[:3, :3] / sizes * spacing_mm
+    centre = affine[:3, :3] @ ((size - 1) / 2) + affine[:3, 3]
     target[:3, 3] = centre - target[:3, :3] @ ((count - 1) / 2)
-    return (int(count[0]), int(count[1]), int(count[2])), target
+    return Grid(tuple(count.tolist()), target)
 
 
-def grid_distance_mm(shape: tuple[int, ...], first: ArrayLike, second: ArrayLike) -> float:
-    """How far apart two placements of one grid are: the largest distance between their corners.
+def grid_distance_mm(grid: OnGrid, other: ArrayLike) -> float:
+    """How far another affine, (4, 4), moves a grid: the largest distance between corners, mm.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of the grid, the first three count.
-    first, second : (4, 4) arrays
-        Voxel to world of each placement, mm.
-
-    Returns
-    -------
-    float
-        mm between the centres of the same corner voxel.
+    Corners are the centres of the outermost voxels.
     """
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]]), -1).reshape(-1, 3)
-    change = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in grid.shape[:3]]), -1).reshape(-1, 3)
+    change = grid.affine - np.asarray(other, dtype=float)
     shift = corners @ change[:3, :3].T + change[:3, 3]
     return float(np.linalg.norm(shift, axis=1).max())
+
+
+def crop(image: Image, box: tuple[slice, ...]) -> Image:
+    """Cut a box out of an image; it stays where it is in the world."""
+    affine = image.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+    return Image(image.data[box], affine)
 
 
 def shear_degrees(affine: ArrayLike) -> float:
@@ -239,48 +212,33 @@ def orthonormal_affine(affine: ArrayLike, tolerance: float = 5.0) -> NDArray[np.
     return repaired
 
 
-def reorient(data: NDArray, affine: ArrayLike) -> tuple[NDArray, NDArray[np.float64]]:
+def reorient(image: Image) -> Image:
     """Put the voxel axes in the order and direction closest to RAS+, without interpolation.
 
-    Parameters
-    ----------
-    data : (X, Y, Z, ...) array
-        Image in its own voxel order.
-    affine : (4, 4) array
-        Voxel to world, mm.
-
-    Returns
-    -------
-    data : array
-        The same voxels with axes swapped and flipped (a view where possible).
-    affine : (4, 4) array
-        Voxel to world of the result, mm; every voxel keeps its place in the world.
+    The voxels are the same, with axes swapped and flipped (a view where possible), and keep their
+    places in the world. There may be further axes after the first three.
     """
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-    orientation = io_orientation(np.asarray(affine, dtype=float))
-    to_source = inv_ornt_aff(orientation, data.shape[:3])
-    return apply_orientation(data, orientation), np.asarray(affine, dtype=float) @ to_source
+    orientation = io_orientation(image.affine)
+    to_source = inv_ornt_aff(orientation, image.shape[:3])
+    return Image(apply_orientation(image.data, orientation), image.affine @ to_source)
 
 
-def restore_orientation(
-    data_ras: NDArray, source_shape: tuple[int, ...], source_affine: ArrayLike
-) -> NDArray:
+def restore_orientation(data_ras: NDArray, source: OnGrid) -> NDArray:
     """Undo `reorient`: bring an array in RAS+ order back to the source's voxel order.
 
     Parameters
     ----------
     data_ras : (X, Y, Z, ...) array
         Array on the grid that `reorient` returned for the source.
-    source_shape : tuple of int
-        Shape of the source, the first three count.
-    source_affine : (4, 4) array
-        Voxel to world of the source, mm.
+    source : OnGrid
+        In its own voxel order.
 
     Returns
     -------
     array
-        First three axes as in `source_shape`.
+        First three axes as in the source.
 
     Raises
     ------
@@ -289,12 +247,12 @@ def restore_orientation(
     """
     from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
-    to_ras = io_orientation(np.asarray(source_affine, dtype=float))
     canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    restored = apply_orientation(data_ras, ornt_transform(canonical, to_ras))
-    if restored.shape[:3] != tuple(source_shape[:3]):
+    to_source = ornt_transform(canonical, io_orientation(source.affine))
+    restored = apply_orientation(data_ras, to_source)
+    if restored.shape[:3] != tuple(source.shape[:3]):
         raise ValueError(
             f"array of shape {data_ras.shape[:3]} in RAS+ order does not lie on a source grid "
-            f"of shape {tuple(source_shape[:3])}"
+            f"of shape {tuple(source.shape[:3])}"
         )
     return restored

@@ -50,7 +50,8 @@ def recover(path: Path, slab: int, seed: int) -> None:
     """Lay a known field over a phantom and print how much of it is found."""
     rng = np.random.default_rng(seed)
     image = nib.load(path)
-    labels, affine = reorient(np.asarray(image.dataobj).astype(np.int16), image.affine)
+    ras = reorient(Image(np.asarray(image.dataobj).astype(np.int16), image.affine))
+    labels = ras.data
     box = ndimage.find_objects(((labels > 0) & (labels < 100)).astype(np.uint8))[0]
     labels = labels[box]
     clean, white, lesions, brain = phantom(labels, rng)
@@ -65,10 +66,10 @@ def recover(path: Path, slab: int, seed: int) -> None:
     white, lesions, brain = (
         average(m) > share for m, share in ((white, 0.9), (lesions, 0.9), (brain, 0.5))
     )
-    affine = affine @ np.diag([1.0, 1.0, slab, 1.0])
+    affine = ras.affine @ np.diag([1.0, 1.0, slab, 1.0])
     field = smooth_field(brain, voxel_sizes(affine), rng)
     started = time.process_time()
-    found = estimate_bias_field(clean * field, affine, brain)
+    found = estimate_bias_field(Image(clean * field, affine), brain)
     seconds = time.process_time() - started
     logs = np.log(found[brain]), np.log(field[brain])
     flair, corrected = clean * field, clean * field / found
@@ -122,7 +123,7 @@ def measure(path: Path, template: Template | None) -> None:
     scan = conform(path)
     mask = brain_mask(scan).mask
     started = time.process_time()
-    field = estimate_bias_field(scan.data, scan.affine, mask)
+    field = estimate_bias_field(scan, mask)
     seconds = time.process_time() - started
     corrected = scan.data / field
     low, high = np.percentile(field[mask], (1, 99))

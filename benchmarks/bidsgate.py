@@ -183,7 +183,7 @@ def pair(scan: Any, bids: Path, pairs: Path) -> None:
     target = pairs / scan.path.parent.relative_to(bids)
     place = target / f"{scan.stem}_T1w.nii.gz"
     source, other = nib.load(scan.path), nib.load(t1w)
-    if same_grid(other.shape, other.affine, source.shape, source.affine):
+    if same_grid(other, source):
         copy_file(t1w, place)
     else:
         flair = conform(scan.path)
@@ -232,9 +232,9 @@ def judge_scan(
         path = results / state / f"{stem}_mask.nii.gz"
         if path.is_file():
             continue
-        flair, affine, brain, white = _inputs(folder / state, stem)
+        flair, brain, white = _inputs(folder / state, stem)
         require_white_matter(white, brain > 0)
-        inputs = network_input(Image(flair, affine), brain > 0, white)
+        inputs = network_input(flair, brain > 0, white)
         found = segment(networks, inputs, brain > 0, tta=tta)
         source = nib.load(_file(folder / state, stem, "preproc_flair"))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,14 +242,14 @@ def judge_scan(
         to_source(mask.astype(np.uint8), source, np.uint8).to_filename(path)
 
 
-def _inputs(out: Path, stem: str) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Corrected FLAIR, its affine, brain mask and white-matter map, as the network gets them."""
+def _inputs(out: Path, stem: str) -> tuple[Image, NDArray, NDArray]:
+    """Corrected FLAIR, brain mask and white-matter map, as the network gets them."""
     flair = conform(_file(out, stem, "preproc_flair"))
     others = []
     for name in ("brain_mask", "wm_atlas"):
         image = nib.load(_file(out, stem, name))
-        others.append(reorient(image.get_fdata(dtype=np.float32), image.affine)[0])
-    return flair.data, flair.affine, others[0], others[1]
+        others.append(reorient(Image(image.get_fdata(dtype=np.float32), image.affine)).data)
+    return flair, others[0], others[1]
 
 
 def bidsgate_scores(folder: Path, results: Path, name: str) -> dict[str, Any]:
@@ -319,9 +319,8 @@ def score_scan(
 def template_tissues(out: Path, stem: str, image: Any) -> NDArray[np.uint8]:
     """Carry the groups of the template's map to the grid of an image, 0 outside the brain."""
     transform = read_itk_forward(_file(out, stem, "template_to_flair_xfm"))
-    shape, affine = image.shape, image.affine
-    points, lattice = lattice_field(transform, shape, affine)
-    return carry_regions(load_template_regions(), points, lattice, shape, affine)[0]
+    points = lattice_field(transform, image)
+    return carry_regions(load_template_regions(), points, image)[0]
 
 
 def report(name: str, lesions: Sequence[Lesion], volumes: Sequence[Volumes]) -> None:

@@ -116,7 +116,7 @@ def _variant(folder: Path, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     nodes = np.diag([8.0, 8, 8, 1])
     nodes[:3, 3] = -120, -140, -100
     bumps = ndimage.gaussian_filter(rng.normal(0, 20, (3, 31, 36, 27)), (0, 2, 2, 2))
-    write_itk_forward(TemplateTransform(linear, bumps, nodes), folder / "xfm.h5")
+    write_itk_forward(TemplateTransform(linear, Image(bumps, nodes)), folder / "xfm.h5")
     labels = lesions.label_lesions(mask)
     # Ventricles as two upright rods: regions, and distances for the Fazekas estimate.
     distance = np.abs(np.hypot(abs(mm[0]) - 15, mm[1]) - 8) + 0 * mm[2]

@@ -217,13 +217,14 @@ def prepared(path: Path, kept: Path, template: Template) -> Case:
 
 def prepare(path: Path, template: Template) -> Case:
     """Run a scan up to its registration."""
-    scan = conform(path) if "FLAIR" in path.name else Image(*paint(path))
+    scan = conform(path) if "FLAIR" in path.name else paint(path)
     made = preprocess(scan, template)
     transform, used = made.registration.transform, made.registration.used
-    return Case(made.corrected, scan.affine, made.brain.mask, transform, used.mutual_information)
+    flair, brain = made.corrected, made.brain.mask
+    return Case(flair.data, flair.affine, brain, transform, used.mutual_information)
 
 
-def paint(path: Path) -> tuple[NDArray, NDArray]:
+def paint(path: Path) -> Image:
     """Synthesise a whole head without any damage, its seed the number in the name."""
     base = SynthesisSettings()
     settings = replace(
@@ -239,34 +240,32 @@ def paint(path: Path) -> tuple[NDArray, NDArray]:
     )
     number = int(path.name.removesuffix(".nii.gz").split("_")[1])
     scan = synthesise(load_head(path), number, settings)
-    return scan.flair, scan.affine
+    return Image(scan.flair, scan.affine)
 
 
 def figures(case: Case, template: Template, network: LoadedNetwork) -> Figures:
     """Quality figures of a case, its lesions found by the network."""
     import nibabel as nib
 
-    shape, affine, brain = case.flair.shape, case.affine, case.brain
+    flair, brain = Image(case.flair, case.affine), case.brain
     white = nib.load(template.wm_probseg)
-    field = forward_field(case.transform, shape, affine)
-    wm = sample(white.get_fdata(dtype="f4"), white.affine, field)
+    field = forward_field(case.transform, flair)
+    wm = sample(Image(white.get_fdata(dtype="f4"), white.affine), field)
     regions = load_template_regions()
-    points, lattice = lattice_field(case.transform, shape, affine)
-    groups, _ = carry_regions(regions, points, lattice, shape, affine)
+    points = lattice_field(case.transform, flair)
+    groups, _ = carry_regions(regions, points, flair)
     inside = groups > 0
     require_white_matter(wm, brain)
-    inputs = network_input(Image(case.flair, affine), brain, wm)
+    inputs = network_input(flair, brain, wm)
     found = segment([network], inputs, brain, device="cpu", batch_size=8)
     registered = Registered(
         overlap=float(2 * (inside & brain).sum() / (inside.sum() + brain.sum())),
         mutual_information=case.information,
-        coverage=covered_fraction(regions, points, lattice, groups, affine),
-        csf=find_ventricles(Image(case.flair, affine), brain, wm, groups).csf,
+        coverage=covered_fraction(regions, points, Image(groups, flair.affine)),
+        csf=find_ventricles(flair, brain, wm, groups).csf,
     )
     probability = found.probability
-    return scan_quality(
-        Image(case.flair, affine), brain, wm, probability >= 0.5, probability, registered
-    )
+    return scan_quality(flair, brain, wm, probability >= 0.5, probability, registered)
 
 
 def count_found(halves: dict[str, list[Row]]) -> None:

@@ -25,7 +25,7 @@ from bagau_bids.preprocessing.registration import (
 from bagau_bids.preprocessing.template import Template, find_template
 from bagau_bids.preprocessing.template_regions import FILE_NAME, GROUPS
 from bagau_bids.preprocessing.transforms import forward_field, inverse_field, sample
-from bagau_bids.spaces import Image
+from bagau_bids.spaces import Grid, Image, OnGrid
 from bagau_bids.synthesis.labels import Head, load_head
 
 TEMPLATE = "ICBM152NLin2009aSym"
@@ -52,11 +52,12 @@ def main() -> None:
         template = find_template(TEMPLATE, cache_dir=Path(cache))
         grid = nib.load(template.t1w)
         if args.make:
-            mean = average(used, template, grid.shape, grid.affine)
+            mean = average(used, template, grid)
             write(args.output, mean, grid.affine, used)
-        labels = nib.load(args.output / FILE_NAME)
+        stored = nib.load(args.output / FILE_NAME)
+        labels = Image(np.asarray(stored.dataobj), stored.affine)
         for path in left_out:
-            measure(path, template, np.asarray(labels.dataobj), labels.affine)
+            measure(path, template, labels)
 
 
 def paint(head: Head) -> NDArray[np.float32]:
@@ -72,19 +73,17 @@ def register(head: Head, template: Template) -> Registration:
     return register_template(Image(paint(head), head.affine), head.brain.numpy(), template)
 
 
-def average(
-    paths: Sequence[Path], template: Template, shape: Sequence[int], affine: NDArray
-) -> NDArray[np.float32]:
+def average(paths: Sequence[Path], template: Template, grid: OnGrid) -> NDArray[np.float32]:
     """Mean share of each group over heads and both sides, (group, X, Y, Z), template grid."""
-    total = np.zeros((len(GROUPS), *shape), np.float32)
+    total = np.zeros((len(GROUPS), *grid.shape), np.float32)
     for path in paths:
         head = load_head(path)
         result = register(head, template)
         print(f"{_name(path)}: {result.used.stage}, overlap {result.used.overlap:.3f}", flush=True)
-        points = inverse_field(result.transform, shape, affine)
+        points = inverse_field(result.transform, grid)
         for index, name in enumerate(GROUPS):
             member = np.isin(head.labels, NUMBERS[name][0])
-            total[index] += sample(member, head.affine, points)
+            total[index] += sample(Image(member, head.affine), points)
     return (total + total[:, ::-1]) / (
         2 * len(paths)
     )  # the template's grid has x = 0 in its middle
@@ -112,12 +111,12 @@ def write(folder: Path, mean: NDArray, affine: NDArray, used: Sequence[Path]) ->
     (folder / FILE_NAME.replace(".nii.gz", ".json")).write_text(json.dumps(card, indent=2) + "\n")
 
 
-def measure(path: Path, template: Template, labels: NDArray, affine: NDArray) -> None:
+def measure(path: Path, template: Template, labels: Image) -> None:
     """Print the Dice of each group of the map with the labels of one head."""
     head = load_head(path)
     result = register(head, template)
-    points = forward_field(result.transform, head.labels.shape, head.affine)
-    carried = sample(labels, affine, points, order=0)
+    points = forward_field(result.transform, Grid(head.labels.shape, head.affine))
+    carried = sample(labels, points, order=0)
     scores = []
     for number, name in enumerate(GROUPS, start=1):
         found, true = carried == number, np.isin(head.labels, NUMBERS[name][0])

@@ -60,11 +60,9 @@ def measure(
     true = scan.wm_atlas > 0.5
     made = preprocess(Image(scan.flair, scan.affine), template)
     brain, flair, result = made.brain.mask, made.corrected, made.registration
-    points, lattice = lattice_field(result.transform, flair.shape, scan.affine)
-    groups, right = carry_regions(
-        load_template_regions(), points, lattice, flair.shape, scan.affine
-    )
-    found = find_ventricles(Image(flair, scan.affine), brain, result.wm_probseg, groups)
+    points = lattice_field(result.transform, flair)
+    groups, right = carry_regions(load_template_regions(), points, flair)
+    found = find_ventricles(flair, brain, result.wm_probseg, groups)
 
     def periventricular(ventricles: NDArray) -> NDArray:
         distance = distance_mm(ventricles, scan.affine)

@@ -36,7 +36,7 @@ from bagau_bids.measures.suspects import (
 from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.template_regions import carry_regions, load_template_regions
 from bagau_bids.preprocessing.transforms import lattice_field, read_itk_forward, sample
-from bagau_bids.spaces import Image, reorient, resample, voxel_sizes
+from bagau_bids.spaces import Grid, Image, reorient, resample, voxel_sizes
 
 GAINS = (0.2, 0.35, 0.5)
 SIZES_CM2 = (0, 1, 3, 10, np.inf)
@@ -79,8 +79,7 @@ def report_slices(path: Path) -> None:
     affine = np.diag([1.0, 1, SLICE_MM, 1])
     affine[:3, 3] = SLICE_ORIGIN
     shape = (*loaded["flair"].shape[1:], 1)
-    regions = load_template_regions()
-    groups = resample(regions.labels, regions.affine, shape, affine, order=0).astype(np.uint8)
+    groups = resample(load_template_regions(), Grid(shape, affine), order=0).astype(np.uint8)
     right = np.broadcast_to((np.arange(shape[0]) > -SLICE_ORIGIN[0])[:, None, None], shape)
     rows = []
     for flair, infarct in zip(loaded["flair"], loaded["infarct"], strict=True):
@@ -121,25 +120,23 @@ def load(out: Path, stem: str) -> Case:
 
     def image(name: str) -> NDArray:
         stored = nib.load(place(name))
-        return reorient(stored.get_fdata(dtype=np.float32), stored.affine)[0]
+        return reorient(Image(stored.get_fdata(dtype=np.float32), stored.affine)).data
 
     flair = conform(place("preproc_flair"))
-    shape, affine = flair.data.shape, flair.affine
-    points, lattice = lattice_field(
-        read_itk_forward(place("template_to_flair_xfm")), shape, affine
-    )
-    groups, right = carry_regions(load_template_regions(), points, lattice, shape, affine)
+    points = lattice_field(read_itk_forward(place("template_to_flair_xfm")), flair)
+    groups, right = carry_regions(load_template_regions(), points, flair)
     brain = image("brain_mask") > 0
     anatomy = Anatomy(
         brain_mask=brain,
         ventricles=image("ventricle_mask") > 0,
         groups=groups,
         right=right,
-        to_template=fit_template(Image(points, lattice)),
+        to_template=fit_template(points),
         white_matter=white_matter_level(flair.data, brain, image("wm_atlas")),
     )
-    dense = np.stack([resample(axis, lattice, shape, affine, cval=None) for axis in points])
-    return Case(stem, flair.data, affine, anatomy, dense)
+    axes = (Image(axis, points.affine) for axis in points.data)
+    dense = np.stack([resample(axis, flair, cval=None) for axis in axes])
+    return Case(stem, flair.data, flair.affine, anatomy, dense)
 
 
 def report_scans(places: Sequence[tuple[Path, str]]) -> None:
@@ -199,7 +196,7 @@ def _carried(path: Path, case: Case) -> tuple[NDArray, float]:
     mask = (np.asarray(image.dataobj) > 0).astype(np.float32)
     if mask.sum() < 1000 * SIZES_ML[0] * 2:
         return mask, 0.0
-    on = sample(mask, image.affine, case.points, order=1) * case.anatomy.brain_mask
+    on = sample(Image(mask, image.affine), case.points) * case.anatomy.brain_mask
     soft = ndimage.gaussian_filter(on, 0.7 / voxel_sizes(case.affine))
     return soft, float((soft > 0.5).sum() * abs(np.linalg.det(case.affine[:3, :3])) / 1000)
 

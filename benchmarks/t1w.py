@@ -43,11 +43,11 @@ def report(name: str, flair: Image, t1w: Image, mask: np.ndarray, truth: np.ndar
     found, start, information = register_rigidly(flair, moved, mask)
 
     ours, theirs = on_search_grid(flair), on_search_grid(moved)
-    brain = resample(mask, flair.affine, ours.data.shape, ours.affine) > 0.5
+    brain = resample(Image(mask, flair.affine), ours) > 0.5
 
     def information_at(transform: np.ndarray) -> float:
-        points = forward_field(TemplateTransform(transform), ours.data.shape, ours.affine)
-        data = sample(theirs.data, theirs.affine, points)
+        points = forward_field(TemplateTransform(transform), ours)
+        data = sample(theirs, points)
         return mutual_information(ours.data[brain], data[brain])
 
     points = np.vstack([np.argwhere(mask).T, np.ones(int(mask.sum()))])

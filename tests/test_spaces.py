@@ -7,6 +7,7 @@ from scipy.linalg import polar
 
 from bagau_bids import spaces
 from bagau_bids.errors import InputImageError
+from bagau_bids.spaces import Grid, Image
 
 ALL_ORIENTATIONS = [
     "".join(code)
@@ -44,12 +45,12 @@ def test_voxel_sizes_of_tilted_voxels(oriented_image):
 
 def test_resample_agrees_with_reading_off_point_by_point(oriented_image):
     data, affine = oriented_image.get_fdata(), oriented_image.affine
-    target_shape, target_affine = spaces.isotropic_grid(data.shape, affine, 3.1)
-    target_affine[:3, 3] += 2, -3, 1
-    target_affine[:3, 1] += 0.2, 0, 0.4
-    found = spaces.resample(data, affine, target_shape, target_affine, cval=-5)
-    to_voxel = np.linalg.inv(affine) @ target_affine
-    for index in itertools.product(*(range(0, n, 2) for n in target_shape)):
+    target = spaces.isotropic_grid(oriented_image, 3.1)
+    target.affine[:3, 3] += 2, -3, 1
+    target.affine[:3, 1] += 0.2, 0, 0.4
+    found = spaces.resample(Image(data, affine), target, cval=-5)
+    to_voxel = np.linalg.inv(affine) @ target.affine
+    for index in itertools.product(*(range(0, n, 2) for n in target.shape)):
         point = (to_voxel @ [*index, 1])[:3]
         inside = (point >= -0.5).all() and (point <= np.array(data.shape) - 0.5).all()
         expected = _trilinear(data, point) if inside else -5
@@ -59,14 +60,14 @@ def test_resample_agrees_with_reading_off_point_by_point(oriented_image):
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_resample_to_its_own_grid_changes_nothing(oriented_image, order):
     data = oriented_image.get_fdata(dtype=np.float32)
-    same = spaces.resample(data, oriented_image.affine, data.shape, oriented_image.affine, order)
+    same = spaces.resample(Image(data, oriented_image.affine), oriented_image, order)
     assert same.dtype == np.float32
     assert np.allclose(same, data, atol=1e-3)
 
 
 def test_resample_of_a_mask_by_nearest_neighbour_keeps_its_values(oriented_image):
-    mask = oriented_image.get_fdata() > 50
-    found = spaces.resample(mask, oriented_image.affine, (9, 9, 9), np.diag([2, 2, 2, 1]), 0)
+    mask = Image(oriented_image.get_fdata() > 50, oriented_image.affine)
+    found = spaces.resample(mask, Grid((9, 9, 9), np.diag([2, 2, 2, 1])), 0)
     assert set(np.unique(found)) <= {0.0, 1.0}
 
 
@@ -75,7 +76,7 @@ def test_resample_keeps_the_outer_half_of_a_thick_slice():
     thick = np.diag([1.0, 1.0, 6.0, 1.0])
     fine = np.diag([1.0, 1.0, 1.0, 1.0])
     fine[2, 3] = -4
-    column = spaces.resample(data, thick, (4, 4, 36), fine)[2, 2]
+    column = spaces.resample(Image(data, thick), Grid((4, 4, 36), fine))[2, 2]
     world = np.arange(36) - 4
     assert np.array_equal(column == 7, (world >= -3) & (world <= 27))
     assert (column[(world < -3) | (world > 27)] == 0).all()
@@ -86,7 +87,7 @@ def test_field_of_view_is_where_a_point_lies_between_the_voxel_corners(oriented_
     shape, affine = oriented_image.shape, oriented_image.affine
     other_shape, other = (9, 8, 7), np.diag([3.0, 4, 5, 1])
     other[:3, 3] = affine[:3, 3] - 6
-    found = spaces.field_of_view(shape, affine, other_shape, other)
+    found = spaces.field_of_view(oriented_image, Grid(other_shape, other))
     to_voxel = np.linalg.inv(affine) @ other
     for index in itertools.product(*map(range, other_shape)):
         place = to_voxel[:3, :3] @ index + to_voxel[:3, 3]
@@ -97,32 +98,32 @@ def test_resample_repeats_the_border_on_request():
     data = np.arange(5.0 * 5 * 5).reshape(5, 5, 5)
     shifted = np.eye(4)
     shifted[0, 3] = 40
-    found = spaces.resample(data, np.eye(4), data.shape, shifted, cval=None)
+    found = spaces.resample(Image(data, np.eye(4)), Grid(data.shape, shifted), cval=None)
     assert np.allclose(found, data[-1:])
 
 
 def test_isotropic_grid_covers_the_field_of_view_about_the_same_centre(oriented_image):
     shape, affine = oriented_image.shape, oriented_image.affine
-    new_shape, new_affine = spaces.isotropic_grid(shape, affine, 2.5)
-    assert np.allclose(spaces.voxel_sizes(new_affine), 2.5)
+    new = spaces.isotropic_grid(oriented_image, 2.5)
+    assert np.allclose(spaces.voxel_sizes(new.affine), 2.5)
     centres = [
-        a @ [*((np.array(s) - 1) / 2), 1] for s, a in ((shape, affine), (new_shape, new_affine))
+        a @ [*((np.array(s) - 1) / 2), 1] for s, a in ((shape, affine), (new.shape, new.affine))
     ]
     assert np.allclose(*centres)
     corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
-    in_new = nib.affines.apply_affine(np.linalg.inv(new_affine) @ affine, corners)
+    in_new = nib.affines.apply_affine(np.linalg.inv(new.affine) @ affine, corners)
     assert (in_new >= -0.5 - 1e-6).all()
-    assert (in_new <= np.array(new_shape) - 0.5 + 1e-6).all()
-    smaller = (np.array(new_shape) - 1) * 2.5
+    assert (in_new <= np.array(new.shape) - 0.5 + 1e-6).all()
+    smaller = (np.array(new.shape) - 1) * 2.5
     assert (smaller < np.array(shape) * spaces.voxel_sizes(affine)).all()
 
 
 def test_isotropic_grid_at_the_spacing_of_a_cubic_grid_is_that_grid():
     affine = np.diag([-2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = 30, -20, 10
-    shape, same = spaces.isotropic_grid((10, 11, 12), affine, 2.0)
-    assert shape == (10, 11, 12)
-    assert np.allclose(same, affine)
+    same = spaces.isotropic_grid(Grid((10, 11, 12), affine), 2.0)
+    assert same.shape == (10, 11, 12)
+    assert np.allclose(same.affine, affine)
 
 
 def test_orthonormal_affine_leaves_orthonormal_ones_alone(oriented_image):
@@ -158,6 +159,13 @@ def test_orthonormal_affine_refuses_what_is_beyond_repair():
         spaces.orthonormal_affine(sheared)
 
 
+def test_box_that_is_cut_out_keeps_its_voxels_in_their_places(oriented_image):
+    data, affine = np.asarray(oriented_image.dataobj), oriented_image.affine
+    part = spaces.crop(Image(data, affine), (slice(1, 5), slice(0, 3), slice(2, 4)))
+    assert np.array_equal(part.data, data[1:5, 0:3, 2:4])
+    assert np.allclose(part.affine @ [2, 1, 1, 1], affine @ [3, 1, 3, 1])
+
+
 @pytest.mark.parametrize("codes", ALL_ORIENTATIONS)
 def test_reorient_is_nibabels_canonical_and_has_an_exact_inverse(codes):
     rng = np.random.default_rng(3)
@@ -165,23 +173,25 @@ def test_reorient_is_nibabels_canonical_and_has_an_exact_inverse(codes):
     affine[:3, :3] = affine[:3, :3] @ np.array([[1, 0.02, 0], [-0.02, 1, 0.1], [0, -0.1, 1]])
     data, stored_affine = _stored_as(rng.normal(size=(4, 5, 6)), affine, codes)
     canonical = nib.as_closest_canonical(nib.Nifti1Image(data, stored_affine))
-    data_ras, affine_ras = spaces.reorient(data, stored_affine)
-    assert np.array_equal(data_ras, canonical.get_fdata())
-    assert np.array_equal(affine_ras, canonical.affine)
-    assert np.array_equal(spaces.restore_orientation(data_ras, data.shape, stored_affine), data)
+    stored = Image(data, stored_affine)
+    ras = spaces.reorient(stored)
+    assert np.array_equal(ras.data, canonical.get_fdata())
+    assert np.array_equal(ras.affine, canonical.affine)
+    assert np.array_equal(spaces.restore_orientation(ras.data, stored), data)
 
 
 def test_restore_orientation_refuses_an_array_of_another_grid():
     with pytest.raises(ValueError, match=r"\(4, 5, 6\).*\(4, 6, 6\)"):
-        spaces.restore_orientation(np.zeros((4, 5, 6)), (4, 6, 6), np.eye(4))
+        spaces.restore_orientation(np.zeros((4, 5, 6)), Grid((4, 6, 6), np.eye(4)))
 
 
 def test_grid_distance_is_that_of_the_farthest_corner():
     first, second = np.diag([1.0, 2, 3, 1]), np.diag([1.0, 2, 3.5, 1])
     second[0, 3] = 4
-    assert spaces.grid_distance_mm((5, 6, 7), first, first) == 0
+    assert spaces.grid_distance_mm(Grid((5, 6, 7), first), first) == 0
     # The corner of index 6 is 6 * 0.5 mm off in z, and all are 4 mm off in x.
-    assert spaces.grid_distance_mm((5, 6, 7, 1), first, second) == pytest.approx(5)
+    grid = Grid((5, 6, 7, 1), first)
+    assert spaces.grid_distance_mm(grid, second) == pytest.approx(5)
 
 
 SHEARED = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]])
@@ -194,11 +204,11 @@ SHEARED = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1
 def test_same_grid_means_same_voxels_in_the_same_places(shape, shift_mm, expected):
     moved = SHEARED.copy()
     moved[1, 3] += shift_mm
-    assert spaces.same_grid((5, 6, 7), SHEARED, shape, moved) is expected
+    assert spaces.same_grid(Grid((5, 6, 7), SHEARED), Grid(shape, moved)) is expected
 
 
 def test_small_rotation_counts_by_how_far_the_corners_move():
     turned = SHEARED.copy()
     turned[0, 1] += 1e-3
-    assert spaces.same_grid((5, 6, 7), SHEARED, (5, 6, 7), turned)
-    assert not spaces.same_grid((5, 60, 7), SHEARED, (5, 60, 7), turned)
+    assert spaces.same_grid(Grid((5, 6, 7), SHEARED), Grid((5, 6, 7), turned))
+    assert not spaces.same_grid(Grid((5, 60, 7), SHEARED), Grid((5, 60, 7), turned))

@@ -12,7 +12,6 @@ from bagau_bids.errors import EXIT_OK, ProcessingError, UsageError
 from bagau_bids.options import REQUIRED, argument, option, part
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from bagau_bids.preprocessing.template import Template
@@ -104,6 +103,4 @@ def _stroke(options: Options, template: "Template") -> "dict[str, NDArray] | Non
     from bagau_bids.preprocessing.conform import read_volume
     from bagau_bids.training.stroke import stroke_arrays
 
-    white = read_volume(template.wm_probseg)
-    values: np.ndarray = white.values
-    return stroke_arrays(options.stroke_slices, values, white.affine)
+    return stroke_arrays(options.stroke_slices, read_volume(template.wm_probseg))

@@ -24,7 +24,6 @@ from bagau_bids.network.slices import (
     require_white_matter,
 )
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
-from bagau_bids.spaces import Image
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
@@ -283,7 +282,7 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
         flair = conform(labelled.scan.path)
         t1 = t1w_on_flair(t1w, flair, scan.brain_mask)
         with threadpool_limits(1, user_api="blas"):
-            inputs = add_t1(scan.inputs, t1.data, scan.affine, scan.brain_mask)
+            inputs = add_t1(scan.inputs, t1, scan.brain_mask)
         _save_arrays(
             of_t1, {"t1": inputs.channels["t1"], "notes": np.array(t1.notes, dtype=np.str_)}
         )
@@ -316,7 +315,7 @@ def _preprocess(labelled: LabelledScan, template: "Template", registration: str)
     reference = read_reference(labelled.mask_path, labelled.scan.path)
     made = preprocess(scan, template, method=registration)
     mask, wm_probseg = made.brain.mask, made.registration.wm_probseg
-    inputs = network_input(Image(made.corrected, scan.affine), mask, wm_probseg)
+    inputs = network_input(made.corrected, mask, wm_probseg)
     require_white_matter(wm_probseg, mask)
     plane = asdict(inputs.plane)
     return {

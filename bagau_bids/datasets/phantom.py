@@ -21,7 +21,6 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
-from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import (
@@ -36,6 +35,7 @@ from bagau_bids.errors import MissingResourceError, UsageError
 from bagau_bids.files import write_json, write_table, write_text
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import dice
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.acquisition import AcquisitionSettings
 from bagau_bids.synthesis.deformation import PoseSettings
 from bagau_bids.synthesis.engine import (
@@ -242,7 +242,7 @@ def _write_scan(
     values = np.clip(scan.flair * (1000 / brightest), 0, 32000)
     if layout.dtype == "int16":
         values = np.round(values)
-    _save(flair, values.astype(layout.dtype), scan.affine, layout)
+    _save(flair, Image(values.astype(layout.dtype), scan.affine), layout)
     write_json(
         sidecar_path(flair),
         {
@@ -258,7 +258,7 @@ def _write_scan(
     masks = {"wmh_mask": scan.wmh_mask, "brain_mask": scan.brain_mask}
     for name, mask in masks.items():
         path = derivative_path(root / TRUTH, entities, name)
-        _save(path, mask.astype(np.uint8), scan.affine, layout)
+        _save(path, Image(mask.astype(np.uint8), scan.affine), layout)
         write_json(
             sidecar_path(path),
             {
@@ -326,17 +326,16 @@ def _settings(layout: Layout) -> SynthesisSettings:
     )
 
 
-def _save(path: Path, data: NDArray, affine: NDArray, layout: Layout) -> None:
+def _save(path: Path, image: Image, layout: Layout) -> None:
     """Write an image in the voxel order and with the header of a layout."""
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(layout.orientation))
-    stored = apply_orientation(data, turn)
-    stored_affine = affine @ inv_ornt_aff(turn, data.shape)
-    image = nib.Nifti1Image(stored, stored_affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(stored_affine, code=0 if layout.header == "qform" else 1)
-    image.set_qform(stored_affine, code=0 if layout.header == "sform" else 1)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(layout.orientation))
+    affine = image.affine @ inv_ornt_aff(turn, image.shape)
+    stored = nib.Nifti1Image(apply_orientation(image.data, turn), affine)
+    stored.header.set_xyzt_units("mm", "sec")
+    stored.set_sform(affine, code=0 if layout.header == "qform" else 1)
+    stored.set_qform(affine, code=0 if layout.header == "sform" else 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.to_filename(path)
+    stored.to_filename(path)
 
 
 def _write_descriptions(

@@ -10,11 +10,10 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids import __version__
@@ -24,7 +23,7 @@ from bagau_bids.bids.masks import LesionMask, find_lesion_masks
 from bagau_bids.errors import InputImageError
 from bagau_bids.files import write_bytes, write_json
 from bagau_bids.measures.lesions import label_lesions
-from bagau_bids.spaces import reorient, same_grid, voxel_sizes
+from bagau_bids.spaces import Image, reorient, same_grid, voxel_sizes
 from bagau_bids.synthesis.pool import BACKGROUND, NOT_JUDGED, WMH
 
 MAPS = ("wmh_probseg", "preproc_flair", "brain_mask", "wm_atlas", "ventricle_mask")
@@ -74,8 +73,7 @@ class PseudoLabelSettings:
 
 def pseudo_labels(
     probability: NDArray[np.float32],
-    flair: NDArray[np.float32],
-    affine: ArrayLike,
+    flair: Image,
     brain_mask: NDArray[np.bool_],
     wm_probseg: NDArray[np.float32],
     ventricles: NDArray[np.bool_],
@@ -87,10 +85,8 @@ def pseudo_labels(
     ----------
     probability : (X, Y, Z) float array
         That a voxel is WMH.
-    flair : (X, Y, Z) float array
+    flair : Image
         Corrected for the bias field, voxels in RAS order.
-    affine : (4, 4) array-like
-        Voxel coordinates to world millimetres (RAS+).
     brain_mask : (X, Y, Z) bool array
     wm_probseg : (X, Y, Z) float array
         White-matter probability of the registered template.
@@ -103,17 +99,19 @@ def pseudo_labels(
     labels : (X, Y, Z) uint8 array
         0 background, 1 WMH, 2 not to be judged.
     """
-    voxel_ml = float(np.prod(voxel_sizes(affine))) / 1000
+    voxel_ml = float(np.prod(voxel_sizes(flair.affine))) / 1000
     found = probability >= settings.wmh
     labels = np.full(found.shape, BACKGROUND, np.uint8)
     labels[probability >= settings.doubtful] = NOT_JUDGED
     labels[_of_size(found, settings.smallest_ml / voxel_ml)] = WMH
     certain = labels == WMH
     bright = _bright_at_ventricles(
-        probability, flair, affine, brain_mask, wm_probseg, ventricles, settings
+        probability, flair, brain_mask, wm_probseg, ventricles, settings
     )
-    narrow = _opened(bright, affine, settings.narrow_radius_mm)
-    wide = _opened(bright, affine, settings.band_radius_mm)
+    narrow, wide = (
+        _opened(Image(bright, flair.affine), radius_mm)
+        for radius_mm in (settings.narrow_radius_mm, settings.band_radius_mm)
+    )
     labels[(narrow | wide) & ~certain] = NOT_JUDGED
     if certain.sum() * voxel_ml >= settings.bands_from_ml:
         labels[wide & _of_size(wide | certain, settings.smallest_ml / voxel_ml)] = WMH
@@ -155,18 +153,19 @@ def write_pseudo_labels(
             "bagau-bids wrote"
         )
     for mask in masks:
-        maps, affine = _read_maps(derivatives, mask)
+        maps = _read_maps(derivatives, mask)
+        flair = maps["preproc_flair"]
         labels = pseudo_labels(
-            maps["wmh_probseg"],
-            maps["preproc_flair"],
-            affine,
-            maps["brain_mask"] > 0,
-            maps["wm_atlas"],
-            maps["ventricle_mask"] > 0,
+            maps["wmh_probseg"].data,
+            flair,
+            maps["brain_mask"].data > 0,
+            maps["wm_atlas"].data,
+            maps["ventricle_mask"].data > 0,
             settings,
         )
         _write_labels(output_dir / mask.path.relative_to(derivatives), labels, mask.path)
-        volumes_ml = np.bincount(labels.ravel(), minlength=3) * np.prod(voxel_sizes(affine)) / 1000
+        voxels = np.bincount(labels.ravel(), minlength=3)
+        volumes_ml = voxels * np.prod(voxel_sizes(flair.affine)) / 1000
         tell(f"{mask.scan}: {volumes_ml[WMH]:.2f} ml WMH, {volumes_ml[NOT_JUDGED]:.2f} not judged")
     description = {
         "Name": "Lesion labels by a network, for training",
@@ -180,23 +179,22 @@ def write_pseudo_labels(
 
 def _bright_at_ventricles(
     probability: NDArray,
-    flair: NDArray,
-    affine: ArrayLike,
+    flair: Image,
     brain_mask: NDArray,
     wm_probseg: NDArray,
     ventricles: NDArray,
     settings: PseudoLabelSettings,
 ) -> NDArray[np.bool_]:
-    normal = flair[brain_mask & (wm_probseg > 0.9) & (probability < 0.1)]
+    normal = flair.data[brain_mask & (wm_probseg > 0.9) & (probability < 0.1)]
     if not normal.size or not ventricles.any():
         return np.zeros(flair.shape, bool)
     median = np.median(normal)
     spread = MAD_TO_SD * np.median(np.abs(normal - median))
-    spacing = voxel_sizes(affine)
+    spacing = voxel_sizes(flair.affine)
     sigma = [
         SMOOTHING_MM / mm if axis < 2 or mm < THIN_MM else 0.0 for axis, mm in enumerate(spacing)
     ]
-    smooth = ndimage.gaussian_filter(flair.astype(np.float32), sigma)
+    smooth = ndimage.gaussian_filter(flair.data.astype(np.float32), sigma)
     distance_mm = ndimage.distance_transform_edt(~ventricles, sampling=spacing)
     bright: NDArray[np.bool_] = (
         brain_mask
@@ -207,13 +205,13 @@ def _bright_at_ventricles(
     return bright
 
 
-def _opened(mask: NDArray, affine: ArrayLike, radius_mm: float) -> NDArray[np.bool_]:
+def _opened(mask: Image, radius_mm: float) -> NDArray[np.bool_]:
     """Keep what a disc in the axial plane fits into."""
-    spacing = voxel_sizes(affine)[:2]
+    spacing = voxel_sizes(mask.affine)[:2]
     reach = [int(radius_mm / mm + 1e-6) for mm in spacing]
     x, y = (np.arange(-n, n + 1) * mm for n, mm in zip(reach, spacing, strict=True))
     disc = x[:, None] ** 2 + y[None, :] ** 2 <= radius_mm**2 + 1e-6
-    opened: NDArray[np.bool_] = ndimage.binary_opening(mask, disc[:, :, None])
+    opened: NDArray[np.bool_] = ndimage.binary_opening(mask.data, disc[:, :, None])
     return opened
 
 
@@ -226,26 +224,24 @@ def _of_size(mask: NDArray, voxels: float) -> NDArray[np.bool_]:
     return kept
 
 
-def _read_maps(
-    derivatives: Path, mask: LesionMask
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float64]]:
-    """Read what belongs to a scan, voxels in RAS order."""
+def _read_maps(derivatives: Path, mask: LesionMask) -> dict[str, Image]:
+    """Read what belongs to a scan, voxels in RAS order, float32."""
     from bagau_bids.preprocessing.conform import read_volume
 
-    maps: dict[str, Any] = {}
+    maps = {}
     first = None
     for name in MAPS:
         path = _map_path(derivatives, mask, name)
         volume = read_volume(path)
         if first is None:
             first = volume
-        elif not same_grid(volume.values.shape, volume.affine, first.values.shape, first.affine):
+        elif not same_grid(volume, first):
             raise InputImageError(
                 f"{path}: does not lie on the grid of {first.path.name}; expected results of one "
                 "run, process the scan again"
             )
-        maps[name], affine = reorient(volume.values.astype(np.float32), volume.affine)
-    return maps, affine
+        maps[name] = reorient(Image(volume.data.astype(np.float32), volume.affine))
+    return maps
 
 
 def _map_path(derivatives: Path, mask: LesionMask, name: str) -> Path:

@@ -131,7 +131,7 @@ def read_reference_mask(path: Path) -> Mask:
     values = _distinct_values(path, stored)
     whole = np.rint(values)
     if whole.tolist() == [0, EIGHT_BIT_WMH] and np.allclose(values, whole, atol=_ROUNDING):
-        return _mask(stored, np.rint(stored.values) != 0)
+        return _mask(stored, np.rint(stored.data) != 0)
     if not np.isin(whole, REFERENCE_LABELS).all() or not np.allclose(
         values, whole, atol=_ROUNDING
     ):
@@ -140,7 +140,7 @@ def read_reference_mask(path: Path) -> Mask:
             "pathology, not judged), or 0 and 255 (WMH): give a mask, not a map of lesions or "
             "probabilities"
         )
-    return _mask(stored, np.rint(stored.values))
+    return _mask(stored, np.rint(stored.data))
 
 
 def read_result_mask(path: Path, *, threshold: float | None = None) -> Mask:
@@ -163,10 +163,10 @@ def read_result_mask(path: Path, *, threshold: float | None = None) -> Mask:
     if np.allclose(values, whole, atol=_ROUNDING):
         foreground = np.unique(whole[whole != 0])
         if not foreground.size or foreground.tolist() in ([1], [EIGHT_BIT_WMH]):
-            return _mask(stored, np.rint(stored.values) != 0)
+            return _mask(stored, np.rint(stored.data) != 0)
     elif values.min() >= 0 and values.max() <= 1 + _ROUNDING:
         if threshold is not None:
-            return _mask(stored, stored.values >= threshold)
+            return _mask(stored, stored.data >= threshold)
         raise InputImageError(
             f"{path}: values {_listed(values)}, a probability map and not a mask; expected 0 and "
             "1: give the mask made from it, or say with --threshold from which probability on a "
@@ -188,12 +188,10 @@ def check_grid(stored: StoredVolume, expected: StoredVolume) -> None:
     InputImageError
         If they have not; the message holds both sizes and affines.
     """
-    (data, affine), (other, other_affine) = (
-        reorient(volume.values, volume.affine) for volume in (stored, expected)
-    )
+    found, other = reorient(stored), reorient(expected)
     distance_mm = 0.0
-    if data.shape == other.shape:
-        distance_mm = grid_distance_mm(data.shape, affine, other_affine)
+    if found.shape == other.shape:
+        distance_mm = grid_distance_mm(found, other.affine)
         if distance_mm <= GRID_TOLERANCE_MM:
             return
     apart = f", {distance_mm:.1f} mm away at a corner" if distance_mm else ""
@@ -205,9 +203,9 @@ def check_grid(stored: StoredVolume, expected: StoredVolume) -> None:
 
 def _distinct_values(path: Path, stored: StoredVolume) -> NDArray:
     """Sorted values of a volume, all finite."""
-    values = np.unique(stored.values)
+    values = np.unique(stored.data)
     if not np.isfinite(values).all():
-        count = np.count_nonzero(~np.isfinite(stored.values))
+        count = np.count_nonzero(~np.isfinite(stored.data))
         raise InputImageError(
             f"{path}: {count} voxels are NaN or infinite; expected the numbers of a mask: set "
             "them to 0 if they are background"
@@ -216,8 +214,8 @@ def _distinct_values(path: Path, stored: StoredVolume) -> NDArray:
 
 
 def _mask(stored: StoredVolume, labels: NDArray) -> Mask:
-    data, affine = reorient(labels.astype(np.uint8), stored.affine)
-    return Mask(data, affine, stored)
+    ras = reorient(Image(labels.astype(np.uint8), stored.affine))
+    return Mask(ras.data, ras.affine, stored)
 
 
 def _listed(values: NDArray) -> str:
@@ -229,4 +227,4 @@ def _listed(values: NDArray) -> str:
 
 
 def _grid_in_words(volume: StoredVolume) -> str:
-    return f"{volume.values.shape} with affine {volume.affine.round(3).tolist()}"
+    return f"{volume.shape} with affine {volume.affine.round(3).tolist()}"

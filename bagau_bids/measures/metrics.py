@@ -148,14 +148,14 @@ def case_scores(reference: Image, result: np.ndarray) -> CaseScores:
     """Measure everything; arguments and errors are those of `challenge_scores`."""
     truth, found = comparable_masks(reference.data, result)
     recall, precision = voxel_recall_and_precision(truth, found)
-    voxel_ml = voxel_volume_mm3(reference.affine) / 1000
-    small, medium, large = lesion_counts_by_size(truth, found, reference.affine)
+    voxel_mm3 = voxel_volume_mm3(reference.affine)
+    small, medium, large = lesion_counts_by_size(truth, found, voxel_mm3)
     return CaseScores(
         **asdict(challenge_scores(reference, result)),
         voxel_recall=recall,
         voxel_precision=precision,
-        reference_ml=np.count_nonzero(truth) * voxel_ml,
-        result_ml=np.count_nonzero(found) * voxel_ml,
+        reference_ml=np.count_nonzero(truth) * (voxel_mm3 / 1000),
+        result_ml=np.count_nonzero(found) * (voxel_mm3 / 1000),
         small=small,
         medium=medium,
         large=large,
@@ -182,7 +182,7 @@ def challenge_scores(reference: Image, result: np.ndarray) -> Scores:
     recall, precision, f1 = lesion_detection(truth, found)
     return Scores(
         dice=dice(truth, found),
-        hausdorff95_mm=hausdorff95_mm(truth, found, reference.affine),
+        hausdorff95_mm=hausdorff95_mm(Image(truth, reference.affine), found),
         volume_difference_percent=volume_difference_percent(truth, found),
         lesion_recall=recall,
         lesion_precision=precision,
@@ -232,7 +232,7 @@ def volume_difference_percent(truth: np.ndarray, found: np.ndarray) -> float:
     return 100.0 * abs(truth_voxels - found_voxels) / truth_voxels
 
 
-def hausdorff95_mm(truth: np.ndarray, found: np.ndarray, affine: np.ndarray) -> float:
+def hausdorff95_mm(truth: Image, found: np.ndarray) -> float:
     """Measure the distance of the surfaces, mm: modified (95th percentile) Hausdorff.
 
     A surface is what an erosion in the plane of axes 0 and 1 takes away; voxels beyond the
@@ -241,13 +241,13 @@ def hausdorff95_mm(truth: np.ndarray, found: np.ndarray, affine: np.ndarray) -> 
     when both are, otherwise the distance between opposite corners of the grid, the worst
     that this grid allows.
     """
-    truth_any, found_any = bool(np.any(truth)), bool(np.any(found))
+    truth_any, found_any = bool(np.any(truth.data)), bool(np.any(found))
     if not truth_any and not found_any:
         return 0.0
-    linear = np.asarray(affine, dtype=float)[:3, :3]
+    linear = truth.affine[:3, :3]
     if not (truth_any and found_any):
         return _longest_diagonal_mm(truth.shape, linear)
-    truth_points = _surface(truth) @ linear.T
+    truth_points = _surface(truth.data) @ linear.T
     found_points = _surface(found) @ linear.T
     to_truth, _ = KDTree(truth_points).query(found_points)
     to_found, _ = KDTree(found_points).query(truth_points)
@@ -282,21 +282,9 @@ def voxel_recall_and_precision(truth: np.ndarray, found: np.ndarray) -> tuple[fl
 
 
 def lesion_counts_by_size(
-    truth: np.ndarray, found: np.ndarray, affine: np.ndarray
+    truth: np.ndarray, found: np.ndarray, voxel_mm3: float
 ) -> tuple[LesionCounts, LesionCounts, LesionCounts]:
-    """Count lesions below 0.1 ml, from 0.1 to 1 ml (both included), and above 1 ml.
-
-    Parameters
-    ----------
-    truth, found : (X, Y, Z) bool arrays
-    affine : (4, 4) array
-        Voxel to world of the grid of both, mm.
-
-    Returns
-    -------
-    small, medium, large : LesionCounts
-    """
-    voxel_mm3 = voxel_volume_mm3(affine)
+    """Count lesions below 0.1 ml, from 0.1 to 1 ml (both included), and above 1 ml."""
     truth_class, detected = _sizes_and_hits(truth, found, voxel_mm3)
     found_class, matching = _sizes_and_hits(found, truth, voxel_mm3)
     small, medium, large = (

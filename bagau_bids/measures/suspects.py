@@ -176,11 +176,11 @@ def _candidates(
     level: Image, brain: NDArray, anatomy: Anatomy, thin: tuple[slice, ...]
 ) -> dict[Kind, NDArray[np.bool_]]:
     """Voxels that are bright or dark, and not so on the other side."""
-    seen, grid = level.data, level.affine
-    ball = _ball(voxel_sizes(grid), REACH_MM)
+    seen = level.data
+    ball = _ball(voxel_sizes(level.affine), REACH_MM)
 
     def other_side(values: NDArray) -> NDArray:
-        return resample(values, anatomy.mirror @ grid, values.shape, grid, order=1, cval=0.0)
+        return resample(Image(values, anatomy.mirror @ level.affine), level)
 
     brightest = other_side(ndimage.maximum_filter(seen, footprint=ball))
     darkest = other_side(ndimage.minimum_filter(np.where(brain, seen, 9.0), footprint=ball))

@@ -11,7 +11,7 @@ from :func:`network_input` and from nowhere else.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
@@ -120,7 +120,7 @@ def network_input(
         if other.shape != flair.data.shape:
             raise ValueError(f"{name} {other.shape} and FLAIR {flair.data.shape} differ in shape")
     mask = np.asarray(brain_mask, dtype=bool)
-    plane, notes = place_plane(mask, flair.affine)
+    plane, notes = place_plane(Image(mask, flair.affine))
     brain = to_slices(mask, plane) >= 0.5
     thickness_mm = float(voxel_sizes(flair.affine)[2])
     counted = mask if excluded is None else mask & ~np.asarray(excluded, dtype=bool)
@@ -165,18 +165,14 @@ def require_white_matter(wm_probseg: FloatArray, brain_mask: BoolArray) -> None:
         )
 
 
-def add_t1(
-    inputs: NetworkInput, t1: FloatArray, affine: ArrayLike, brain_mask: BoolArray
-) -> NetworkInput:
+def add_t1(inputs: NetworkInput, t1: Image, brain_mask: BoolArray) -> NetworkInput:
     """Give a scan its T1w as a further input, treated as the FLAIR is.
 
     Parameters
     ----------
     inputs : NetworkInput
-    t1 : (X, Y, Z) float array
+    t1 : Image
         T1w on the FLAIR's grid, corrected for the bias field.
-    affine : (4, 4) array-like
-        Voxel coordinates to world millimetres (RAS+).
     brain_mask : (X, Y, Z) bool array
         The mask that `inputs` was made with, less what does not count for the z-score.
 
@@ -190,7 +186,7 @@ def add_t1(
         If the T1w is constant inside the brain mask.
     """
     mask = np.asarray(brain_mask, dtype=bool)
-    averaged = average_thin_slices(t1, float(voxel_sizes(affine)[2]))
+    averaged = average_thin_slices(t1.data, float(voxel_sizes(t1.affine)[2]))
     slices = to_slices(_z_score(averaged, mask, "T1w"), inputs.plane)
     return inputs.with_channels(t1=_near_brain(slices, inputs.brain))
 
@@ -230,14 +226,13 @@ def average_thin_slices(volume: FloatArray, thickness_mm: float) -> FloatArray:
     return averaged
 
 
-def place_plane(brain_mask: BoolArray, affine: ArrayLike) -> tuple[SlicePlane, tuple[str, ...]]:
+def place_plane(brain_mask: Image) -> tuple[SlicePlane, tuple[str, ...]]:
     """Centre the plane on the bounding box of the brain mask.
 
     Parameters
     ----------
-    brain_mask : (X, Y, Z) bool array
-    affine : (4, 4) array-like
-        Voxel coordinates to world millimetres; only the voxel sizes are used.
+    brain_mask : Image
+        Of bool; of its affine only the voxel sizes are used.
 
     Returns
     -------
@@ -250,16 +245,16 @@ def place_plane(brain_mask: BoolArray, affine: ArrayLike) -> tuple[SlicePlane, t
     ProcessingError
         If the mask is empty, or its bounding box longer than 256 mm.
     """
-    if not brain_mask.any():
+    if not brain_mask.data.any():
         raise ProcessingError(
             "the brain mask is empty: expected a brain to segment; look at the FLAIR, or give "
             "a brain mask with --derivatives"
         )
-    spacing = voxel_sizes(affine)
+    spacing = voxel_sizes(brain_mask.affine)
     centre, extent_mm = [], []
     for axis in (0, 1):
         other_axes = tuple(a for a in range(3) if a != axis)
-        inside = np.flatnonzero(brain_mask.any(axis=other_axes))
+        inside = np.flatnonzero(brain_mask.data.any(axis=other_axes))
         centre.append((inside[0] + inside[-1]) / 2)
         extent_mm.append((inside[-1] - inside[0] + 1) * spacing[axis])
     needed = max(extent_mm)

@@ -10,11 +10,11 @@ surroundings fell by at most 1.5 % in eleven scans (``benchmarks/bias_field.py``
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.spaces import Image, isotropic_grid, resample, voxel_sizes
+from bagau_bids.spaces import Image, crop, isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 4.0
 ITERATIONS = (30, 30, 20)  # one number a level; the control points are doubled between levels
@@ -30,7 +30,7 @@ def correct_bias_field(
     *,
     grid_mm: float = GRID_MM,
     iterations: tuple[int, ...] = ITERATIONS,
-) -> NDArray[np.float32]:
+) -> Image:
     """Estimate the bias field of an image and divide by it.
 
     Parameters
@@ -45,23 +45,21 @@ def correct_bias_field(
 
     Returns
     -------
-    (X, Y, Z) array, float32
-        Corrected image in the units of `flair`.
+    Image
+        Corrected, float32, in the units of `flair`.
 
     Raises
     ------
     ProcessingError
         As `estimate_bias_field`.
     """
-    field = estimate_bias_field(
-        flair.data, flair.affine, mask, grid_mm=grid_mm, iterations=iterations
-    )
-    return ((flair.data - intensity_zero(flair.data, mask)) / field).astype(np.float32)
+    field = estimate_bias_field(flair, mask, grid_mm=grid_mm, iterations=iterations)
+    corrected = (flair.data - intensity_zero(flair.data, mask)) / field
+    return Image(corrected.astype(np.float32), flair.affine)
 
 
 def estimate_bias_field(
-    flair: NDArray,
-    affine: ArrayLike,
+    flair: Image,
     mask: NDArray[np.bool_],
     *,
     grid_mm: float = GRID_MM,
@@ -75,10 +73,8 @@ def estimate_bias_field(
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
+    flair : Image
         Intensities.
-    affine : (4, 4) array
-        Voxel to world, mm.
     mask : (X, Y, Z) array of bool
         Brain.
     grid_mm : float
@@ -98,16 +94,16 @@ def estimate_bias_field(
     ProcessingError
         If the mask is smaller than 50 ml or holds no signal.
     """
-    volume_ml = mask.sum() * voxel_sizes(affine).prod() / 1000
+    volume_ml = mask.sum() * voxel_sizes(flair.affine).prod() / 1000
     if volume_ml < MIN_MASK_ML:
         raise ProcessingError(
             f"the brain mask holds {volume_ml:.1f} ml, expected more than {MIN_MASK_ML:g}: the "
             "brain was not found; look at the image, or give a brain mask with --derivatives"
         )
-    coarse, coarse_mask, coarse_affine = _coarse_brain(flair, affine, mask, grid_mm)
-    inner = _reliable(coarse, coarse_mask)
-    log_field = _extend(np.log(_n4(coarse, inner, grid_mm, iterations)), inner)
-    field = np.exp(resample(log_field, coarse_affine, flair.shape, affine, cval=None))
+    coarse, coarse_mask = _coarse_brain(flair, mask, grid_mm)
+    inner = _reliable(coarse.data, coarse_mask)
+    log_field = _extend(np.log(_n4(coarse.data, inner, grid_mm, iterations)), inner)
+    field = np.exp(resample(Image(log_field, coarse.affine), flair, cval=None))
     return (field / field[mask].mean()).astype(np.float32)
 
 
@@ -117,25 +113,23 @@ def intensity_zero(flair: NDArray, mask: NDArray[np.bool_]) -> float:
 
 
 def _coarse_brain(
-    flair: NDArray, affine: ArrayLike, mask: NDArray[np.bool_], grid_mm: float
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
-    """Mean brain intensity in cubic voxels over the box around the mask."""
+    flair: Image, mask: NDArray[np.bool_], grid_mm: float
+) -> tuple[Image, NDArray[np.bool_]]:
+    """Mean brain intensity in cubic voxels over the box around the mask, and the mask there."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    start = [axis.start for axis in box]
-    box_affine = np.array(affine, dtype=float)
-    box_affine[:3, 3] += box_affine[:3, :3] @ start
-    brain = mask[box].astype(np.float32)
-    shape, coarse_affine = isotropic_grid(brain.shape, box_affine, grid_mm)
-    width = np.maximum(np.rint(grid_mm / voxel_sizes(affine)), 1).astype(int)
+    brain = crop(Image(mask.astype(np.float32), flair.affine), box)
+    grid = isotropic_grid(brain, grid_mm)
+    width = np.maximum(np.rint(grid_mm / voxel_sizes(flair.affine)), 1).astype(int)
 
     def coarsen(image: NDArray) -> NDArray[np.float32]:
         averaged = ndimage.uniform_filter(image, width, mode="constant")
-        return resample(averaged, box_affine, shape, coarse_affine)
+        return resample(Image(averaged, brain.affine), grid)
 
-    share = coarsen(brain)
-    total = coarsen((flair[box] - intensity_zero(flair, mask)).astype(np.float32) * brain)
+    share = coarsen(brain.data)
+    signal = flair.data[box] - intensity_zero(flair.data, mask)
+    total = coarsen(signal.astype(np.float32) * brain.data)
     mean = np.divide(total, share, out=np.zeros_like(total), where=share > 0.01)
-    return mean, share > 0.5, coarse_affine
+    return Image(mean, grid.affine), share > 0.5
 
 
 def _reliable(coarse: NDArray, coarse_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

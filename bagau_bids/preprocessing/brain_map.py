@@ -70,16 +70,16 @@ def map_brain(
         What is periventricular, one of `bagau_bids.config.PERIVENTRICULAR_RULES`.
     """
     template = load_template_regions()
-    affine = flair.affine
-    groups, right = carry_regions(template, points.data, points.affine, flair.data.shape, affine)
+    numbers, right = carry_regions(template, points, flair)
+    groups = Image(numbers, flair.affine)
     tissue = brain_mask if known_lesions is None else brain_mask & ~known_lesions
-    ventricles = find_ventricles(flair, tissue, wm_probseg, groups)
-    distance = distance_mm(ventricles.mask, affine)
-    regions = partition(Image(groups, affine), right, brain_mask, distance, rule)
+    ventricles = find_ventricles(flair, tissue, wm_probseg, numbers)
+    distance = distance_mm(ventricles.mask, flair.affine)
+    regions = partition(groups, right, brain_mask, distance, rule)
     anatomy = suspects.Anatomy(
         brain_mask=tissue,
         ventricles=ventricles.mask,
-        groups=groups,
+        groups=numbers,
         right=right,
         to_template=suspects.fit_template(points),
         white_matter=suspects.white_matter_level(flair.data, tissue, wm_probseg),
@@ -89,5 +89,5 @@ def map_brain(
         regions=regions,
         told_regions=brain_map(regions, ventricles.mask, distance),
         suspects=suspects.find_suspects(flair, anatomy),
-        coverage=covered_fraction(template, points.data, points.affine, groups, affine),
+        coverage=covered_fraction(template, points, groups),
     )

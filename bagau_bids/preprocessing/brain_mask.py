@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.intensities import commonest_value
-from bagau_bids.spaces import Image, isotropic_grid, resample, voxel_sizes
+from bagau_bids.spaces import Grid, Image, OnGrid, isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 3.0
 SIZE_MULTIPLE = 8
@@ -47,52 +47,39 @@ class BrainMask:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class LowResolution:
-    """A FLAIR as the network sees it.
-
-    Parameters
-    ----------
-    volume : (D, H, W) float32 array
-        Scaled to [0, 1], every axis a multiple of 8.
-    affine : (4, 4) array
-        Voxel index of ``volume`` to world, mm.
-    """
-
-    volume: NDArray[np.float32]
-    affine: NDArray[np.float64]
-
-
-def low_resolution(flair: Image) -> LowResolution:
+def low_resolution(flair: Image) -> Image:
     """Smooth, resample to 3 mm, scale and pad a FLAIR for the network.
 
     Parameters
     ----------
     flair : Image
         Finite.
+
+    Returns
+    -------
+    Image
+        (D, H, W) float32, scaled to [0, 1], every axis a multiple of 8.
     """
-    shape, grid = low_resolution_grid(flair.data.shape, flair.affine)
+    grid = low_resolution_grid(flair)
     width = np.clip(0.35 * GRID_MM / voxel_sizes(flair.affine), 0, None)
     smooth = ndimage.gaussian_filter(
         np.asarray(flair.data, np.float32), np.where(width > 0.5, width, 0.0), truncate=2.5
     )
-    coarse = resample(smooth, flair.affine, shape, grid, order=1, cval=0.0)
+    coarse = resample(Image(smooth, flair.affine), grid)
     low, high = np.percentile(coarse, (1.0, 99.5))
     scaled = np.clip((coarse - low) / max(float(high - low), 1e-6), 0.0, 1.0)
     # The square root keeps the brain visible beside a scalp several times brighter.
-    return LowResolution(np.sqrt(scaled).astype(np.float32), grid)
+    return Image(np.sqrt(scaled).astype(np.float32), grid.affine)
 
 
-def low_resolution_grid(
-    shape: tuple[int, ...], affine: NDArray
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+def low_resolution_grid(source: OnGrid) -> Grid:
     """Grid of 3 mm over a field of view, padded on both sides to multiples of 8."""
-    exact, grid = isotropic_grid(shape, affine, GRID_MM)
-    padded = [-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in exact]
-    before = np.array([(new - old) // 2 for new, old in zip(padded, exact, strict=True)])
-    grid = grid.copy()
-    grid[:3, 3] -= grid[:3, :3] @ before
-    return (padded[0], padded[1], padded[2]), grid
+    exact = isotropic_grid(source, GRID_MM)
+    padded = [-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in exact.shape]
+    before = np.array([(new - old) // 2 for new, old in zip(padded, exact.shape, strict=True)])
+    affine = exact.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ before
+    return Grid(tuple(padded), affine)
 
 
 def brain_mask(
@@ -121,15 +108,14 @@ def brain_mask(
         If the network's weights are missing or damaged.
     """
     low = low_resolution(Image(on_dark_background(flair.data), flair.affine))
-    probability = (predict or packaged_network())(low.volume)
-    fine = resample(probability, low.affine, flair.data.shape, flair.affine, order=1, cval=0.0)
-    mask = clean_mask(fine > 0.5)
+    probability = (predict or packaged_network())(low.data)
+    mask = clean_mask(resample(Image(probability, low.affine), flair) > 0.5)
     if not mask.any():
         raise ProcessingError(
             "brain mask: the network found no brain, expected 1000 to 1900 ml; look at the image, "
             "or give a mask of your own with --derivatives or a stripped image"
         )
-    foreground = stripped_foreground(flair.data, flair.affine, mask)
+    foreground = stripped_foreground(flair, mask)
     if foreground is None:
         return BrainMask(mask, stripped=False, notes=())
     note = "the image came without its skull; its foreground is the brain mask"
@@ -190,9 +176,7 @@ def clean_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return filled
 
 
-def stripped_foreground(
-    flair: NDArray, affine: NDArray, mask: NDArray[np.bool_]
-) -> NDArray[np.bool_] | None:
+def stripped_foreground(flair: Image, mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     """Brain of an image whose skull was removed, or None if the skull is there.
 
     In a stripped image one exact value fills everything around the brain. Scanners, too, write
@@ -201,9 +185,7 @@ def stripped_foreground(
 
     Parameters
     ----------
-    flair : (X, Y, Z) array
-    affine : (4, 4) array
-        Voxel index to world, mm.
+    flair : Image
     mask : (X, Y, Z) bool array
         The network's brain mask.
 
@@ -211,13 +193,14 @@ def stripped_foreground(
     -------
     (X, Y, Z) bool array or None
     """
-    background, fraction = commonest_value(flair)
+    background, fraction = commonest_value(flair.data)
     if fraction < _CONSTANT_BACKGROUND_FRACTION:
         return None
-    present = flair != background
-    shape, grid = low_resolution_grid(flair.shape, affine)  # fine enough to measure on
-    coarse_mask = resample(mask, affine, shape, grid, order=0) > 0.5
-    coarse_present = resample(present, affine, shape, grid, order=0) > 0.5
+    present = flair.data != background
+    grid = low_resolution_grid(flair)  # fine enough to measure on
+    coarse_mask, coarse_present = (
+        resample(Image(one, flair.affine), grid, order=0) > 0.5 for one in (mask, present)
+    )
     distance = ndimage.distance_transform_edt(~coarse_mask, sampling=GRID_MM)
     away = coarse_present & (distance > _SCALP_DISTANCE_MM)
     if away.sum() >= _SCALP_FRACTION * coarse_present.sum():

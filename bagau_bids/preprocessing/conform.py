@@ -14,6 +14,7 @@ from bagau_bids.errors import InputImageError
 from bagau_bids.preprocessing.intensities import refuse_wrapped, repair_extremes
 from bagau_bids.spaces import (
     Image,
+    OnGrid,
     grid_distance_mm,
     orthonormal_affine,
     reorient,
@@ -50,24 +51,18 @@ GEOMETRY_FIELDS = (
 
 
 @dataclass(frozen=True)
-class StoredVolume:
-    """One volume as it lies in its file.
+class StoredVolume(Image):
+    """One volume as it lies in its file: the header's scaling, the file's own voxel order.
 
     Attributes
     ----------
     path : Path
         The file.
-    values : (X, Y, Z) array
-        Numbers with the header's scaling, in the file's own voxel order.
-    affine : (4, 4) array
-        Voxel to world, mm, RAS+.
     notes : tuple of str
         What was found unusual.
     """
 
     path: Path
-    values: NDArray
-    affine: NDArray[np.float64]
     notes: tuple[str, ...]
 
 
@@ -115,11 +110,11 @@ def conform(path: str | Path) -> Conformed:
 
     path = Path(path)
     stored = read_volume(path)
-    volume, value_notes = _intensities(path, stored.values)
-    data, affine = reorient(volume, stored.affine)
-    data = np.ascontiguousarray(data)
+    volume, value_notes = _intensities(path, stored.data)
+    ras = reorient(Image(volume, stored.affine))
+    data = np.ascontiguousarray(ras.data)
     axes = "".join(aff2axcodes(stored.affine))
-    return Conformed(data, affine, (*stored.notes, *value_notes), axes)
+    return Conformed(data, ras.affine, (*stored.notes, *value_notes), axes)
 
 
 def read_volume(path: Path) -> StoredVolume:
@@ -152,7 +147,7 @@ def read_volume(path: Path) -> StoredVolume:
         ) from error
     if scaled.ndim > 3:
         notes.append(f"Image of shape {image.shape} squeezed to three dimensions.")
-    return StoredVolume(path, scaled.reshape(image.shape[:3]), image.affine, tuple(notes))
+    return StoredVolume(scaled.reshape(image.shape[:3]), image.affine, path, tuple(notes))
 
 
 def to_source(data_ras: NDArray, source: Any, dtype: DTypeLike) -> Any:
@@ -179,7 +174,7 @@ def to_source(data_ras: NDArray, source: Any, dtype: DTypeLike) -> Any:
     ValueError
         If the array does not lie on the source's grid or loses values in `dtype`.
     """
-    values = restore_orientation(np.asarray(data_ras), source.shape, source.affine)
+    values = restore_orientation(np.asarray(data_ras), source)
     stored = np.ascontiguousarray(values.astype(dtype))
     if np.issubdtype(stored.dtype, np.integer) and not np.array_equal(stored, values):
         raise ValueError(f"values of type {values.dtype} do not fit into {stored.dtype}")
@@ -451,7 +446,7 @@ def _form_notes(image: Any) -> list[str]:
         qform = np.full((4, 4), np.nan)
     if not np.isfinite(qform).all():
         return ["The qform is not a valid rotation; the sform was used."]
-    distance_mm, angle = _affine_difference(image.affine, qform, image.shape)
+    distance_mm, angle = _affine_difference(image, qform)
     if distance_mm <= FORM_MISMATCH_MM:
         return []
     return [
@@ -460,17 +455,15 @@ def _form_notes(image: Any) -> list[str]:
     ]
 
 
-def _affine_difference(
-    first: NDArray, second: NDArray, shape: tuple[int, ...]
-) -> tuple[float, float]:
+def _affine_difference(grid: OnGrid, other: NDArray) -> tuple[float, float]:
     """Largest distance (mm) between two placements of a grid's corners, and their angle."""
     rotations = []
-    for affine in (first, second):
+    for affine in (grid.affine, other):
         left, _, right = np.linalg.svd(affine[:3, :3] / voxel_sizes(affine))
         rotations.append(left @ right)
     turn = rotations[0].T @ rotations[1]
     angle = np.rad2deg(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    return grid_distance_mm(shape, first, second), float(angle)
+    return grid_distance_mm(grid, other), float(angle)
 
 
 def _intensities(path: Path, values: NDArray) -> tuple[NDArray[np.float32], list[str]]:

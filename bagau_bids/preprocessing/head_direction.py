@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from bagau_bids.spaces import Image, resample, voxel_sizes
+from bagau_bids.spaces import Grid, Image, resample, voxel_sizes
 
 SPACING_MM = 8.0
 BINS = 16
@@ -59,13 +59,13 @@ def head_direction(
     brain_mask
         On the grid of `flair`.
     template, template_mask
-        T1w of the template, zero outside the brain, and its brain mask.
+        T1w of the template, zero outside the brain, and its brain mask, zero there too.
     """
     ours, points = _coarse(flair)
     theirs, _ = _coarse(template)
     level = _levels(ours.data)
-    source = _centre(brain_mask, flair.affine)
-    target = _centre(template_mask.data > 0.5, template_mask.affine)
+    source = _centre(Image(brain_mask, flair.affine))
+    target = _centre(template_mask)
     to_index = np.linalg.inv(theirs.affine)
     bins = _levels(theirs.data).reshape(theirs.data.shape).astype(np.float32)
 
@@ -109,7 +109,7 @@ def _coarse(volume: Image) -> tuple[Image, Array]:
     affine = volume.affine.copy()
     affine[:3, :3] = volume.affine[:3, :3] / sizes * SPACING_MM
     blurred = ndimage.gaussian_filter(np.asarray(volume.data, np.float32), SPACING_MM / sizes / 2)
-    coarse = resample(blurred, volume.affine, (shape[0], shape[1], shape[2]), affine)
+    coarse = resample(Image(blurred, volume.affine), Grid(tuple(shape), affine))
     index = np.indices(coarse.shape).reshape(3, -1)
     return Image(coarse, affine), affine[:3, :3] @ index + affine[:3, 3:]
 
@@ -120,9 +120,9 @@ def _levels(data: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.clip(share * BINS, 0, BINS - 1).astype(np.int64)
 
 
-def _centre(mask: npt.NDArray[np.bool_], affine: Array) -> Array:
-    centre: Array = affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
-    return centre
+def _centre(mask: Image) -> Array:
+    centre = np.argwhere(mask.data).mean(axis=0)
+    return mask.affine[:3, :3] @ centre + mask.affine[:3, 3]
 
 
 def _nod(degrees: float) -> Array:

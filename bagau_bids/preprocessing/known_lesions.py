@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.preprocessing.conform import read_volume
-from bagau_bids.spaces import reorient, resample, same_grid
+from bagau_bids.spaces import Image, OnGrid, reorient, resample, same_grid
 
 LEAST_SHARE = 0.5  # of the mask that must lie in the FLAIR's field of view
 
@@ -32,9 +32,7 @@ class LesionsOnFlair:
     notes: tuple[str, ...]
 
 
-def known_lesions_on(
-    path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]
-) -> LesionsOnFlair:
+def known_lesions_on(path: Path, flair: OnGrid) -> LesionsOnFlair:
     """Read a mask of known lesions and bring it onto the conformed grid of a FLAIR.
 
     A mask on another grid is taken to lie in the same world, as images of one session do, and
@@ -44,10 +42,8 @@ def known_lesions_on(
     ----------
     path : Path
         NIfTI file; what is above 0 is lesion.
-    shape : tuple of int
-        Of the conformed FLAIR.
-    affine : (4, 4) array
-        Voxel to world of the conformed FLAIR, mm, RAS+.
+    flair : OnGrid
+        Conformed.
 
     Returns
     -------
@@ -59,14 +55,14 @@ def known_lesions_on(
         If the file cannot be read, has no usable geometry, or lies elsewhere than the FLAIR.
     """
     stored = read_volume(path)
-    data, own_affine = reorient(np.nan_to_num(stored.values) > 0, stored.affine)
+    mask = reorient(Image(np.nan_to_num(stored.data) > 0, stored.affine))
     said = tuple(f"Mask of known lesions: {note}" for note in stored.notes)
-    if not data.any():
+    if not mask.data.any():
         empty = f"{path}: the mask of known lesions is empty; nothing is excluded."
-        return LesionsOnFlair(np.zeros(shape, bool), False, (*said, empty))
-    if same_grid(data.shape, own_affine, shape, affine):
-        return LesionsOnFlair(data, False, said)
-    share = _share_within(data, own_affine, shape, affine)
+        return LesionsOnFlair(np.zeros(flair.shape, bool), False, (*said, empty))
+    if same_grid(mask, flair):
+        return LesionsOnFlair(mask.data, False, said)
+    share = _share_within(mask, flair)
     if share < LEAST_SHARE:
         raise InputImageError(
             f"{path}: the mask of known lesions lies elsewhere than the FLAIR: "
@@ -74,24 +70,19 @@ def known_lesions_on(
             f"{100 * LEAST_SHARE:.0f} %; draw it on the FLAIR, or on an image of the same session "
             "in the same world coordinates, or leave it out with --ignore-lesion-roi"
         )
-    mask = resample(data, own_affine, shape, affine, order=0) > 0.5
+    carried = resample(mask, flair, order=0) > 0.5
     note = (
         f"{path}: the mask of known lesions lies on another grid than the FLAIR and was carried "
         "over by its world coordinates; look whether its outline is where the lesion is."
     )
-    if not mask.any():
+    if not carried.any():
         note += " No voxel of the FLAIR is nearest to it: nothing is excluded."
-    return LesionsOnFlair(mask, True, (*said, note))
+    return LesionsOnFlair(carried, True, (*said, note))
 
 
-def _share_within(
-    data: NDArray[np.bool_],
-    own_affine: NDArray[np.float64],
-    shape: tuple[int, int, int],
-    affine: NDArray[np.float64],
-) -> float:
+def _share_within(mask: Image, grid: OnGrid) -> float:
     """Share of a mask's voxels whose centres lie in the field of view of another grid."""
-    to_other = np.linalg.inv(affine) @ own_affine
-    voxels = to_other[:3, :3] @ np.array(np.nonzero(data)) + to_other[:3, 3:]
-    last = np.reshape(shape, (3, 1)) - 0.5
+    to_other = np.linalg.inv(grid.affine) @ mask.affine
+    voxels = to_other[:3, :3] @ np.array(np.nonzero(mask.data)) + to_other[:3, 3:]
+    last = np.reshape(grid.shape, (3, 1)) - 0.5
     return float(((voxels >= -0.5) & (voxels <= last)).all(axis=0).mean())

@@ -5,9 +5,6 @@ The steps of the workflow run the same parts one by one, with files between them
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bagau_bids.preprocessing import bias_field, brain_mask, registration
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.spaces import Image
@@ -24,14 +21,14 @@ class Preprocessed:
     Attributes
     ----------
     brain : BrainMask
-    corrected : (X, Y, Z) float32 array
-        The FLAIR without its bias field.
+    corrected : Image
+        The FLAIR without its bias field, float32.
     registration : Registration
         The template on the FLAIR's grid.
     """
 
     brain: brain_mask.BrainMask
-    corrected: NDArray[np.float32]
+    corrected: Image
     registration: registration.Registration
 
 
@@ -52,7 +49,5 @@ def preprocess(flair: Image, template: Template, *, method: str = "robust") -> P
     """
     brain = brain_mask.brain_mask(flair)
     corrected = bias_field.correct_bias_field(flair, brain.mask)
-    registered = registration.register_template(
-        Image(corrected, flair.affine), brain.mask, template, method=method
-    )
+    registered = registration.register_template(corrected, brain.mask, template, method=method)
     return Preprocessed(brain, corrected, registered)

@@ -35,7 +35,15 @@ from bagau_bids.preprocessing.transforms import (
     jacobian_determinant,
     sample,
 )
-from bagau_bids.spaces import Image, isotropic_grid, orthonormal_affine, resample, voxel_sizes
+from bagau_bids.spaces import (
+    Grid,
+    Image,
+    crop,
+    isotropic_grid,
+    orthonormal_affine,
+    resample,
+    voxel_sizes,
+)
 
 METHODS = ("robust", "paper", "sloppy")
 
@@ -185,8 +193,8 @@ def register_template(
             f"attempts is {used.overlap:.2f}, expected at least {FAILED_OVERLAP} ({tried}); "
             "look at the brain mask and the orientation of the image"
         )
-    points = forward_field(transforms[best], flair.data.shape, flair.affine)
-    wm, t1w = (sample(it.data, it.affine, points) for it in (images.wm_probseg, images.t1w))
+    points = forward_field(transforms[best], flair)
+    wm, t1w = (sample(one, points) for one in (images.wm_probseg, images.t1w))
     return Registration(
         wm_probseg=np.clip(wm, 0, 1),
         t1w=t1w,
@@ -241,8 +249,8 @@ def _load_template(template: Template) -> _TemplateImages:
     brain = mask.data > 0.5
     t1w = Image(np.where(brain, t1w.data, 0), t1w.affine)
     mask = Image(brain.astype(np.float32), mask.affine)
-    crop = _bounding_box(brain, margin=8)
-    return _TemplateImages(*(_crop(volume, crop) for volume in (t1w, mask, wm)))
+    box = _bounding_box(brain, margin=8)
+    return _TemplateImages(*(crop(volume, box) for volume in (t1w, mask, wm)))
 
 
 def _fixed(
@@ -258,9 +266,8 @@ def _fixed(
             "brain to align: look at both masks"
         )
     image, brain = brain_image(flair, brain_mask, brain_mask & ~excluded)
-    blurred = smooth(excluded.astype(np.float32), flair.affine)
-    touched = resample(blurred, flair.affine, image.data.shape, image.affine) > EXCLUDED_SHARE
-    return _Fixed(image, brain, touched)
+    blurred = smooth(Image(excluded, flair.affine))
+    return _Fixed(image, brain, resample(blurred, image) > EXCLUDED_SHARE)
 
 
 def brain_image(
@@ -273,23 +280,23 @@ def brain_image(
     Intensities are clipped, scaled to 1 at the clipping percentile (of the healthy part of the
     brain mask, where that is given), and zero outside the dilated brain mask.
     """
-    data, affine = flair.data, flair.affine
-    shape, grid = isotropic_grid(data.shape, orthonormal_affine(affine), FIXED_SPACING_MM)
-    counted = brain_mask if healthy is None else healthy
-    clipped = np.clip(data, 0, np.percentile(data[counted], CLIP_PERCENTILE))
-    image = resample(smooth(clipped, affine), affine, shape, grid)
-    mask = resample(brain_mask.astype(np.float32), affine, shape, grid) > 0.5
+    straight = Grid(flair.shape, orthonormal_affine(flair.affine))
+    grid = isotropic_grid(straight, FIXED_SPACING_MM)
+    counted = flair.data[brain_mask if healthy is None else healthy]
+    clipped = np.clip(flair.data, 0, np.percentile(counted, CLIP_PERCENTILE))
+    image = resample(smooth(Image(clipped, flair.affine)), grid)
+    mask = resample(Image(brain_mask, flair.affine), grid) > 0.5
     distance = ndimage.distance_transform_edt(~mask, sampling=FIXED_SPACING_MM)
     scaled = np.where(distance <= MASK_DILATION_MM, image, 0) / max(float(image.max()), 1e-6)
-    crop = _bounding_box(mask, margin=int(MARGIN_MM / FIXED_SPACING_MM))
-    return _crop(Image(scaled.astype(np.float32), grid), crop), mask[crop]
+    box = _bounding_box(mask, margin=int(MARGIN_MM / FIXED_SPACING_MM))
+    return crop(Image(scaled.astype(np.float32), grid.affine), box), mask[box]
 
 
-def smooth(data: npt.NDArray[np.floating[Any]], affine: Array) -> npt.NDArray[np.float32]:
-    """Blur along axes finer than elastix's grid, so that resampling averages noise."""
-    ratio = FIXED_SPACING_MM / voxel_sizes(affine)
+def smooth(image: Image) -> Image:
+    """Blur along axes finer than elastix's grid, so that resampling averages noise; float32."""
+    ratio = FIXED_SPACING_MM / voxel_sizes(image.affine)
     sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
-    return ndimage.gaussian_filter(data.astype(np.float32), sigma)
+    return Image(ndimage.gaussian_filter(image.data.astype(np.float32), sigma), image.affine)
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
@@ -299,16 +306,10 @@ def _bounding_box(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]
     )
 
 
-def _crop(volume: Image, box: tuple[slice, ...]) -> Image:
-    affine = volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in box]
-    return Image(volume.data[box], affine)
-
-
 def _starts(fixed: _Fixed, images: _TemplateImages) -> Iterator[tuple[str, Array]]:
     """Yield named affines from FLAIR to template points, the most likely first."""
-    ours = _world_points(fixed.brain, fixed.image.affine)
-    theirs = _world_points(images.brain_mask.data > 0.5, images.brain_mask.affine)
+    ours = _world_points(Image(fixed.brain, fixed.image.affine))
+    theirs = _world_points(images.brain_mask)
     mass = ours.mean(axis=1), theirs.mean(axis=1)
     box = (ours.min(axis=1) + ours.max(axis=1)) / 2, (theirs.min(axis=1) + theirs.max(axis=1)) / 2
     spread = np.clip(theirs.std(axis=1) / ours.std(axis=1), 0.8, 1.25)
@@ -360,8 +361,8 @@ def search_start(
     if excluded is not None and excluded.any():
         compared = ~excluded[sub].ravel()
         ours, points = ours.ravel()[compared], points[:, compared]
-    theirs, grid = _reduced(moving, SEARCH_SPACING_MM / 2)
-    to_index = np.linalg.inv(grid)
+    theirs = _reduced(moving, SEARCH_SPACING_MM / 2)
+    to_index = np.linalg.inv(theirs.affine)
     bins = 16
     level = np.minimum((ours.ravel() / ours.max() * bins).astype(int), bins - 1)
     # Each parameter moves the brain's edge by about as many mm as its value.
@@ -375,7 +376,7 @@ def search_start(
     def cost(parameters: Array) -> float:
         place = (to_index @ affine(parameters))[:3]
         values = ndimage.map_coordinates(
-            theirs, place[:, :3] @ points + place[:, 3:], order=1, output=np.float32
+            theirs.data, place[:, :3] @ points + place[:, 3:], order=1, output=np.float32
         )
         other = np.minimum((values * bins).astype(int), bins - 1)
         joint = np.bincount(level * bins + other, minlength=bins * bins).reshape(bins, bins)
@@ -401,15 +402,16 @@ def search_start(
     return affine(found.x)
 
 
-def _reduced(volume: Image, spacing_mm: float) -> tuple[npt.NDArray[np.float32], Array]:
-    """Return a blurred image on a coarser grid, scaled to 1, and its affine."""
+def _reduced(volume: Image, spacing_mm: float) -> Image:
+    """Return a blurred image on a coarser grid, scaled to 1."""
     step = max(1, round(spacing_mm / float(voxel_sizes(volume.affine).mean())))
     data = ndimage.gaussian_filter(volume.data, step)[::step, ::step, ::step]
-    return data / max(float(data.max()), 1e-6), volume.affine @ np.diag([step, step, step, 1.0])
+    scaled = data / max(float(data.max()), 1e-6)
+    return Image(scaled, volume.affine @ np.diag([step, step, step, 1.0]))
 
 
-def _world_points(mask: npt.NDArray[np.bool_], affine: Array) -> Array:
-    return affine[:3, :3] @ np.array(np.nonzero(mask)) + affine[:3, 3:]
+def _world_points(mask: Image) -> Array:
+    return mask.affine[:3, :3] @ np.array(np.nonzero(mask.data)) + mask.affine[:3, 3:]
 
 
 def _about(source: Array, target: Array, matrix: Array) -> Array:
@@ -464,10 +466,10 @@ def _judge(
     images: _TemplateImages,
 ) -> Attempt:
     flair, mask, compared = fixed.image, fixed.brain, fixed.brain & ~fixed.excluded
-    points = forward_field(transform, flair.data.shape, flair.affine)
-    warped_mask = sample(images.brain_mask.data, images.brain_mask.affine, points) > 0.5
-    warped_t1w = sample(images.t1w.data, images.t1w.affine, points)
-    jacobian = jacobian_determinant(points, flair.affine)[mask]
+    points = forward_field(transform, flair)
+    warped_mask = sample(images.brain_mask, points) > 0.5
+    warped_t1w = sample(images.t1w, points)
+    jacobian = jacobian_determinant(Image(points, flair.affine))[mask]
     overlap = 2 * (warped_mask & mask).sum() / (warped_mask.sum() + mask.sum())
     information = mutual_information(flair.data[compared], warped_t1w[compared])
     return Attempt(

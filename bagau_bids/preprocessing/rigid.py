@@ -74,7 +74,8 @@ def align_sessions(
     maps = run_elastix(fixed, moving, fixed_mask, stages, start, threads=threads)
     matrix = np.asarray(from_elastix(start, maps).affine, dtype=np.float64)
     overlap = brain_overlap(
-        (before[1], before[0].affine), (after[1], np.linalg.inv(matrix) @ after[0].affine)
+        Image(before[1], before[0].affine),
+        Image(after[1], np.linalg.inv(matrix) @ after[0].affine),
     )
     if overlap < LOWEST_OVERLAP:
         raise ProcessingError(
@@ -122,21 +123,14 @@ def fit_rigid(source: Array, target: Array) -> npt.NDArray[np.float64]:
     return result
 
 
-def brain_overlap(
-    first: tuple[npt.NDArray[np.bool_], Array], second: tuple[npt.NDArray[np.bool_], Array]
-) -> float:
+def brain_overlap(first: Image, second: Image) -> float:
     """Return the Dice coefficient of two masks where both have a field of view.
 
-    Parameters
-    ----------
-    first, second
-        Mask (X, Y, Z) and affine to a world that both share; compared on voxels of 2 mm over the
-        first's field of view.
+    They lie in one world, and are compared on voxels of 2 mm over the first's field of view.
     """
-    shape, affine = isotropic_grid(first[0].shape, first[1], OVERLAP_SPACING_MM)
-    mask = resample(first[0], first[1], shape, affine) > 0.5
-    view = field_of_view(second[0].shape, second[1], mask.shape, affine)
-    other = resample(second[0], second[1], mask.shape, affine) > 0.5
+    grid = isotropic_grid(first, OVERLAP_SPACING_MM)
+    view = field_of_view(second, grid)
+    mask, other = (resample(one, grid) > 0.5 for one in (first, second))
     both = np.count_nonzero(mask & other & view)
     total = np.count_nonzero(mask & view) + np.count_nonzero(other & view)
     return 2 * both / total if total else 0.0

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from scipy import ndimage
 
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing.bias_field import correct_bias_field
-from bagau_bids.preprocessing.conform import Conformed, conform
+from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.elastix import ParameterMap, read_parameter_file, run_elastix
 from bagau_bids.preprocessing.registration import mutual_information, search_start, smooth
 from bagau_bids.preprocessing.transforms import (
@@ -27,7 +26,15 @@ from bagau_bids.preprocessing.transforms import (
     from_elastix,
     sample,
 )
-from bagau_bids.spaces import Image, isotropic_grid, orthonormal_affine, resample, same_grid
+from bagau_bids.spaces import (
+    Grid,
+    Image,
+    OnGrid,
+    isotropic_grid,
+    orthonormal_affine,
+    resample,
+    same_grid,
+)
 
 SPACING_MM = 2.0  # grid on which elastix sees both images
 RIM_MM = 4.0  # around the brain mask, where samples are drawn too: the brain's edge guides
@@ -42,13 +49,11 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class T1w:
-    """A T1w on a FLAIR's grid.
+class T1w(Image):
+    """A T1w on a FLAIR's grid, float32, bias corrected.
 
     Attributes
     ----------
-    data
-        (X, Y, Z) float32 on the FLAIR's grid, bias corrected.
     transform
         (4, 4) FLAIR points to T1w points, mm, RAS+; the identity where the grids were one.
     start
@@ -61,7 +66,6 @@ class T1w:
         What a user should know.
     """
 
-    data: npt.NDArray[np.float32]
     transform: Array
     start: str
     mutual_information: float
@@ -101,12 +105,11 @@ def t1w_on_flair(
     ProcessingError
         If the two cannot be aligned, or the T1w does not show the brain.
     """
-    shape, affine = flair.data.shape, flair.affine
     try:
         moving = conform(path)
     except InputImageError as error:
         raise InputImageError(f"T1w of this FLAIR: {error}") from error
-    if same_grid(moving.data.shape, moving.affine, shape, affine):
+    if same_grid(moving, flair):
         found, start = np.eye(4), "same grid"
         data = moving.data
         information = mutual_information(flair.data[brain_mask], data[brain_mask])
@@ -114,13 +117,16 @@ def t1w_on_flair(
         found, start, information = register_rigidly(
             flair, moving, brain_mask, seed=seed, threads=threads
         )
-        data = _moved(moving.data, moving.affine, found, shape, affine)
-    inside = _field_of_view(moving, found, shape, affine)
+        data = _moved(moving, found, flair)
+    view = Image(np.ones(moving.shape, np.float32), moving.affine)
+    inside = _moved(view, found, flair) > 0.5
     coverage = float(inside[brain_mask].mean())
     _check(path, start, information, coverage)
     data = np.where(inside, data, np.median(data[brain_mask & inside]))
+    corrected = correct_bias_field(Image(data, flair.affine), brain_mask)
     return T1w(
-        data=correct_bias_field(Image(data, affine), brain_mask),
+        data=corrected.data,
+        affine=corrected.affine,
         transform=found,
         start=start,
         mutual_information=information,
@@ -163,8 +169,7 @@ def register_rigidly(
         If elastix fails from every start.
     """
     ours, theirs = on_search_grid(fixed), on_search_grid(moving)
-    mask = resample(brain_mask.astype(np.float32), fixed.affine, ours.data.shape, ours.affine)
-    brain = mask > 0.5
+    brain = resample(Image(brain_mask, fixed.affine), ours) > 0.5
     rim = ndimage.distance_transform_edt(~brain, sampling=SPACING_MM) <= RIM_MM
     attempts: list[tuple[float, str, Array]] = []
     failures = []
@@ -177,7 +182,7 @@ def register_rigidly(
             failures.append(f"{name}: {error}")
             continue
         found = np.asarray(from_elastix(start, stages).affine, dtype=np.float64)
-        moved = _moved(theirs.data, theirs.affine, found, ours.data.shape, ours.affine)
+        moved = _moved(theirs, found, ours)
         information = mutual_information(ours.data[brain], moved[brain])
         attempts.append((information, name, found))
         if information >= GOOD_INFORMATION:
@@ -199,10 +204,11 @@ def rigid_parameters() -> ParameterMap:
 
 def on_search_grid(volume: Image) -> Image:
     """Image on a cubic grid of 2 mm, its brightest voxels clipped, scaled from 0 to 1."""
-    shape, grid = isotropic_grid(volume.data.shape, orthonormal_affine(volume.affine), SPACING_MM)
+    straight = Grid(volume.shape, orthonormal_affine(volume.affine))
+    grid = isotropic_grid(straight, SPACING_MM)
     low, high = np.percentile(volume.data, (0.1, CLIP_PERCENTILE))
     scaled = (np.clip(volume.data, low, high) - low) / max(high - low, 1e-6)
-    return Image(resample(smooth(scaled, volume.affine), volume.affine, shape, grid), grid)
+    return Image(resample(smooth(Image(scaled, volume.affine)), grid), grid.affine)
 
 
 def _starts(
@@ -238,21 +244,8 @@ def _rigid(matrix: Array, point: Array) -> Array:
     return result
 
 
-def _moved(
-    data: npt.NDArray[Any],
-    data_affine: Array,
-    found: Array,
-    shape: tuple[int, ...],
-    affine: Array,
-) -> npt.NDArray[np.float32]:
-    return sample(data, data_affine, forward_field(TemplateTransform(found), shape, affine))
-
-
-def _field_of_view(
-    moving: Conformed, found: Array, shape: tuple[int, ...], affine: Array
-) -> npt.NDArray[np.bool_]:
-    ones = np.ones(moving.data.shape, np.float32)
-    return _moved(ones, moving.affine, found, shape, affine) > 0.5
+def _moved(image: Image, found: Array, target: OnGrid) -> npt.NDArray[np.float32]:
+    return sample(image, forward_field(TemplateTransform(found), target))
 
 
 def _check(path: Path, start: str, information: float, coverage: float) -> None:

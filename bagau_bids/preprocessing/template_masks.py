@@ -3,26 +3,14 @@
 Only the surroundings of a mask are mapped, so that a thousand scans take a minute.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from bagau_bids.preprocessing.transforms import TemplateTransform, sample
-from bagau_bids.spaces import resample, voxel_sizes
+from bagau_bids.spaces import Grid, Image, OnGrid, resample, voxel_sizes
 
-Array = npt.NDArray[np.floating[Any]]
 LATTICE = 4  # voxels between the places where the field of view is asked for
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Voxels in the space of the template: shape, and affine (4, 4) to world, mm, RAS+."""
-
-    shape: tuple[int, int, int]
-    affine: npt.NDArray[np.float64]
 
 
 # 2 mm over the whole brain, from -90, -126, -72 to 90, 90, 108: what SPM and FSL use for MNI152.
@@ -33,7 +21,7 @@ MNI_2MM = Grid(
 
 
 def mask_in_template(
-    mask: npt.NDArray[Any], affine: Array, transform: TemplateTransform, grid: Grid
+    mask: Image, transform: TemplateTransform, grid: OnGrid
 ) -> npt.NDArray[np.bool_]:
     """Resample a mask onto a grid of the template.
 
@@ -43,53 +31,48 @@ def mask_in_template(
     Parameters
     ----------
     mask
-        (X, Y, Z), non-zero inside.
-    affine
-        (4, 4) of the mask, mm, RAS+.
+        Non-zero inside.
     transform
         FLAIR points to template points; inverted here.
     grid
         In template space.
     """
     inside = np.zeros(grid.shape, dtype=bool)
-    mask, affine = _around(np.asarray(mask) != 0, affine)
-    candidates = _near(mask, affine, transform, grid)
+    part = _around(Image(mask.data != 0, mask.affine))
+    candidates = _near(part, transform, grid)
     if not candidates.size:
         return inside
     points = grid.affine[:3, :3] @ candidates + grid.affine[:3, 3:]
-    values = sample(mask, affine, transform.unmap_points(points))
+    values = sample(part, transform.unmap_points(points))
     inside[tuple(candidates[:, values >= 0.5])] = True
     return inside
 
 
-def _around(
-    mask: npt.NDArray[np.bool_], affine: Array
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Cut a mask out with one voxel around it; its affine is that of the part."""
+def _around(mask: Image) -> Image:
+    """Cut a mask out with one voxel around it."""
     box = tuple(
         slice(max(int(found[0]) - 1, 0), int(found[-1]) + 2)
-        if (found := np.flatnonzero(mask.any(axis=others))).size
+        if (found := np.flatnonzero(mask.data.any(axis=others))).size
         else slice(0, 0)
         for others in ((1, 2), (0, 2), (0, 1))
     )
     start = np.eye(4)
     start[:3, 3] = [part.start for part in box]
-    return mask[box], affine @ start
+    return Image(mask.data[box], mask.affine @ start)
 
 
-def _near(
-    mask: npt.NDArray[np.bool_], affine: Array, transform: TemplateTransform, grid: Grid
-) -> npt.NDArray[np.intp]:
+def _near(mask: Image, transform: TemplateTransform, grid: OnGrid) -> npt.NDArray[np.intp]:
     """Voxels of the grid, (3, N) indices, that the mask reaches or that touch one of those."""
     # Many times quicker than asking for the places along each axis at once.
-    voxels = np.array(np.unravel_index(np.flatnonzero(mask), mask.shape), dtype=np.float64)
+    inside = np.flatnonzero(mask.data)
+    voxels = np.array(np.unravel_index(inside, mask.shape), dtype=np.float64)
     # Thick voxels are split so that no voxel of the grid is passed over.
-    parts = np.ceil(voxel_sizes(affine) / voxel_sizes(grid.affine).min()).astype(int)
+    parts = np.ceil(voxel_sizes(mask.affine) / voxel_sizes(grid.affine).min()).astype(int)
     shifts = np.stack(
         np.meshgrid(*((np.arange(n) + 0.5) / n - 0.5 for n in parts), indexing="ij")
     ).reshape(3, 1, -1)
     split = (voxels[:, :, None] + shifts).reshape(3, -1)
-    mapped = transform.map_points(affine[:3, :3] @ split + affine[:3, 3:])
+    mapped = transform.map_points(mask.affine[:3, :3] @ split + mask.affine[:3, 3:])
     to_grid = np.linalg.inv(grid.affine)
     index = np.rint(to_grid[:3, :3] @ mapped + to_grid[:3, 3:]).astype(int)
     limits = np.reshape(grid.shape, (3, 1))
@@ -113,7 +96,7 @@ class LesionFrequency:
         In template space.
     """
 
-    def __init__(self, grid: Grid = MNI_2MM) -> None:
+    def __init__(self, grid: OnGrid = MNI_2MM) -> None:
         self.grid = grid
         self.scans = 0
         self._hits = np.zeros(grid.shape, dtype=np.int32)
@@ -121,10 +104,10 @@ class LesionFrequency:
         self._nodes = np.stack(np.meshgrid(*coarse, indexing="ij")).astype(np.float64)
         self._seen = np.zeros(self._nodes.shape[1:], dtype=np.int32)
 
-    def add(self, mask: npt.NDArray[Any], affine: Array, transform: TemplateTransform) -> None:
+    def add(self, mask: Image, transform: TemplateTransform) -> None:
         """Count one scan; arguments as `mask_in_template`."""
-        self._hits += mask_in_template(mask, affine, transform, self.grid)
-        to_voxel = np.linalg.inv(affine) @ np.linalg.inv(transform.affine) @ self.grid.affine
+        self._hits += mask_in_template(mask, transform, self.grid)
+        to_voxel = np.linalg.inv(mask.affine) @ np.linalg.inv(transform.affine) @ self.grid.affine
         place = np.tensordot(to_voxel[:3, :3], self._nodes, axes=1)
         place += to_voxel[:3, 3].reshape(3, 1, 1, 1)
         ends = np.array(mask.shape).reshape(3, 1, 1, 1) - 0.5
@@ -137,7 +120,7 @@ class LesionFrequency:
         It is asked for every few voxels, by the affine part of the transforms.
         """
         coarse = self.grid.affine @ np.diag([LATTICE, LATTICE, LATTICE, 1.0])
-        return resample(self._seen, coarse, self.grid.shape, self.grid.affine, cval=None)
+        return resample(Image(self._seen, coarse), self.grid, cval=None)
 
     def frequency(self) -> npt.NDArray[np.float32]:
         """Return the share, 0 to 1, of those scans that have the voxel in their field of view.

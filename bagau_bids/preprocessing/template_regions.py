@@ -5,7 +5,6 @@ that were registered to the ICBM152 2009a symmetric template, one number a voxel
 2009c symmetric templates share one space, so it serves both.
 """
 
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 
 import nibabel as nib
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.preprocessing.transforms import jacobian_determinant, sample
-from bagau_bids.spaces import resample
+from bagau_bids.spaces import Image, OnGrid, resample
 
 FILE_NAME = "tpl-ICBM152NLin2009aSym_res-1_seg-regions_dseg.nii.gz"
 # The number of a group is its place in this list, from 1; 0 is outside the brain.
@@ -28,35 +27,18 @@ GROUPS = (
 )
 
 
-@dataclass(frozen=True)
-class TemplateRegions:
-    """Brain regions in template space.
+def load_template_regions() -> Image:
+    """Read the map that the package carries: numbers of `GROUPS`, uint8.
 
-    Attributes
-    ----------
-    labels
-        (X, Y, Z) uint8, numbers of `GROUPS`.
-    affine
-        (4, 4), voxel to world, mm, RAS+; x = 0 is the plane between the hemispheres.
+    x = 0 of its world is the plane between the hemispheres.
     """
-
-    labels: npt.NDArray[np.uint8]
-    affine: npt.NDArray[np.float64]
-
-
-def load_template_regions() -> TemplateRegions:
-    """Read the map that the package carries."""
     with as_file(files("bagau_bids.data") / "regions" / FILE_NAME) as path:
         image = nib.Nifti1Image.from_filename(path)
-        return TemplateRegions(np.asarray(image.dataobj, dtype=np.uint8), image.affine)
+        return Image(np.asarray(image.dataobj, dtype=np.uint8), image.affine)
 
 
 def carry_regions(
-    regions: TemplateRegions,
-    points: npt.NDArray[np.floating],
-    points_affine: npt.NDArray[np.float64],
-    shape: tuple[int, int, int],
-    affine: npt.NDArray[np.float64],
+    regions: Image, points: Image, flair: OnGrid
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Carry the map onto a FLAIR's grid.
 
@@ -64,10 +46,10 @@ def carry_regions(
     ----------
     regions
         The map.
-    points, points_affine
-        (3, I, J, K) and (4, 4), as by `bagau_bids.preprocessing.transforms.lattice_field`.
-    shape, affine
-        The FLAIR's grid.
+    points
+        (3, I, J, K), as by `bagau_bids.preprocessing.transforms.lattice_field`.
+    flair
+        Its grid.
 
     Returns
     -------
@@ -76,29 +58,24 @@ def carry_regions(
     right
         (X, Y, Z) bool, right of the template's midplane.
     """
-    dense = np.stack([resample(axis, points_affine, shape, affine, cval=None) for axis in points])
-    groups = sample(regions.labels, regions.affine, dense, order=0)
+    axes = (Image(axis, points.affine) for axis in points.data)
+    dense = np.stack([resample(axis, flair, cval=None) for axis in axes])
+    groups = sample(regions, dense, order=0)
     return groups.astype(np.uint8), dense[0] > 0
 
 
-def covered_fraction(
-    regions: TemplateRegions,
-    points: npt.NDArray[np.floating],
-    points_affine: npt.NDArray[np.float64],
-    groups: npt.NDArray[np.uint8],
-    affine: npt.NDArray[np.float64],
-) -> float:
+def covered_fraction(regions: Image, points: Image, groups: Image) -> float:
     """Return the share of the template's brain, by volume, that lies in a FLAIR's field of view.
 
     Parameters
     ----------
-    regions, points, points_affine, affine
+    regions, points
         As for `carry_regions`.
     groups
         What it returned.
     """
-    volume = jacobian_determinant(points, points_affine)
-    voxels = resample(volume, points_affine, groups.shape, affine, cval=None)[groups > 0]
-    seen = float(voxels.sum(dtype=np.float64)) * voxel_volume_mm3(affine)
-    whole = np.count_nonzero(regions.labels) * voxel_volume_mm3(regions.affine)
+    volume = Image(jacobian_determinant(points), points.affine)
+    voxels = resample(volume, groups, cval=None)[groups.data > 0]
+    seen = float(voxels.sum(dtype=np.float64)) * voxel_volume_mm3(groups.affine)
+    whole = np.count_nonzero(regions.data) * voxel_volume_mm3(regions.affine)
     return float(min(seen / whole, 1.0))

@@ -18,10 +18,11 @@ from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.hdf5_times import forget_times
-from bagau_bids.spaces import voxel_sizes
+from bagau_bids.spaces import Image, OnGrid, voxel_sizes
 
 Array = npt.NDArray[np.floating[Any]]
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_SIGNS = np.array([-1.0, -1.0, 1.0])[:, None, None, None]  # of displacements (3, I, J, K)
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,13 @@ class TemplateTransform:
     ----------
     affine
         (4, 4).
-    coefficients
+    bspline
         (3, I, J, K), mm, the displacement along R, A and S held by each node of the B-spline's
-        grid; None for an affine transform.
-    grid_affine
-        (4, 4), node index to z.
+        grid, which lies in the world of z; None for an affine transform.
     """
 
     affine: Array
-    coefficients: Array | None = None
-    grid_affine: Array | None = None
+    bspline: Image | None = None
 
     def affine_only(self) -> "TemplateTransform":
         """Return the transform without its B-spline."""
@@ -61,13 +59,13 @@ class TemplateTransform:
         -------
         (3, ...) mm; zero outside the grid.
         """
-        if self.coefficients is None or self.grid_affine is None:
+        if self.bspline is None:
             return np.zeros_like(points)
-        index = _apply(np.linalg.inv(self.grid_affine), points)
+        index = _apply(np.linalg.inv(self.bspline.affine), points)
         return np.stack(
             [
                 ndimage.map_coordinates(c, index, order=3, prefilter=False, mode="constant")
-                for c in self.coefficients
+                for c in self.bspline.data
             ]
         )
 
@@ -85,7 +83,7 @@ class TemplateTransform:
         """
         wanted = np.reshape(np.asarray(points, dtype=np.float64), (3, -1))
         mapped, moving = wanted.copy(), np.arange(wanted.shape[1])
-        for _ in range(iterations if self.coefficients is not None else 0):
+        for _ in range(iterations if self.bspline is not None else 0):
             before = mapped[:, moving]
             after = wanted[:, moving] - self.displacement(before)
             mapped[:, moving] = after
@@ -107,7 +105,7 @@ def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> 
         B-spline stage.
     """
     affine = np.asarray(start, dtype=np.float64)
-    coefficients = grid = None
+    bspline = None
     for stage in stages:
         values = np.array(stage["TransformParameters"], dtype=np.float64)
         if stage["Transform"][0] in ("AffineTransform", "EulerTransform"):
@@ -125,10 +123,14 @@ def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> 
             lps[:3, 3] = np.array(stage["GridOrigin"], dtype=np.float64) + lps[:3, :3] @ np.array(
                 stage["GridIndex"], dtype=np.float64
             )
-            grid = RAS_TO_LPS @ lps
-            nodes = values.reshape(3, *size[::-1]).transpose(0, 3, 2, 1)
-            coefficients = nodes * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
-    return TemplateTransform(affine, coefficients, grid)
+            bspline = _bspline(values, size, lps)
+    return TemplateTransform(affine, bspline)
+
+
+def _bspline(values: Array, size: Sequence[int], lps: Array) -> Image:
+    """B-spline of ITK's parameters: nodes with x fastest, on a grid in the LPS+ world."""
+    nodes = values.reshape(3, *size[::-1]).transpose(0, 3, 2, 1)
+    return Image(nodes * LPS_SIGNS, RAS_TO_LPS @ lps)
 
 
 def _linear_part(values: Array) -> Array:
@@ -143,62 +145,54 @@ def _linear_part(values: Array) -> Array:
 
 
 def forward_field(
-    transform: TemplateTransform, shape: Sequence[int], affine: Array, step_mm: float = 2.0
+    transform: TemplateTransform, flair: OnGrid, step_mm: float = 2.0
 ) -> npt.NDArray[np.float32]:
     """Return the template point (mm, RAS+) of every voxel of a FLAIR grid, (3, X, Y, Z).
 
     The B-spline is evaluated on a lattice of about `step_mm` and interpolated linearly, which
     is within 0.1 mm of evaluating it everywhere and many times quicker.
     """
-    return _dense(transform.map_points, shape, affine, step_mm)
+    return _dense(transform.map_points, flair, step_mm)
 
 
 def inverse_field(
-    transform: TemplateTransform, shape: Sequence[int], affine: Array, step_mm: float = 4.0
+    transform: TemplateTransform, template: OnGrid, step_mm: float = 4.0
 ) -> npt.NDArray[np.float32]:
     """Return the FLAIR point (mm, RAS+) of every voxel of a template grid, (3, X, Y, Z)."""
-    return _dense(transform.unmap_points, shape, affine, step_mm)
+    return _dense(transform.unmap_points, template, step_mm)
 
 
-def lattice_field(
-    transform: TemplateTransform, shape: Sequence[int], affine: Array, step_mm: float = 3.0
-) -> tuple[npt.NDArray[np.float32], Array]:
+def lattice_field(transform: TemplateTransform, flair: OnGrid, step_mm: float = 3.0) -> Image:
     """Return the template points of a coarse lattice over a FLAIR grid, small enough to keep.
 
     Returns
     -------
-    points
-        (3, I, J, K) mm, RAS+: where each node of the lattice is mapped. The outermost nodes are
-        the centres of the outermost voxels; an axis of one voxel has one node.
-    affine
-        (4, 4), node index to the FLAIR's world, mm, RAS+. `bagau_bids.spaces.resample` reads the
-        points off at any place between.
+    (3, I, J, K) mm, RAS+, float32
+        Where each node of the lattice is mapped; it lies in the FLAIR's world. The outermost
+        nodes are the centres of the outermost voxels; an axis of one voxel has one node.
+        `bagau_bids.spaces.resample` reads the points off at any place between.
     """
-    nodes = _lattice_axes(shape, affine, step_mm)
-    values = transform.map_points(_apply(affine, np.stack(np.meshgrid(*nodes, indexing="ij"))))
+    nodes = _lattice_axes(flair, step_mm)
+    lattice = np.stack(np.meshgrid(*nodes, indexing="ij"))
+    values = transform.map_points(_apply(flair.affine, lattice))
     steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in nodes]
-    return values.astype(np.float32), affine @ np.diag([*steps, 1.0])
+    return Image(values.astype(np.float32), flair.affine @ np.diag([*steps, 1.0]))
 
 
 def sample(
-    data: npt.NDArray[Any],
-    affine: Array,
-    points: npt.NDArray[np.floating[Any]],
-    order: int = 1,
+    image: Image, points: npt.NDArray[np.floating[Any]], order: int = 1
 ) -> npt.NDArray[np.float32]:
     """Sample an image (X, Y, Z) at world points (3, ...), mm, RAS+; zero outside of it.
 
     `order` 1 is linear; 0 takes the nearest voxel, for labels.
     """
-    index = _apply(np.linalg.inv(affine), points)
+    index = _apply(np.linalg.inv(image.affine), points)
     return ndimage.map_coordinates(
-        data.astype(np.float32), index, order=order, mode="constant", output=np.float32
+        image.data.astype(np.float32), index, order=order, mode="constant", output=np.float32
     )
 
 
-def jacobian_determinant(
-    points: npt.NDArray[np.floating[Any]], affine: Array
-) -> npt.NDArray[np.float64]:
+def jacobian_determinant(points: Image) -> npt.NDArray[np.float64]:
     """Return the Jacobian determinant of a mapping, (X, Y, Z).
 
     It is the volume in the target of a unit volume of the grid, not positive where the map folds.
@@ -207,11 +201,10 @@ def jacobian_determinant(
     ----------
     points
         (3, X, Y, Z): where each voxel is mapped, mm, RAS+.
-    affine
-        (4, 4) of the grid.
     """
-    a, b, c = (np.stack(np.gradient(p.astype(np.float64))) for p in points)
-    return np.einsum("i...,i...->...", a, np.cross(b, c, axis=0)) / np.linalg.det(affine[:3, :3])
+    a, b, c = (np.stack(np.gradient(p.astype(np.float64))) for p in points.data)
+    volume = np.linalg.det(points.affine[:3, :3])
+    return np.einsum("i...,i...->...", a, np.cross(b, c, axis=0)) / volume
 
 
 def _apply(affine: Array, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
@@ -221,25 +214,23 @@ def _apply(affine: Array, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[
     return moved + matrix[:3, 3].reshape(3, *(1,) * (points.ndim - 1))
 
 
-def _dense(
-    mapping: Any, shape: Sequence[int], affine: Array, step_mm: float
-) -> npt.NDArray[np.float32]:
+def _dense(mapping: Any, grid: OnGrid, step_mm: float) -> npt.NDArray[np.float32]:
     """Evaluate a point mapping on a coarse lattice of a grid and interpolate it linearly."""
-    axes = _lattice_axes(shape, affine, step_mm)
+    axes = _lattice_axes(grid, step_mm)
     lattice = np.stack(np.meshgrid(*axes, indexing="ij"))
-    values = mapping(_apply(affine, lattice)).astype(np.float32)
-    for axis, (nodes, n) in enumerate(zip(axes, shape, strict=True), start=1):
+    values = mapping(_apply(grid.affine, lattice)).astype(np.float32)
+    for axis, (nodes, n) in enumerate(zip(axes, grid.shape, strict=True), start=1):
         values = _interpolate_axis(values, nodes, n, axis)
     return values
 
 
-def _lattice_axes(shape: Sequence[int], affine: Array, step_mm: float) -> list[Array]:
+def _lattice_axes(grid: OnGrid, step_mm: float) -> list[Array]:
     """Return the voxel indices of a lattice's nodes along each axis, from 0 to n - 1."""
     sizes = [
         max(2, int(np.ceil((n - 1) * s / step_mm)) + 1) if n > 1 else 1
-        for n, s in zip(shape, voxel_sizes(affine), strict=True)
+        for n, s in zip(grid.shape, voxel_sizes(grid.affine), strict=True)
     ]
-    return [np.linspace(0, n - 1, size) for n, size in zip(shape, sizes, strict=True)]
+    return [np.linspace(0, n - 1, size) for n, size in zip(grid.shape, sizes, strict=True)]
 
 
 def _interpolate_axis(
@@ -264,33 +255,28 @@ def write_itk_forward(transform: TemplateTransform, path: Path) -> None:
     point first, then the cubic B-spline.
     """
     parts = [_itk_affine(transform.affine)]
-    if transform.coefficients is not None and transform.grid_affine is not None:
-        parts.append(_itk_bspline(transform.coefficients, transform.grid_affine))
+    if transform.bspline is not None:
+        parts.append(_itk_bspline(transform.bspline))
     _write_itk(parts, path)
 
 
 def write_itk_inverse(
-    transform: TemplateTransform,
-    shape: Sequence[int],
-    affine: Array,
-    path: Path,
-    step_mm: float = 4.0,
+    transform: TemplateTransform, template: OnGrid, path: Path, step_mm: float = 4.0
 ) -> None:
     """Write the template-to-FLAIR point transform (resamples FLAIR images onto the template).
 
     The file (``.h5``) holds an ITK composite transform in LPS+ mm: a displacement field over
-    the template's grid (`shape`, `affine`) undoes the B-spline first, then the inverse affine
-    is applied.
+    the template's grid undoes the B-spline first, then the inverse affine is applied.
     """
     parts = [_itk_affine(np.linalg.inv(transform.affine))]
-    if transform.coefficients is not None:
-        extent = (np.asarray(shape) - 1) * voxel_sizes(affine)
-        sizes = np.ceil(extent / step_mm).astype(int) + 1
-        coarse = affine.copy()
-        coarse[:3, :3] *= (np.asarray(shape) - 1) / (sizes - 1)
+    if transform.bspline is not None:
+        last = np.asarray(template.shape) - 1
+        sizes = np.ceil(last * voxel_sizes(template.affine) / step_mm).astype(int) + 1
+        coarse = template.affine.copy()
+        coarse[:3, :3] *= last / (sizes - 1)
         points = _apply(coarse, np.indices(tuple(sizes)).astype(np.float64))
         undone = _apply(transform.affine, transform.unmap_points(points)) - points
-        parts.insert(0, _itk_field(undone, coarse))
+        parts.insert(0, _itk_field(Image(undone, coarse)))
     _write_itk(parts, path)
 
 
@@ -307,31 +293,32 @@ def _itk_affine(matrix: Array) -> Any:
     return result
 
 
-def _itk_bspline(coefficients: Array, grid_affine: Array) -> Any:
+def _itk_bspline(coefficients: Image) -> Any:
     from itk.itkBSplineTransformPython import itkBSplineTransformD33
 
-    flipped = coefficients * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
     result = itkBSplineTransformD33.New()
-    result.SetFixedParameters(_itk_parameters(_itk_grid(coefficients.shape[1:], grid_affine)))
+    result.SetFixedParameters(_itk_parameters(_itk_grid(coefficients)))
+    flipped = coefficients.data * LPS_SIGNS
     result.SetParameters(_itk_parameters(flipped.transpose(0, 3, 2, 1)))
     return result
 
 
-def _itk_field(displacement: Array, affine: Array) -> Any:
+def _itk_field(displacement: Image) -> Any:
     from itk.itkDisplacementFieldTransformPython import itkDisplacementFieldTransformD3
 
-    flipped = displacement * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
     result = itkDisplacementFieldTransformD3.New()
-    result.SetFixedParameters(_itk_parameters(_itk_grid(displacement.shape[1:], affine)))
+    result.SetFixedParameters(_itk_parameters(_itk_grid(displacement)))
+    flipped = displacement.data * LPS_SIGNS
     result.SetParameters(_itk_parameters(flipped.transpose(3, 2, 1, 0)))
     return result
 
 
-def _itk_grid(shape: Sequence[int], affine: Array) -> Array:
-    """Return size, origin, spacing and directions of a grid, as ITK lists them."""
-    lps = RAS_TO_LPS @ affine
+def _itk_grid(vectors: Image) -> Array:
+    """Return size, origin, spacing and directions of a grid (3, I, J, K), as ITK lists them."""
+    lps = RAS_TO_LPS @ vectors.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    return np.concatenate([shape, lps[:3, 3], spacing, (lps[:3, :3] / spacing).ravel()])
+    directions = (lps[:3, :3] / spacing).ravel()
+    return np.concatenate([vectors.shape[1:], lps[:3, 3], spacing, directions])
 
 
 def _itk_parameters(values: Array) -> Any:
@@ -390,7 +377,7 @@ def read_itk_forward(path: Path) -> TemplateTransform:
     ProcessingError
         When the file holds something else.
     """
-    affine, coefficients, grid = np.eye(4), None, None
+    affine, bspline = np.eye(4), None
     composite = _read_itk(path)
     for number in range(composite.GetNumberOfTransforms()):
         part = composite.GetNthTransform(number)
@@ -403,16 +390,14 @@ def read_itk_forward(path: Path) -> TemplateTransform:
             lps[:3, 3] = values[9:] + fixed[:3] - lps[:3, :3] @ fixed[:3]
             affine = RAS_TO_LPS @ lps @ RAS_TO_LPS
         elif kind == "BSplineTransform":
-            size = fixed[:3].astype(int)
+            size = fixed[:3].astype(int).tolist()
             lps = np.eye(4)
             lps[:3, :3] = fixed[9:].reshape(3, 3) * fixed[6:9]
             lps[:3, 3] = fixed[3:6]
-            grid = RAS_TO_LPS @ lps
-            nodes = values.reshape(3, *size[::-1]).transpose(0, 3, 2, 1)
-            coefficients = nodes * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
+            bspline = _bspline(values, size, lps)
         else:
             raise ProcessingError(
                 f"{path}: found a transform of the kind {kind}; expected an affine and a "
                 "B-spline as written by this program; delete the file to have it made again"
             )
-    return TemplateTransform(affine, coefficients, grid)
+    return TemplateTransform(affine, bspline)

@@ -41,7 +41,7 @@ from bagau_bids.reports.frequency import read_transform
 from bagau_bids.reports.pages import Picture, embed
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
 from bagau_bids.reports.scan_tables import Volumes, read_rows, whole_brain
-from bagau_bids.spaces import Image, field_of_view, isotropic_grid, resample
+from bagau_bids.spaces import Grid, Image, field_of_view, isotropic_grid, resample
 
 COMPARED, FAILED = "compared", "failed"
 SPACING_MM = 1.0  # of the grid on which sessions are compared
@@ -376,39 +376,35 @@ def changes_between(before: Session, after: Session, matrix: np.ndarray) -> pd.D
     between the sessions.
     """
     half = half_way(matrix)
-    first_affine = half @ before.flair.affine
-    second_affine = np.linalg.inv(half) @ after.flair.affine
-    both = ((before.lesions, first_affine), (after.lesions, second_affine))
-    shape, grid = _around(both, *isotropic_grid(before.lesions.shape, first_affine, SPACING_MM))
-    masks, seen = [], np.ones(shape, dtype=bool)
-    for mask, affine in both:
-        masks.append(resample(mask, affine, shape, grid) >= 0.5)
-        seen &= field_of_view(mask.shape, affine, shape, grid)
-    return lesion_changes(Image(masks[0] & seen, np.linalg.inv(half) @ grid), masks[1] & seen)
+    both = (
+        Image(before.lesions, half @ before.flair.affine),
+        Image(after.lesions, np.linalg.inv(half) @ after.flair.affine),
+    )
+    grid = _around(both, isotropic_grid(both[0], SPACING_MM))
+    first, second = (resample(mask, grid) >= 0.5 for mask in both)
+    seen = field_of_view(both[0], grid) & field_of_view(both[1], grid)
+    return lesion_changes(Image(first & seen, np.linalg.inv(half) @ grid.affine), second & seen)
 
 
-def _around(
-    masks: Sequence[tuple[np.ndarray, np.ndarray]],
-    shape: tuple[int, int, int],
-    affine: np.ndarray,
-) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Cut a grid down to where one of the masks is, (mask, affine) each; one voxel if nowhere.
+def _around(masks: Sequence[Image], grid: Grid) -> Grid:
+    """Cut a grid down to where one of the masks is; one voxel if nowhere.
 
     A mask that is resampled linearly reaches less than a voxel beyond its own voxels.
     """
     corners = []
-    for mask, own in masks:
-        if mask.any():
-            (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    for mask in masks:
+        if mask.data.any():
+            (box,) = ndimage.find_objects(mask.data.astype(np.uint8))
             ends = np.meshgrid(*((axis.start - 1, axis.stop) for axis in box), indexing="ij")
-            corners.append(apply_affine(np.linalg.inv(affine) @ own, np.stack(ends, -1)))
+            corners.append(
+                apply_affine(np.linalg.inv(grid.affine) @ mask.affine, np.stack(ends, -1))
+            )
     found = np.concatenate([corner.reshape(-1, 3) for corner in corners] or [np.zeros((1, 3))])
-    low = np.clip(np.floor(found.min(axis=0)), 0, np.array(shape) - 1).astype(int)
-    high = np.clip(np.ceil(found.max(axis=0)) + 1, low + 1, shape).astype(int)
+    low = np.clip(np.floor(found.min(axis=0)), 0, np.array(grid.shape) - 1).astype(int)
+    high = np.clip(np.ceil(found.max(axis=0)) + 1, low + 1, grid.shape).astype(int)
     start = np.eye(4)
     start[:3, 3] = low
-    size = high - low
-    return (int(size[0]), int(size[1]), int(size[2])), affine @ start
+    return Grid(tuple((high - low).tolist()), grid.affine @ start)
 
 
 def _picture(

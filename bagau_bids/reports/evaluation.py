@@ -239,7 +239,7 @@ def _flair_of(path: Path | None, mask: Mask) -> tuple[np.ndarray | None, str]:
         check_grid(mask.stored, stored)
     except InputImageError as error:
         return None, f"Shown without its FLAIR: {error}"
-    flair, _ = reorient(np.nan_to_num(stored.values.astype(np.float32)), stored.affine)
+    flair = np.nan_to_num(reorient(stored).data.astype(np.float32))
     return flair, ""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bagau_bids.bids.derivatives import bids_uri, catalogue, sidecar_path
 from bagau_bids.errors import ProcessingError
 from bagau_bids.files import remove_stale, write_bytes, write_json
-from bagau_bids.preprocessing.template_masks import MNI_2MM, Grid, LesionFrequency
+from bagau_bids.preprocessing.template_masks import MNI_2MM, LesionFrequency
 from bagau_bids.preprocessing.transforms import (
     TemplateTransform,
     inverse_field,
@@ -21,6 +21,7 @@ from bagau_bids.preprocessing.transforms import (
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
+from bagau_bids.spaces import Image
 
 SLICES = 15
 BACKGROUND_SCANS = 6  # FLAIRs whose mean is shown below the map
@@ -76,8 +77,7 @@ def _write_map(output_dir: Path, template: str, scans: Sequence[ScanResults]) ->
     gathered, used, problems = LesionFrequency(), [], []
     for scan in scans:
         try:
-            mask = load_image(scan.path("wmh_mask"))
-            gathered.add(mask.data, mask.affine, read_transform(scan))
+            gathered.add(load_image(scan.path("wmh_mask")), read_transform(scan))
             used.append(scan)
         except ProcessingError as error:
             problems.append(f"{scan.stem}_FLAIR is not in the lesion frequency map: {error}")
@@ -86,7 +86,7 @@ def _write_map(output_dir: Path, template: str, scans: Sequence[ScanResults]) ->
     if not used:
         return FrequencyMap(path, None, tuple(problems))
     frequency = gathered.frequency()
-    write_bytes(path, _image_bytes(frequency, gathered.grid))
+    write_bytes(path, _image_bytes(Image(frequency, gathered.grid.affine)))
     sidecar = {
         **described.sidecar,
         "NumberOfParticipants": len(used),
@@ -124,13 +124,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _image_bytes(data: np.ndarray, grid: Grid) -> bytes:
+def _image_bytes(image: Image) -> bytes:
     """Content of a compressed image in MNI space, the same for the same data."""
-    image = nib.Nifti1Image(data, grid.affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code="mni")
-    image.set_qform(grid.affine, code="mni")
-    return gzip.compress(image.to_bytes(), mtime=0)
+    stored = nib.Nifti1Image(image.data, image.affine)
+    stored.header.set_xyzt_units("mm")
+    stored.set_sform(image.affine, code="mni")
+    stored.set_qform(image.affine, code="mni")
+    return gzip.compress(stored.to_bytes(), mtime=0)
 
 
 def _picture(
@@ -190,7 +190,7 @@ def _mean_flair(scans: Sequence[ScanResults]) -> np.ndarray:
             continue
         level = max(float(np.median(flair.data[brain != 0])), 1e-6)
         shown = np.where(brain != 0, flair.data, 0) / level
-        points = inverse_field(transform, grid.shape, grid.affine, FIELD_STEP_MM)
-        total += sample(shown, flair.affine, points)
-        weight += sample(brain != 0, flair.affine, points)
+        points = inverse_field(transform, grid, FIELD_STEP_MM)
+        total += sample(Image(shown, flair.affine), points)
+        weight += sample(Image(brain != 0, flair.affine), points)
     return np.where(weight >= 0.5 * max(float(weight.max()), 1), total / np.maximum(weight, 1), 0)

@@ -193,7 +193,7 @@ def load_image(path: Path) -> Image:
     """
     try:
         image = nib.Nifti1Image.from_filename(path)
-        return Image(*reorient(np.asarray(image.dataobj, dtype=np.float32), image.affine))
+        return reorient(Image(np.asarray(image.dataobj, dtype=np.float32), image.affine))
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise ProcessingError(
             f"{path}: cannot be read ({error}); expected a NIfTI image of this pipeline: process "

@@ -24,7 +24,7 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import forward_field, sample
-from bagau_bids.spaces import Image, voxel_sizes
+from bagau_bids.spaces import Image, crop, voxel_sizes
 from bagau_bids.synthesis.engine import (
     SynthesisSettings,
     SyntheticScan,
@@ -198,12 +198,10 @@ def prepare_head(
     plain = ndimage.gaussian_filter(contrast[head.classes.numpy()], 0.7)
     registration = register_template(Image(plain, head.affine), brain, template, threads=threads)
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
-    box_affine = head.affine.copy()
-    box_affine[:3, 3] += head.affine[:3, :3] @ [axis.start for axis in box]
-    points = forward_field(registration.transform, brain[box].shape, box_affine)
+    points = forward_field(registration.transform, crop(Image(brain, head.affine), box))
     masks = []
     for path in lesion_masks:
-        warped = sample(*_read_mask(path), points, 0)
+        warped = sample(_read_mask(path), points, 0)
         mask = np.zeros(brain.shape, bool)
         mask[box] = warped > 0.5
         masks.append(mask)
@@ -257,7 +255,7 @@ def _warp_infarcts(
         if len(shapes) == HEAD_INFARCTS:
             break
         mask = np.zeros(brain.shape, bool)
-        mask[box] = sample(*_read_mask(paths[number]), points, 0) > 0.5
+        mask[box] = sample(_read_mask(paths[number]), points, 0) > 0.5
         mask &= brain
         if mask.sum() >= least:
             shapes.append(LesionShapes.from_masks([mask], head.spacing_mm))
@@ -466,11 +464,11 @@ def draw_pool(
             )
 
 
-def _read_mask(path: Path) -> tuple[NDArray, NDArray]:
-    """Voxels and affine of a lesion mask."""
+def _read_mask(path: Path) -> Image:
+    """Read a lesion mask."""
     try:
         image = nib.nifti1.load(path)
-        return np.asarray(image.dataobj), image.affine
+        return Image(np.asarray(image.dataobj), image.affine)
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         raise InputImageError(
             f"{path}: found no readable NIfTI image ({error}), expected a binary lesion mask in "
@@ -492,6 +490,5 @@ def _crop_to_head(head: Head) -> Head:
         slice(max(0, axis.start - _AIR_MARGIN), min(size, axis.stop + _AIR_MARGIN))
         for axis, size in zip(boxes, head.labels.shape, strict=True)
     )
-    affine = head.affine.copy()
-    affine[:3, 3] += head.affine[:3, :3] @ [axis.start for axis in box]
-    return Head(np.ascontiguousarray(head.labels[box]), affine)
+    cropped = crop(Image(head.labels, head.affine), box)
+    return Head(np.ascontiguousarray(cropped.data), cropped.affine)

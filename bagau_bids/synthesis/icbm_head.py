@@ -10,7 +10,7 @@ one to measure.
 import numpy as np
 from numpy.typing import NDArray
 
-from bagau_bids.spaces import isotropic_grid, resample
+from bagau_bids.spaces import Image, OnGrid, isotropic_grid, resample
 from bagau_bids.synthesis.labels import Head
 
 # The ICBM brain with its outer CSF, 1.9 litres, is made as large as most brains are.
@@ -57,19 +57,18 @@ def icbm_head(spacing_mm: float = 1.0) -> Head:
         load(resolution=1)
         for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
     ]
-    shape, affine = isotropic_grid(maps[0].shape, maps[0].affine, spacing_mm)
+    grid = isotropic_grid(maps[0], spacing_mm)
     grey, white, brain = (
-        resample(np.asarray(image.dataobj, np.float32), image.affine, shape, affine)
-        for image in maps
+        resample(Image(np.asarray(one.dataobj, np.float32), one.affine), grid) for one in maps
     )
-    labels = _brain_labels(grey, white, brain > 0.5, affine, spacing_mm)
-    _add_head(labels, affine, spacing_mm)
-    return Head(labels, np.diag([SIZE, SIZE, SIZE, 1.0]) @ affine, white)
+    labels = _brain_labels(grey, white, Image(brain > 0.5, grid.affine), spacing_mm)
+    _add_head(labels, spacing_mm)
+    return Head(labels.data, np.diag([SIZE, SIZE, SIZE, 1.0]) @ grid.affine, white)
 
 
-def _coordinates(shape: tuple[int, ...], affine: NDArray) -> list[NDArray[np.float64]]:
+def _coordinates(grid: OnGrid) -> list[NDArray[np.float64]]:
     """World coordinates of the voxels of an axis-aligned grid, as open (broadcastable) arrays."""
-    indices = np.ogrid[tuple(slice(n) for n in shape)]
+    indices, affine = np.ogrid[tuple(slice(n) for n in grid.shape)], grid.affine
     return [index * affine[axis, axis] + affine[axis, 3] for axis, index in enumerate(indices)]
 
 
@@ -81,13 +80,12 @@ def _ellipsoid(
     return x + y + z < 1
 
 
-def _brain_labels(
-    grey: NDArray, white: NDArray, brain: NDArray, affine: NDArray, spacing_mm: float
-) -> NDArray[np.int16]:
-    """Labels of the structures within the skull."""
+def _brain_labels(grey: NDArray, white: NDArray, inside: Image, spacing_mm: float) -> Image:
+    """Labels of the structures within the skull, int16."""
     from scipy.ndimage import binary_dilation
 
-    x, y, z = _coordinates(brain.shape, affine)
+    x, y, z = _coordinates(inside)
+    brain = inside.data
     across = np.abs(x)
     is_right = np.broadcast_to(x > 0, brain.shape)
     csf = brain & (grey + white < 0.5)
@@ -116,13 +114,14 @@ def _brain_labels(
     paint(csf & (body | horns), _VENTRICLE)
     paint(csf & (across < 4) & (y > -30) & (y < 8) & (z > -12) & (z < 8), _THIRD_VENTRICLE)
     paint(csf & (across < 10) & (y < -36) & (y > -54) & (z > -46) & (z < -16), _FOURTH_VENTRICLE)
-    return labels
+    return Image(labels, inside.affine)
 
 
-def _add_head(labels: NDArray[np.int16], affine: NDArray, spacing_mm: float) -> None:
+def _add_head(head: Image, spacing_mm: float) -> None:
     """Lay skull, fat, skin, face, neck and eyes around the brain, in place."""
-    distance = _distance_outside(labels > 0, affine, spacing_mm)
-    coordinates = _coordinates(labels.shape, affine)
+    labels = head.data
+    distance = _distance_outside(Image(labels > 0, head.affine), spacing_mm)
+    coordinates = _coordinates(head)
     x, y, z = coordinates
     face = _ellipsoid(coordinates, (0, 48, -52), (56, 48, 48))
     neck = ((x / 60) ** 2 + ((y + 28) / 66) ** 2 < 1) & (z < -30)
@@ -136,23 +135,21 @@ def _add_head(labels: NDArray[np.int16], affine: NDArray, spacing_mm: float) -> 
     for side in (-1, 1):
         eye = _ellipsoid(coordinates, (side * 32, 66, -38), (12, 12, 12))
         labels[eye & outside] = _EYE
-    skin = _distance_outside(labels > 0, affine, spacing_mm)
+    skin = _distance_outside(Image(labels > 0, head.affine), spacing_mm)
     labels[(labels == 0) & (skin < 2.5)] = _SKIN
 
 
-def _distance_outside(
-    mask: NDArray[np.bool_], affine: NDArray, spacing_mm: float
-) -> NDArray[np.float32]:
+def _distance_outside(mask: Image, spacing_mm: float) -> NDArray[np.float32]:
     """Distance of each voxel to the mask in mm, 0 within; computed on a 2 mm grid for speed."""
     from scipy.ndimage import distance_transform_edt
 
     if spacing_mm >= 2:
-        return distance_transform_edt(~mask, sampling=spacing_mm).astype(np.float32)
-    shape, coarse = isotropic_grid(mask.shape, affine, 2.0)
-    coarse_mask = resample(mask, affine, shape, coarse) > 0.5
+        return distance_transform_edt(~mask.data, sampling=spacing_mm).astype(np.float32)
+    coarse = isotropic_grid(mask, 2.0)
+    coarse_mask = resample(mask, coarse) > 0.5
     # The edge of the mask lies half a voxel before the first voxel outside.
     inside = distance_transform_edt(coarse_mask, sampling=2.0)
     outside = distance_transform_edt(~coarse_mask, sampling=2.0)
     signed = np.where(coarse_mask, 1.0 - inside, outside - 1.0)
-    fine = resample(signed, coarse, mask.shape, affine, cval=None)
-    return np.where(mask, 0, np.maximum(fine, 0.01)).astype(np.float32)
+    fine = resample(Image(signed, coarse.affine), mask, cval=None)
+    return np.where(mask.data, 0, np.maximum(fine, 0.01)).astype(np.float32)

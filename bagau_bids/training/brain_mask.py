@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from bagau_bids.network.brain_unet import BrainUNet, BrainUNetConfig
 from bagau_bids.network.inference import choose_device
-from bagau_bids.preprocessing.brain_mask import low_resolution, low_resolution_grid
+from bagau_bids.preprocessing.brain_mask import low_resolution
 from bagau_bids.spaces import Image, resample
 from bagau_bids.synthesis.engine import (
     SynthesisSettings,
@@ -92,9 +92,8 @@ class SyntheticHeads(IterableDataset):
 def network_pair(scan: SyntheticScan) -> tuple[NDArray, NDArray]:
     """Input and soft target of the network for a scan, both (D, H, W) float16."""
     low = low_resolution(Image(scan.flair, scan.affine))
-    shape, grid = low_resolution_grid(scan.flair.shape, scan.affine)
-    target = resample(scan.brain_mask, scan.affine, shape, grid, order=1, cval=0.0)
-    return low.volume.astype(np.float16), target.astype(np.float16)
+    target = resample(Image(scan.brain_mask, scan.affine), low)
+    return low.data.astype(np.float16), target.astype(np.float16)
 
 
 def _crop_or_pad(volume: NDArray, shape: tuple[int, ...], places: NDArray) -> NDArray:

@@ -21,6 +21,7 @@ from bagau_bids.network.slices import (
     Z_SCORE_LIMITS,
     Z_SCORE_PERCENTILES,
 )
+from bagau_bids.spaces import Image
 from bagau_bids.training.pack import encode_atlas, encode_flair
 
 SLICES_FILE = "slices.npz"
@@ -50,7 +51,7 @@ def held_out_patients(ids: Sequence[str]) -> NDArray[np.bool_]:
     return held
 
 
-def stroke_arrays(folder: Path, wm_map: NDArray, wm_affine: NDArray) -> dict[str, NDArray]:
+def stroke_arrays(folder: Path, wm_map: Image) -> dict[str, NDArray]:
     """Bring the slices to the network's plane, with their atlas and infarct.
 
     Parameters
@@ -58,10 +59,8 @@ def stroke_arrays(folder: Path, wm_map: NDArray, wm_affine: NDArray) -> dict[str
     folder : Path
         Holds ``slices.npz``: ``flair`` (N, X, Y) uint8, ``infarct`` (N, X, Y) bool, ``ids``; 1 mm
         pixels in the template's space.
-    wm_map : (X, Y, Z) array
+    wm_map : Image
         White-matter probability of the template, on voxels of 1 mm.
-    wm_affine : (4, 4) array
-        Voxel to template coordinates, mm.
 
     Returns
     -------
@@ -87,7 +86,7 @@ def stroke_arrays(folder: Path, wm_map: NDArray, wm_affine: NDArray) -> dict[str
     brains = np.stack([_brain(image) for image in flair])
     kept = np.flatnonzero(_usual(flair, brains))
     z_scored = np.stack([_z_scored(flair[n], brains[n]) for n in kept])
-    levels = np.stack([_level(wm_map, wm_affine, flair.shape[1:], mm) for mm in LEVELS_MM])
+    levels = np.stack([_level(wm_map, flair.shape[1:], mm) for mm in LEVELS_MM])
     return {
         "flair": encode_flair(z_scored),
         "infarct": np.packbits(np.stack([_on_plane(infarct[n]) for n in kept])),
@@ -140,9 +139,7 @@ def _on_plane(image: NDArray) -> NDArray:
     return np.pad(image, list(zip(first, after, strict=True)))
 
 
-def _level(
-    wm_map: NDArray, affine: NDArray, shape: tuple[int, ...], height_mm: float
-) -> NDArray[np.float32]:
+def _level(wm_map: Image, shape: tuple[int, ...], height_mm: float) -> NDArray[np.float32]:
     """White matter of the template where the pixels of a slice lie, on the network's plane."""
     points = np.stack(
         np.meshgrid(
@@ -150,6 +147,6 @@ def _level(
         )
     ).astype(np.float64)
     world = np.stack([*points, np.full(shape, height_mm), np.ones(shape)])
-    voxels = np.einsum("ij,jxy->ixy", np.linalg.inv(affine), world)[:3]
-    sampled = ndimage.map_coordinates(np.asarray(wm_map, np.float32), voxels, order=1)
+    voxels = np.einsum("ij,jxy->ixy", np.linalg.inv(wm_map.affine), world)[:3]
+    sampled = ndimage.map_coordinates(np.asarray(wm_map.data, np.float32), voxels, order=1)
     return _on_plane(sampled)

@@ -34,6 +34,7 @@ from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sideca
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
 from bagau_bids.files import copy_file, remove_stale, write_json
+from bagau_bids.spaces import Image
 from bagau_bids.workflow.step import (
     Step,
     StepInputSpec,
@@ -70,16 +71,15 @@ class TemplateCopies(Step):
 
         grid = nib.Nifti1Image.from_filename(self.inputs.template_t1w)
         transform = read_itk_forward(Path(self.inputs.template_to_flair_xfm))
-        points = inverse_field(transform, grid.shape, grid.affine)
+        points = inverse_field(transform, grid)
         for key, path, order in (
             ("template_wmh_mask", self.inputs.wmh_mask, 0),
             ("template_wmh_probseg", self.inputs.probability, 1),
             ("template_flair", self.inputs.corrected, 1),
         ):
-            made = load_image(path)
-            copy = sample(made.data, made.affine, points, order)
+            copy = Image(sample(load_image(path), points, order), grid.affine)
             target, dtype = folder / f"{key}.nii.gz", catalogue().files[key].dtype
-            save_image(target, copy, grid.affine, dtype, standard_space=True)
+            save_image(target, copy, dtype, standard_space=True)
             self._results["derivatives"][key] = str(target)
 
 

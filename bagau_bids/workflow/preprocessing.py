@@ -27,9 +27,9 @@ from bagau_bids.workflow.step import (
     StepInputSpec,
     StepOutputSpec,
     TissueInputSpec,
-    known_lesions_of,
     load_image,
     load_on_grid,
+    load_points,
     set_torch_threads,
     without,
 )
@@ -78,10 +78,11 @@ class Conform(Step):
         scan = conform(Path(self.inputs.in_file))
         sidecars = self.inputs.sidecars if isdefined(self.inputs.sidecars) else []
         signs = signs_of_another_sequence(read_sidecars([Path(path) for path in sidecars]))
-        self._save("flair", folder, scan.data, scan.affine, np.float32)
-        self._results["derivatives"]["conformed_flair"] = self._results["flair"]
+        self._results["derivatives"]["conformed_flair"] = self._save(
+            "flair", folder, scan, np.float32
+        )
         said = [f"The metadata say {'; '.join(signs)}: is it a FLAIR?"] if signs else []
-        lesions, notes = self._known_lesions(folder, scan.data.shape, scan.affine)
+        lesions, notes = self._known_lesions(folder, scan)
         return ConformRecord(
             notes=(*scan.notes, *said, *notes),
             sidecar_signs=signs,
@@ -93,7 +94,7 @@ class Conform(Step):
         )
 
     def _known_lesions(
-        self, folder: Path, shape: tuple[int, int, int], affine: NDArray
+        self, folder: Path, flair: Image
     ) -> tuple[KnownLesions | UnsetType, tuple[str, ...]]:
         """Bring the known lesions onto the FLAIR's grid; return their record and notes."""
         from bagau_bids.measures.lesions import voxel_volume_mm3
@@ -102,9 +103,10 @@ class Conform(Step):
         if not isdefined(self.inputs.lesion_file):
             return UNSET, ()
         path = Path(self.inputs.lesion_file)
-        found = known_lesions_on(path, shape, affine)
-        self._derive("known_lesion_mask", folder, found.mask, affine, "known_lesions")
-        volume_ml = np.count_nonzero(found.mask) * voxel_volume_mm3(affine) / 1000
+        found = known_lesions_on(path, flair)
+        mask = Image(found.mask, flair.affine)
+        self._derive("known_lesion_mask", folder, mask, "known_lesions")
+        volume_ml = np.count_nonzero(found.mask) * voxel_volume_mm3(flair.affine) / 1000
         taken = f"Known lesions of {volume_ml:.2f} ml are those of {path}; they are no WMH."
         record = KnownLesions(
             file=path.name, resampled=found.resampled, volume_ml=round(volume_ml, 3)
@@ -157,7 +159,7 @@ class BrainMask(Step):
                 f"{self.inputs.flair}: the brain mask is empty; expected a FLAIR of a head: look "
                 "at the image, or give a mask with --derivatives"
             )
-        self._derive("brain_mask", folder, mask, flair.affine, "brain_mask")
+        self._derive("brain_mask", folder, Image(mask, flair.affine), "brain_mask")
         voxel_ml = abs(np.linalg.det(flair.affine[:3, :3])) / 1000
         return replace(
             record,
@@ -205,11 +207,9 @@ class BiasField(Step):
     def _process(self, folder: Path) -> BiasFieldRecord:
         from bagau_bids.preprocessing.bias_field import correct_bias_field
 
-        flair = load_image(self.inputs.flair)
-        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
-        known = known_lesions_of(self.inputs, flair)
+        flair, mask, known = self._load_scan(self.inputs.flair)
         corrected = correct_bias_field(flair, without(mask, known))
-        self._derive("preproc_flair", folder, corrected, flair.affine, "corrected")
+        self._derive("preproc_flair", folder, corrected, "corrected")
         return BiasFieldRecord(method="N4", notes=())
 
 
@@ -255,8 +255,7 @@ class Registration(Step):
             write_itk_inverse,
         )
 
-        flair = load_image(self.inputs.corrected)
-        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
+        flair, mask, known = self._load_scan(self.inputs.corrected)
         template = Template(
             name=self.inputs.template,
             t1w=Path(self.inputs.template_t1w),
@@ -270,20 +269,21 @@ class Registration(Step):
             method=self.inputs.method,
             seed=self.inputs.seed,
             threads=self.inputs.num_threads,
-            excluded=known_lesions_of(self.inputs, flair),
+            excluded=known,
         )
-        self._derive("wm_atlas", folder, result.wm_probseg, flair.affine, "wm_probseg")
-        self._save("warped_t1w", folder, result.t1w, flair.affine, np.float32)
+        wm_probseg, t1w = (Image(one, flair.affine) for one in (result.wm_probseg, result.t1w))
+        self._derive("wm_atlas", folder, wm_probseg, "wm_probseg")
+        warped_t1w = self._save("warped_t1w", folder, t1w, np.float32)
         forward = folder / "template_to_flair_xfm.h5"
         write_itk_forward(result.transform, forward)
         inverse = folder / "flair_to_template_xfm.h5"
-        grid = nib.Nifti1Image.from_filename(template.t1w)
-        write_itk_inverse(result.transform, grid.shape, grid.affine, inverse)
-        points, lattice = lattice_field(result.transform, flair.data.shape, flair.affine)
-        self._save("template_points", folder, np.moveaxis(points, 0, -1), lattice, np.float32)
+        write_itk_inverse(result.transform, nib.Nifti1Image.from_filename(template.t1w), inverse)
+        lattice = lattice_field(result.transform, flair)
+        points = Image(np.moveaxis(lattice.data, 0, -1), lattice.affine)
+        self._save("template_points", folder, points, np.float32)
         self._results["template_to_flair_xfm"] = str(forward)
         self._results["derivatives"] |= {
-            "warped_t1w": self._results["warped_t1w"],
+            "warped_t1w": warped_t1w,
             "template_to_flair_xfm": str(forward),
             "flair_to_template_xfm": str(inverse),
         }
@@ -326,8 +326,7 @@ class T1w(Step):
     def _process(self, folder: Path) -> T1wRecord:
         from bagau_bids.preprocessing.t1w import t1w_on_flair
 
-        flair = load_image(self.inputs.flair)
-        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
+        flair, mask, _ = self._load_scan(self.inputs.flair)
         result = t1w_on_flair(
             Path(self.inputs.in_file),
             flair,
@@ -335,7 +334,7 @@ class T1w(Step):
             seed=self.inputs.seed,
             threads=self.inputs.num_threads,
         )
-        self._save("t1w", folder, result.data, flair.affine, np.float32)
+        self._save("t1w", folder, result, np.float32)
         return T1wRecord(
             start=result.start,
             mutual_information=result.mutual_information,
@@ -375,19 +374,22 @@ class Regions(Step):
         from bagau_bids.measures.regions import brain_lookup_table
         from bagau_bids.preprocessing.brain_map import map_brain
 
-        flair = load_image(self.inputs.corrected)
-        points = load_image(self.inputs.template_points)
+        flair, mask, known = self._load_scan(self.inputs.corrected)
         found = map_brain(
             flair,
-            load_on_grid(self.inputs.brain_mask, flair) > 0,
+            mask,
             load_on_grid(self.inputs.wm_probseg, flair),
-            Image(np.moveaxis(points.data, -1, 0), points.affine),
-            known_lesions_of(self.inputs, flair),
+            load_points(self.inputs.template_points),
+            known,
             self.inputs.rule,
         )
-        self._derive("ventricle_mask", folder, found.ventricles.mask, flair.affine, "ventricles")
-        self._save("regions", folder, found.regions, flair.affine, np.uint8)
-        self._derive("brain_regions_dseg", folder, found.told_regions, flair.affine)
+        ventricles, regions, told = (
+            Image(one, flair.affine)
+            for one in (found.ventricles.mask, found.regions, found.told_regions)
+        )
+        self._derive("ventricle_mask", folder, ventricles, "ventricles")
+        self._save("regions", folder, regions, np.uint8)
+        self._derive("brain_regions_dseg", folder, told)
         self._tabulate("brain_regions_table", folder, brain_lookup_table(self.inputs.rule))
         return RegionsRecord(
             suspects=found.suspects,
@@ -411,13 +413,12 @@ def mask_from_file(path: Path, flair: Image) -> tuple[NDArray[np.bool_], BrainMa
     from bagau_bids.preprocessing.conform import read_volume
 
     stored = read_volume(path)  # a mask has no intensities to check
-    found, grid = reorient(stored.values, stored.affine)
-    shape = flair.data.shape
-    if not same_grid(found.shape, grid, shape, flair.affine):
+    found = reorient(stored)
+    if not same_grid(found, flair):
         raise InputImageError(
             f"{path}: the brain mask lies on another grid ({found.shape} in RAS order) than "
-            f"the FLAIR ({shape}); expected a mask drawn on this FLAIR: resample it, or leave "
-            "out --derivatives"
+            f"the FLAIR ({flair.shape}); expected a mask drawn on this FLAIR: resample it, or "
+            "leave out --derivatives"
         )
     record = BrainMaskRecord(
         method="from derivatives",
@@ -426,4 +427,4 @@ def mask_from_file(path: Path, flair: Image) -> tuple[NDArray[np.bool_], BrainMa
         notes=(f"Brain mask taken from {path}.", *stored.notes),
         description="Brain mask taken from another derivative data set.",
     )
-    return np.ascontiguousarray(found > 0), record
+    return np.ascontiguousarray(found.data > 0), record

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import UNSET
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
+from numpy.typing import NDArray
 
 from bagau_bids.bids.records import (
     BrainMaskRecord,
@@ -23,9 +24,8 @@ from bagau_bids.workflow.step import (
     Step,
     StepOutputSpec,
     TissueInputSpec,
-    known_lesions_of,
-    load_image,
     load_on_grid,
+    load_points,
     read_record,
     set_torch_threads,
     without,
@@ -77,16 +77,15 @@ class Segmentation(Step):
         from bagau_bids.network.weights import load_weights
 
         set_torch_threads(self.inputs.num_threads)
-        flair = load_image(self.inputs.corrected)
-        mask = load_on_grid(self.inputs.brain_mask, flair) > 0
+        flair, mask, known = self._load_scan(self.inputs.corrected)
         wm_probseg = load_on_grid(self.inputs.wm_probseg, flair)
         networks = [load_weights(Path(path)) for path in self.inputs.weights]
-        known = known_lesions_of(self.inputs, flair)
         inputs = network_input(flair, mask, wm_probseg, known)
         require_white_matter(wm_probseg, mask)
         judged = without(mask, known)
         if isdefined(self.inputs.t1w):
-            inputs = add_t1(inputs, load_on_grid(self.inputs.t1w, flair), flair.affine, judged)
+            t1w = Image(load_on_grid(self.inputs.t1w, flair), flair.affine)
+            inputs = add_t1(inputs, t1w, judged)
         result = segment(
             networks,
             inputs,
@@ -95,10 +94,11 @@ class Segmentation(Step):
             batch_size=self.inputs.batch_size,
             tta=self.inputs.tta,
         )
-        self._derive("wmh_probseg", folder, result.probability, flair.affine, "probability")
+        wmh = Image(result.probability, flair.affine)
+        self._derive("wmh_probseg", folder, wmh, "probability")
         if result.infarct_probability is not None:
-            infarct = result.infarct_probability
-            self._save("infarct_probability", folder, infarct, flair.affine, np.float32)
+            infarct = Image(result.infarct_probability, flair.affine)
+            self._save("infarct_probability", folder, infarct, np.float32)
         return SegmentationRecord(
             notes=result.notes,
             device=result.device,
@@ -165,13 +165,12 @@ class Measure(Step):
     def _process(self, folder: Path) -> MeasureRecord:
         from bagau_bids.measures.scan import measure_scan
 
-        probability = load_image(self.inputs.probability)
-        affine = probability.affine
+        probability, mask, known = self._load_scan(self.inputs.probability)
         infarct = None
         if isdefined(self.inputs.infarct_probability):
             infarct = load_on_grid(self.inputs.infarct_probability, probability)
         measured = measure_scan(
-            self._maps(probability),
+            self._maps(probability, mask, known),
             probability.data,
             infarct,
             self._noticed(),
@@ -180,11 +179,16 @@ class Measure(Step):
             rule=self.inputs.rule,
             infarct_wanted=self.inputs.infarct,
         )
-        self._derive("wmh_mask", folder, measured.found.wmh, affine, "wmh_mask")
-        self._derive("lesions_dseg", folder, measured.lesions, affine)
-        self._derive("regions_dseg", folder, measured.wmh_regions, affine)
+        wmh, lesions, regions = (
+            Image(one, probability.affine)
+            for one in (measured.found.wmh, measured.lesions, measured.wmh_regions)
+        )
+        self._derive("wmh_mask", folder, wmh, "wmh_mask")
+        self._derive("lesions_dseg", folder, lesions)
+        self._derive("regions_dseg", folder, regions)
         if measured.found.reported is not None:
-            self._derive("infarct_mask", folder, measured.found.reported, affine)
+            reported = Image(measured.found.reported, probability.affine)
+            self._derive("infarct_mask", folder, reported)
             self._results["derivatives"]["infarct_probseg"] = self.inputs.infarct_probability
         for name, table in measured.tables.items():
             self._tabulate(name, folder, table)
@@ -195,19 +199,18 @@ class Measure(Step):
             infarct_ml=measured.infarct_ml,
         )
 
-    def _maps(self, scan: Image) -> "Maps":
+    def _maps(self, scan: Image, mask: NDArray, known: NDArray | None) -> "Maps":
         from bagau_bids.measures.scan import Maps
 
-        points = load_image(self.inputs.template_points)
         return Maps(
             flair=Image(load_on_grid(self.inputs.corrected, scan), scan.affine),
-            brain_mask=load_on_grid(self.inputs.brain_mask, scan) > 0,
+            brain_mask=mask,
             ventricles=load_on_grid(self.inputs.ventricles, scan) > 0,
             wm_probseg=load_on_grid(self.inputs.wm_probseg, scan),
             template_t1w=load_on_grid(self.inputs.warped_t1w, scan),
             regions=load_on_grid(self.inputs.regions, scan).astype(np.uint8),
-            known_lesions=known_lesions_of(self.inputs, scan),
-            template_points=Image(np.moveaxis(points.data, -1, 0), points.affine),
+            known_lesions=known,
+            template_points=load_points(self.inputs.template_points),
         )
 
     def _noticed(self) -> "Noticed":

@@ -25,6 +25,7 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
+    Undefined,
     isdefined,
     traits,
 )
@@ -37,7 +38,7 @@ from bagau_bids.bids.records import StepRecord
 from bagau_bids.disk import full_disk_message, is_full_disk, temporaries_in
 from bagau_bids.errors import BagauError, ProcessingError
 from bagau_bids.files import together, write_json, write_table
-from bagau_bids.spaces import Image, same_grid
+from bagau_bids.spaces import Image, OnGrid, same_grid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,23 +143,29 @@ class Step(SimpleInterface):
                 pdb.post_mortem(error.__traceback__)
             raise
 
-    def _save(
-        self, output: str, folder: Path, data: NDArray, affine: NDArray, dtype: DTypeLike
-    ) -> None:
+    def _load_scan(self, path: str) -> tuple[Image, NDArray[np.bool_], NDArray[np.bool_] | None]:
+        """Load an image of the scan, and the step's brain mask and known lesions on its grid.
+
+        The latter are None where the step does not ask for them or the user named none.
+        """
+        scan = load_image(path)
+        mask = load_on_grid(self.inputs.brain_mask, scan) > 0
+        lesions = getattr(self.inputs, "known_lesions", Undefined)
+        return scan, mask, load_on_grid(lesions, scan) > 0 if isdefined(lesions) else None
+
+    def _save(self, output: str, folder: Path, image: Image, dtype: DTypeLike) -> str:
         """Save an image of the conformed grid in `folder`, as the output of that name."""
         path = folder / f"{output}.nii{'.gz' if self.inputs.compress else ''}"
-        save_image(path, data, affine, dtype)
+        save_image(path, image, dtype)
         self._results[output] = str(path)
+        return str(path)
 
-    def _derive(
-        self, key: str, folder: Path, data: NDArray, affine: NDArray, output: str = ""
-    ) -> None:
+    def _derive(self, key: str, folder: Path, image: Image, output: str = "") -> None:
         """Save a derivative in `folder`, with its type on disk; as an output too, if named."""
-        path = folder / f"{output or key}.nii{'.gz' if self.inputs.compress else ''}"
-        save_image(path, data, affine, catalogue().files[key].dtype)
-        self._results["derivatives"][key] = str(path)
-        if output:
-            self._results[output] = str(path)
+        path = self._save(output or key, folder, image, catalogue().files[key].dtype)
+        if not output:
+            del self._results[key]
+        self._results["derivatives"][key] = path
 
     def _tabulate(self, key: str, folder: Path, table: "pd.DataFrame") -> None:
         """Write a table in `folder`, as a derivative."""
@@ -170,13 +177,6 @@ class TissueInputSpec(StepInputSpec):
     """Inputs of a step to which known lesions are no tissue."""
 
     known_lesions = File(exists=True, desc="infarct, tumour, resection ...; conformed grid")
-
-
-def known_lesions_of(inputs: TissueInputSpec, scan: Image) -> NDArray[np.bool_] | None:
-    """Load the known lesions of a step, (X, Y, Z) bool; None where the user named none."""
-    if not isdefined(inputs.known_lesions):
-        return None
-    return load_on_grid(inputs.known_lesions, scan) > 0
 
 
 def without(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
@@ -243,18 +243,18 @@ def set_torch_threads(count: int) -> None:
 
 
 def save_image(
-    path: Path, data: NDArray, affine: NDArray, dtype: DTypeLike, *, standard_space: bool = False
+    path: Path, image: Image, dtype: DTypeLike, *, standard_space: bool = False
 ) -> None:
-    """Save an array (X, Y, Z) with its affine (4, 4), voxel to world in mm, as NIfTI-1.
+    """Save an image as NIfTI-1.
 
     sform and qform both hold the affine; their codes are 4 in a standard space, else 1.
     """
-    image = nib.Nifti1Image(np.asarray(data).astype(dtype), affine)
+    stored = nib.Nifti1Image(image.data.astype(dtype), image.affine)
     code = 4 if standard_space else 1
-    image.set_sform(affine, code)
-    image.set_qform(affine, code)
-    image.header.set_xyzt_units("mm")
-    image.to_filename(path)
+    stored.set_sform(image.affine, code)
+    stored.set_qform(image.affine, code)
+    stored.header.set_xyzt_units("mm")
+    stored.to_filename(path)
 
 
 def load_image(path: str) -> Image:
@@ -272,7 +272,7 @@ def load_image(path: str) -> Image:
         raise ProcessingError(damaged(path, error)) from error
 
 
-def load_on_grid(path: str, scan: Image) -> NDArray[np.float32]:
+def load_on_grid(path: str, scan: OnGrid) -> NDArray[np.float32]:
     """Load a step's image that must lie on the grid of the scan.
 
     Raises
@@ -280,13 +280,19 @@ def load_on_grid(path: str, scan: Image) -> NDArray[np.float32]:
     ProcessingError
         If it does not.
     """
-    found, shape = load_image(path), scan.data.shape
-    if not same_grid(found.data.shape, found.affine, shape, scan.affine):
+    found = load_image(path)
+    if not same_grid(found, scan):
         raise ProcessingError(
-            f"{path}: lies on another grid than the scan it belongs to, {found.data.shape} "
-            f"instead of {shape}; remove the work folder and run again"
+            f"{path}: lies on another grid than the scan it belongs to, {found.shape} "
+            f"instead of {scan.shape}; remove the work folder and run again"
         )
     return found.data
+
+
+def load_points(path: str) -> Image:
+    """Load the lattice that `Registration` puts out: (3, I, J, K) mm, places in the template."""
+    stored = load_image(path)
+    return Image(np.moveaxis(stored.data, -1, 0), stored.affine)
 
 
 def read_record(path: str | Path, kind: type[Record]) -> Record:

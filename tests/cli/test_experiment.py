@@ -64,7 +64,7 @@ def prepared(labelled, template, registration, cache_dir, *, inputs=()):
     flair = rng.normal(9, 1, brain.shape).astype(np.float32) + 4 * reference
     made = network_input(Image(flair, THICK_SLICES), brain, np.ones_like(flair))
     if "t1" in inputs:
-        made = dataset.add_t1(made, -flair, THICK_SLICES, brain)
+        made = dataset.add_t1(made, Image(-flair, THICK_SLICES), brain)
     return TrainingScan(
         labelled.scan.stem, labelled.scan.subject, 0, made, brain, reference, THICK_SLICES
     )

@@ -175,7 +175,7 @@ def quick_steps(monkeypatch):
 
     def correct_bias_field(flair, mask):
         ramp = np.linspace(0.9, 1.1, flair.data.shape[0])[:, None, None]
-        return (flair.data * ramp).astype(np.float32)
+        return Image((flair.data * ramp).astype(np.float32), flair.affine)
 
     def register_template(flair, mask, template, *, method):
         return type("Registered", (), {"wm_probseg": (mask * flair.data / 200).astype(np.float32)})
@@ -217,7 +217,9 @@ def t1w(labelled, monkeypatch):
     """A T1w on the FLAIR's grid."""
     from bagau_bids.preprocessing import t1w as room
 
-    monkeypatch.setattr(room, "correct_bias_field", lambda t1, mask: t1.data * np.float32(1.5))
+    monkeypatch.setattr(
+        room, "correct_bias_field", lambda t1, mask: Image(t1.data * np.float32(1.5), t1.affine)
+    )
     image = nib.load(labelled.scan.path)
     data = (300 - image.get_fdata() + np.linspace(0, 90, 60)[:, None, None]).astype("f4")
     return save(labelled.scan.path.with_name("sub-1_T1w.nii"), data, image.affine)
@@ -234,8 +236,8 @@ def test_training_and_inference_agree_on_the_t1w_too(tmp_path, labelled, quick_s
     t1 = t1w_on_flair(t1w, flair, mask)  # what the step of bagau-bids calls
     spy = SpyWithT1()
     with threadpool_limits(1, user_api="blas"):  # as in every step
-        inputs = network_input(Image(corrected, flair.affine), mask, mask * 0.5)
-        inputs = add_t1(inputs, t1.data, flair.affine, mask)
+        inputs = network_input(corrected, mask, mask * 0.5)
+        inputs = add_t1(inputs, t1, mask)
     segment([loaded(spy, inputs=("flair", "t1"))], inputs, mask, batch_size=4)
     for _ in range(2):  # as computed, and as read from the cache
         prepared = prepare_scan(

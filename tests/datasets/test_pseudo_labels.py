@@ -9,7 +9,7 @@ from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.cli import toolbox
 from bagau_bids.datasets.pseudo_labels import pseudo_labels
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 TEMPLATE = "MNI152NLin2009cSym"
 SHAPE = (40, 48, 12)
@@ -47,8 +47,7 @@ def maps():
 def labels_of(maps):
     return pseudo_labels(
         maps["wmh_probseg"],
-        maps["preproc_flair"],
-        AFFINE,
+        Image(maps["preproc_flair"], AFFINE),
         maps["brain_mask"] > 0,
         maps["wm_atlas"],
         maps["ventricle_mask"] > 0,
@@ -129,7 +128,7 @@ def test_masks_lie_on_the_grid_they_were_made_for(tmp_path, maps, codes, tilt_de
     image, like = nib.load(mask.path), nib.load(paths["wmh_mask"])
     np.testing.assert_array_equal(image.affine, like.affine)
     assert image.get_data_dtype() == np.uint8
-    labels, _ = reorient(np.asarray(image.dataobj), image.affine)
+    labels = reorient(Image(np.asarray(image.dataobj), image.affine)).data
     np.testing.assert_array_equal(labels, labels_of(maps))
     assert (tmp_path / "out" / "dataset_description.json").is_file()
 

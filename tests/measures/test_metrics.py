@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bagau_bids.measures import metrics
+from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.spaces import Image
 
 AFFINE = np.diag([0.9, 1.1, 3.0, 1.0])
@@ -229,14 +230,13 @@ def test_other_labels_and_other_grids_are_refused():
 
 
 def test_sizes_are_told_apart_at_their_limits():
-    cube = np.diag([0.1, 0.1, 1000.0, 1.0])  # 10 mm3 a voxel, with a rounding error
+    cube = voxel_volume_mm3(np.diag([0.1, 0.1, 1000.0, 1.0]))  # 10 mm3, with a rounding error
     reference = np.zeros((9, 60, 3), int)
     for row, voxels in ((0, 9), (2, 10), (4, 11)):
         reference[row, :voxels, 1] = 1
     counts = metrics.lesion_counts_by_size(reference == 1, reference == 1, cube)
     assert [size.reference for size in counts] == [1, 2, 0]
-    ml = np.diag([1.0, 1.0, 100.0, 1.0])
-    counts = metrics.lesion_counts_by_size(reference == 1, reference == 1, ml)
+    counts = metrics.lesion_counts_by_size(reference == 1, reference == 1, 100.0)
     assert [size.reference for size in counts] == [0, 2, 1]
 
 

@@ -62,9 +62,8 @@ def grid(kind):
 def conformed(kind, **options):
     """Paint on a grid as stored, then bring everything to RAS order, as the workflow does."""
     shape, stored = grid(kind)
-    arrays = [reorient(data, stored)[0] for data in paint(shape, stored, **options)]
-    _, affine = reorient(np.zeros(shape), stored)
-    return (*arrays, affine)
+    images = [reorient(Image(data, stored)) for data in paint(shape, stored, **options)]
+    return (*(image.data for image in images), images[0].affine)
 
 
 def dice(first, second):

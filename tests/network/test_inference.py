@@ -192,7 +192,8 @@ def test_cpu_takes_over_when_one_slice_is_too_much():
 
 def test_mirrored_scan_has_its_t1_mirrored_too():
     flair, affine, brain, atlas = make_scan()
-    inputs = add_t1(network_input(Image(flair, affine), brain, atlas), -flair, affine, brain)
+    inputs = network_input(Image(flair, affine), brain, atlas)
+    inputs = add_t1(inputs, Image(-flair, affine), brain)
     mirrored = inference.mirror(inputs)
     np.testing.assert_array_equal(mirrored.channels["t1"], inputs.channels["t1"][:, ::-1])
     np.testing.assert_array_equal(mirrored.channels["flair"], inputs.channels["flair"][:, ::-1])
@@ -313,7 +314,8 @@ def test_known_lesions_do_not_count_for_the_z_score():
         Image(np.where(known, 100, flair), affine), brain, atlas, known
     ).channels["flair"]
     inside = network_input(Image(bright, affine), brain, atlas).channels["flair"]
-    far = to_slices(ndimage.binary_dilation(known, iterations=3), place_plane(brain, affine)[0])
+    plane, _ = place_plane(Image(brain, affine))
+    far = to_slices(ndimage.binary_dilation(known, iterations=3), plane)
     np.testing.assert_array_equal(aside[far == 0], plain[far == 0])
     assert np.abs(inside - aside)[far == 0].max() > 0.5
     low, high = np.percentile(bright[counted], (5, 95))

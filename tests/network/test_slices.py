@@ -71,7 +71,7 @@ def test_fine_voxels_are_averaged_not_aliased():
 @pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.9, 0.9), (1.0, 1.0), (1.4, 1.1), (0.6, 2.0)])
 def test_round_trip_inside_the_brain(spacing):
     flair, brain, affine = head(spacing)
-    plane, _ = place_plane(brain, affine)
+    plane, _ = place_plane(Image(brain, affine))
     back = from_slices(to_slices(flair, plane), plane)
     assert back.shape == flair.shape
     assert np.abs(back - flair)[brain].max() < 1.0  # of a contrast of 60
@@ -79,11 +79,12 @@ def test_round_trip_inside_the_brain(spacing):
 
 def test_round_trip_follows_the_anatomy_in_every_orientation(oriented_image):
     """The plane is laid in the RAS-ordered volume, so storage order does not matter."""
-    data, affine = reorient(oriented_image.get_fdata(dtype=np.float32), oriented_image.affine)
-    data = ndimage.gaussian_filter(data, (1.5, 1.5, 0))
+    stored = Image(oriented_image.get_fdata(dtype=np.float32), oriented_image.affine)
+    image = reorient(stored)
+    data, affine = ndimage.gaussian_filter(image.data, (1.5, 1.5, 0)), image.affine
     brain = np.zeros(data.shape, bool)
     brain[2:-2, 2:-2, 1:-1] = True
-    plane, _ = place_plane(brain, affine)
+    plane, _ = place_plane(Image(brain, affine))
     np.testing.assert_allclose(plane.spacing_mm, nib.affines.voxel_sizes(affine)[:2])
     slices = to_slices(data, plane)
     back = from_slices(slices, plane)

@@ -14,7 +14,7 @@ from bagau_bids.preprocessing.brain_mask import (
     on_dark_background,
     stripped_foreground,
 )
-from bagau_bids.spaces import Image, reorient
+from bagau_bids.spaces import Grid, Image, reorient
 
 
 def tilted(affine, degrees=15):
@@ -113,8 +113,8 @@ def test_the_stored_orientation_does_not_matter(codes):
             nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
         )
     )
-    data, ras = reorient(np.asarray(stored.dataobj), stored.affine)
-    np.testing.assert_array_equal(brain_mask(Image(data, ras), oracle).mask, reference)
+    turned = reorient(Image(np.asarray(stored.dataobj), stored.affine))
+    np.testing.assert_array_equal(brain_mask(turned, oracle).mask, reference)
 
 
 def test_low_resolution_is_scaled_padded_and_in_place():
@@ -122,22 +122,22 @@ def test_low_resolution_is_scaled_padded_and_in_place():
     affine = tilted(centred((1.7, 1.9, 7.0), shape))
     image, brain = head(affine, shape)
     low = low_resolution(Image(image, affine))
-    assert all(size % 8 == 0 for size in low.volume.shape)
-    assert low.volume.min() >= 0
-    assert low.volume.max() <= 1
+    assert all(size % 8 == 0 for size in low.data.shape)
+    assert low.data.min() >= 0
+    assert low.data.max() <= 1
     np.testing.assert_allclose(np.linalg.norm(low.affine[:3, :3], axis=0), 3.0)
-    weights = np.argwhere(low.volume > 0.9)
+    weights = np.argwhere(low.data > 0.9)
     centre = nib.affines.apply_affine(low.affine, weights.mean(axis=0))
     assert np.linalg.norm(centre) < 4
 
 
 def test_low_resolution_grid_covers_the_field_of_view():
     affine = tilted(centred((0.9, 0.9, 6.5), (256, 256, 20)))
-    shape, grid = low_resolution_grid((256, 256, 20), affine)
+    grid = low_resolution_grid(Grid((256, 256, 20), affine))
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in (256, 256, 20)])).reshape(3, -1).T
-    inside = nib.affines.apply_affine(np.linalg.inv(grid) @ affine, corners)
+    inside = nib.affines.apply_affine(np.linalg.inv(grid.affine) @ affine, corners)
     assert (inside >= -0.5).all()
-    assert (inside <= np.array(shape) - 0.5).all()
+    assert (inside <= np.array(grid.shape) - 0.5).all()
 
 
 def test_stripped_input_is_detected():
@@ -157,8 +157,8 @@ def test_a_head_on_a_zero_background_is_not_taken_for_stripped():
     image, brain = head(affine, shape)
     image[image < 5] = 0  # scanners write exact zeros around the head
     assert (image == 0).mean() > 0.3
-    assert stripped_foreground(image, affine, brain) is None
-    assert stripped_foreground(image * brain, affine, brain) is not None
+    assert stripped_foreground(Image(image, affine), brain) is None
+    assert stripped_foreground(Image(image * brain, affine), brain) is not None
 
 
 def test_an_empty_prediction_is_an_error():

@@ -7,6 +7,7 @@ from nibabel.affines import apply_affine
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.preprocessing.known_lesions import known_lesions_on
+from bagau_bids.spaces import Grid
 
 SHAPE = (40, 48, 12)
 CENTRE, RADII = (14.0, -22.0, 9.0), (16.0, 12.0, 14.0)
@@ -41,7 +42,7 @@ def store(path, mask, affine, axes="RAS"):
 def test_mask_on_the_flairs_grid_is_taken_as_it_is(tmp_path, axes, turn):
     shape, affine = grid(turn=turn)
     mask = paint(shape, affine)
-    found = known_lesions_on(store(tmp_path / "m.nii.gz", mask, affine, axes), shape, affine)
+    found = known_lesions_on(store(tmp_path / "m.nii.gz", mask, affine, axes), Grid(shape, affine))
     np.testing.assert_array_equal(found.mask, mask)
     assert not found.resampled
     assert found.notes == ()
@@ -53,7 +54,7 @@ def test_mask_of_another_grid_lands_where_the_lesion_is(tmp_path, axes, turn):
     drawn_on = grid((120, 140, 110), (1.1, 1.0, 1.2))
     path = store(tmp_path / "m.nii.gz", paint(*drawn_on), drawn_on[1], axes)
     shape, affine = grid(turn=turn)
-    found = known_lesions_on(path, shape, affine)
+    found = known_lesions_on(path, Grid(shape, affine))
     true = paint(shape, affine)
     dice = 2 * (found.mask & true).sum() / (found.mask.sum() + true.sum())
     assert dice > 0.95
@@ -67,13 +68,14 @@ def test_values_of_lesions_do_not_matter(tmp_path):
     values = np.where(mask, 3.5, 0.0)
     values[0, 0, 0] = np.nan
     nib.Nifti1Image(values.astype(np.float32), affine).to_filename(tmp_path / "m.nii")
-    np.testing.assert_array_equal(known_lesions_on(tmp_path / "m.nii", shape, affine).mask, mask)
+    found = known_lesions_on(tmp_path / "m.nii", Grid(shape, affine))
+    np.testing.assert_array_equal(found.mask, mask)
 
 
 def test_empty_mask_excludes_nothing_and_says_so(tmp_path):
     shape, affine = grid()
     path = store(tmp_path / "m.nii.gz", np.zeros(shape), affine)
-    found = known_lesions_on(path, shape, affine)
+    found = known_lesions_on(path, Grid(shape, affine))
     assert not found.mask.any()
     assert found.notes[-1].endswith("the mask of known lesions is empty; nothing is excluded.")
 
@@ -85,7 +87,7 @@ def test_mask_of_another_world_is_an_error(tmp_path):
     elsewhere[:3, 3] += 400
     path = store(tmp_path / "m.nii.gz", mask, elsewhere)
     with pytest.raises(InputImageError, match=r"m\.nii\.gz: the mask of known lesions lies else"):
-        known_lesions_on(path, shape, affine)
+        known_lesions_on(path, Grid(shape, affine))
 
 
 def test_lesion_between_the_slices_excludes_nothing_and_says_so(tmp_path):
@@ -94,7 +96,7 @@ def test_lesion_between_the_slices_excludes_nothing_and_says_so(tmp_path):
     mask = np.zeros(drawn_on[0], bool)
     z = affine[2, 3] + 8 * 5 + 4  # half way from one slice to the next
     mask[60, 70, round((z - drawn_on[1][2, 3]) / 1.0)] = True
-    found = known_lesions_on(store(tmp_path / "m.nii.gz", mask, drawn_on[1]), shape, affine)
+    found = known_lesions_on(store(tmp_path / "m.nii.gz", mask, drawn_on[1]), Grid(shape, affine))
     assert not found.mask.any()
     assert found.notes[-1].endswith("nothing is excluded.")
 
@@ -104,4 +106,4 @@ def test_damaged_mask_is_an_error(tmp_path):
     path = store(tmp_path / "m.nii.gz", paint(shape, affine), affine)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputImageError, match="truncated or damaged"):
-        known_lesions_on(path, shape, affine)
+        known_lesions_on(path, Grid(shape, affine))

@@ -16,7 +16,6 @@ from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.conform import conform
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION, preprocess
 from bagau_bids.preprocessing.template import find_template
-from bagau_bids.spaces import Image
 from bagau_bids.synthesis.engine import ENGINE_VERSION
 
 STORED = Path(__file__).with_name("recipe_results.json")
@@ -92,9 +91,9 @@ def results(folder):
     return {
         **of_conform(scan),
         **of_brain_mask(brain, scan.affine),
-        **of_bias_field(scan, made.corrected, brain),
+        **of_bias_field(scan, made.corrected.data, brain),
         **of_registration(made.registration, scan.affine, brain),
-        **of_network_input(network_input(Image(made.corrected, scan.affine), brain, wm_probseg)),
+        **of_network_input(network_input(made.corrected, brain, wm_probseg)),
     }
 
 

@@ -16,7 +16,7 @@ from bagau_bids.preprocessing.rigid import (
     start_from_template,
 )
 from bagau_bids.preprocessing.transforms import TemplateTransform
-from bagau_bids.spaces import Image, resample
+from bagau_bids.spaces import Grid, Image, resample
 
 
 def rigid_matrix(degrees=(6.0, -4.0, 8.0), shift=(5.0, -3.0, 7.0)):
@@ -65,11 +65,11 @@ def test_movement_is_the_angle_and_the_way_of_the_centre():
 def test_overlap_counts_only_what_both_scans_cover():
     mask = np.zeros((10, 10, 10), bool)
     mask[2:8, 2:8, 2:8] = True
-    assert brain_overlap((mask, np.eye(4)), (mask, np.eye(4))) == 1
-    assert brain_overlap((mask, np.eye(4)), (mask[:, :, :5], np.eye(4))) == 1
+    assert brain_overlap(Image(mask, np.eye(4)), Image(mask, np.eye(4))) == 1
+    assert brain_overlap(Image(mask, np.eye(4)), Image(mask[:, :, :5], np.eye(4))) == 1
     far = np.eye(4)
     far[0, 3] = 100
-    assert brain_overlap((mask, np.eye(4)), (mask, far)) == 0
+    assert brain_overlap(Image(mask, np.eye(4)), Image(mask, far)) == 0
 
 
 def test_the_start_goes_through_the_template(oriented_image):
@@ -99,9 +99,9 @@ def sessions():
     # The ellipsoids of the brain turn about its axes almost unseen: a mark breaks the symmetry.
     flair[26:32, 34:42, 22:28] += 60
     other = affine @ np.diag([1, 1, 1.25, 1.0])
-    shape = (48, 56, 32)
-    again = resample(flair, moved @ affine, shape, other) + rng.normal(0, 2, shape)
-    mask = resample(brain, moved @ affine, shape, other) > 0.5
+    grid = Grid((48, 56, 32), other)
+    again = resample(Image(flair, moved @ affine), grid) + rng.normal(0, 2, grid.shape)
+    mask = resample(Image(brain, moved @ affine), grid) > 0.5
     first = Image(flair, affine), brain, TemplateTransform(np.eye(4))
     rough = rigid_matrix((2, 0, -2), (2, 2, 0)) @ np.linalg.inv(moved)
     second = Image(again.astype(np.float32), other), mask, TemplateTransform(rough)

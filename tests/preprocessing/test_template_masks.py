@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bagau_bids.preprocessing.template_masks import Grid, LesionFrequency, mask_in_template
+from bagau_bids.preprocessing.template_masks import LesionFrequency, mask_in_template
 from bagau_bids.preprocessing.transforms import TemplateTransform
+from bagau_bids.spaces import Grid, Image
 
 GRID = Grid(
     (40, 44, 38), np.array([[2.0, 0, 0, -40], [0, 2, 0, -44], [0, 0, 2, -38], [0, 0, 0, 1]])
@@ -24,7 +25,7 @@ def transform():
     grid = np.diag([20.0, 20, 20, 1])
     grid[:3, 3] = -100
     coefficients = np.random.default_rng(2).normal(0, 3, (3, 11, 11, 11))
-    return TemplateTransform(affine, coefficients, grid)
+    return TemplateTransform(affine, Image(coefficients, grid))
 
 
 def flair_grid(oriented_image):
@@ -57,7 +58,7 @@ def test_a_ball_of_the_template_comes_back_from_the_flair(oriented_image, transf
         nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)), -1, 0
     )
     mask = ball_in_template(transform.map_points(world), centre, radius)
-    found = mask_in_template(mask, affine, transform, GRID)
+    found = mask_in_template(Image(mask, affine), transform, GRID)
     place = GRID.affine[:3, :3] @ np.mean(np.nonzero(found), axis=1) + GRID.affine[:3, 3]
     np.testing.assert_allclose(place, centre, atol=0.7)
     assert found.sum() * 8 == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.08)
@@ -75,16 +76,16 @@ def test_only_the_surroundings_are_mapped_and_nothing_is_lost(transform):
     voxel = transform.unmap_points(world)
     voxel = np.linalg.inv(affine)[:3, :3] @ voxel.reshape(3, -1) + np.linalg.inv(affine)[:3, 3:]
     expected = ndimage.map_coordinates(mask.astype(float), voxel, order=1) >= 0.5
-    found = mask_in_template(mask, affine, transform, GRID)
+    found = mask_in_template(Image(mask, affine), transform, GRID)
     np.testing.assert_array_equal(found, expected.reshape(GRID.shape))
     assert found.sum() > 100
 
 
 def test_an_empty_mask_and_one_out_of_the_grid_have_no_voxel(transform):
     affine = np.eye(4)
-    assert not mask_in_template(np.zeros((9, 9, 9)), affine, transform, GRID).any()
+    assert not mask_in_template(Image(np.zeros((9, 9, 9)), affine), transform, GRID).any()
     affine[:3, 3] = 500
-    assert not mask_in_template(np.ones((9, 9, 9)), affine, transform, GRID).any()
+    assert not mask_in_template(Image(np.ones((9, 9, 9)), affine), transform, GRID).any()
 
 
 def test_frequency_is_of_the_scans_that_see_a_place():
@@ -97,7 +98,7 @@ def test_frequency_is_of_the_scans_that_see_a_place():
         mask[10:14, 10:14, 4:8] = number == 0
         if number in (1, 2):
             mask[20:24, 20:24, 30:34] = 1
-        frequency.add(mask, GRID.affine, identity)
+        frequency.add(Image(mask, GRID.affine), identity)
     share = frequency.frequency()
     assert share[11, 11, 5] == pytest.approx(1 / 4)
     assert share[21, 21, 31] == pytest.approx(2 / 3)
@@ -110,7 +111,7 @@ def test_places_that_few_scans_see_are_left_out():
     frequency = LesionFrequency(GRID)
     for number in range(3):
         mask = np.ones((40, 44, 38 if number == 0 else 19), np.uint8)
-        frequency.add(mask, GRID.affine, TemplateTransform(np.eye(4)))
+        frequency.add(Image(mask, GRID.affine), TemplateTransform(np.eye(4)))
     share = frequency.frequency()
     assert share[20, 20, 5] == 1
     assert share[20, 20, 35] == 0

@@ -10,6 +10,7 @@ from nibabel.affines import apply_affine
 from bagau_bids.measures import regions as measures
 from bagau_bids.preprocessing import template_regions
 from bagau_bids.preprocessing.transforms import TemplateTransform, lattice_field
+from bagau_bids.spaces import Grid
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def shipped():
 
 def group_at(shipped, point):
     voxel = np.round(apply_affine(np.linalg.inv(shipped.affine), point)).astype(int)
-    return template_regions.GROUPS[int(shipped.labels[tuple(voxel)]) - 1]
+    return template_regions.GROUPS[int(shipped.data[tuple(voxel)]) - 1]
 
 
 @pytest.mark.parametrize(
@@ -40,15 +41,15 @@ def test_known_places_of_mni_space(shipped, point, group):
 
 
 def test_map_is_symmetric_about_x_zero_and_its_card_agrees(shipped, repository):
-    assert shipped.affine[0, 3] == -(shipped.labels.shape[0] - 1) / 2
-    np.testing.assert_array_equal(shipped.labels, shipped.labels[::-1])
+    assert shipped.affine[0, 3] == -(shipped.data.shape[0] - 1) / 2
+    np.testing.assert_array_equal(shipped.data, shipped.data[::-1])
     folder = repository / "bagau_bids" / "data" / "regions"
     card = json.loads(
         (folder / template_regions.FILE_NAME.replace(".nii.gz", ".json")).read_text()
     )
     assert tuple(card["Labels"].values()) == template_regions.GROUPS
     for number, name in card["Labels"].items():
-        volume = float((shipped.labels == int(number)).sum()) / 1000
+        volume = float((shipped.data == int(number)).sum()) / 1000
         assert card["VolumesMl"][name] == pytest.approx(volume, abs=0.06)
 
 
@@ -79,13 +80,14 @@ def test_each_voxel_gets_the_number_of_its_place(shipped, code):
             )
         )
         shape, affine = image.shape, image.affine
-    points, lattice = lattice_field(TemplateTransform(to_template), shape, affine)
-    groups, right = template_regions.carry_regions(shipped, points, lattice, shape, affine)
+    flair = Grid(shape, affine)
+    points = lattice_field(TemplateTransform(to_template), flair)
+    groups, right = template_regions.carry_regions(shipped, points, flair)
     world = apply_affine(to_template @ affine, np.moveaxis(np.indices(shape), 0, -1))
     index = np.round(apply_affine(np.linalg.inv(shipped.affine), world)).astype(int)
-    inside = ((index >= 0) & (index < shipped.labels.shape)).all(axis=-1)
+    inside = ((index >= 0) & (index < shipped.data.shape)).all(axis=-1)
     expected = np.zeros(shape, int)
-    expected[inside] = shipped.labels[tuple(index[inside].T)]
+    expected[inside] = shipped.data[tuple(index[inside].T)]
     assert (groups == expected).mean() > 0.999  # places half-way between two voxels
     np.testing.assert_array_equal(
         right[np.abs(world[..., 0]) > 1e-3], world[..., 0][np.abs(world[..., 0]) > 1e-3] > 0

@@ -20,7 +20,7 @@ from bagau_bids.preprocessing.transforms import (
     write_itk_forward,
     write_itk_inverse,
 )
-from bagau_bids.spaces import resample
+from bagau_bids.spaces import Grid, Image, resample
 
 LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -48,7 +48,7 @@ def transform():
     grid = np.eye(4)
     grid[:3, :3] = 20 * rotation(1, 9) @ rotation(0, -5)
     grid[:3, 3] = grid[:3, :3] @ np.full(3, -5.0)
-    return TemplateTransform(make_affine(), rng.normal(0, 3, (3, 11, 12, 13)), grid)
+    return TemplateTransform(make_affine(), Image(rng.normal(0, 3, (3, 11, 12, 13)), grid))
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def bspline_weight(x):
 def naive_map(transform, point):
     """Map one point by summing over all nodes."""
     mapped = transform.affine[:3, :3] @ point + transform.affine[:3, 3]
-    node = np.linalg.inv(transform.grid_affine) @ [*mapped, 1]
+    node = np.linalg.inv(transform.bspline.affine) @ [*mapped, 1]
     moved = mapped.copy()
-    for i, j, k in np.ndindex(*transform.coefficients.shape[1:]):
+    for i, j, k in np.ndindex(*transform.bspline.shape[1:]):
         weight = np.prod([bspline_weight(c - n) for c, n in zip(node, (i, j, k), strict=False)])
-        moved += weight * transform.coefficients[:, i, j, k]
+        moved += weight * transform.bspline.data[:, i, j, k]
     return moved
 
 
@@ -86,7 +86,7 @@ def test_the_inverse_brings_points_back(transform, points):
         transform.unmap_points(transform.map_points(points)), points, atol=0.01
     )
     affine = transform.affine_only()
-    assert affine.coefficients is None
+    assert affine.bspline is None
     np.testing.assert_allclose(affine.unmap_points(affine.map_points(points)), points)
 
 
@@ -155,26 +155,27 @@ def test_fields_agree_with_mapping_every_voxel(transform, spacing):
     shape = (30, 28, 5)
     voxels = np.indices(shape).reshape(3, -1)
     world = affine[:3, :3] @ voxels + affine[:3, 3:]
-    forward = forward_field(transform, shape, affine).reshape(3, -1)
-    inverse = inverse_field(transform, shape, affine).reshape(3, -1)
+    forward = forward_field(transform, Grid(shape, affine)).reshape(3, -1)
+    inverse = inverse_field(transform, Grid(shape, affine)).reshape(3, -1)
     np.testing.assert_allclose(forward, transform.map_points(world), atol=0.1)
     np.testing.assert_allclose(inverse, transform.unmap_points(world), atol=0.3)
 
 
 def test_a_grid_of_one_slice_has_a_field(transform):
-    assert forward_field(transform, (4, 5, 1), np.eye(4)).shape == (3, 4, 5, 1)
+    assert forward_field(transform, Grid((4, 5, 1), np.eye(4))).shape == (3, 4, 5, 1)
 
 
 def test_sampling_an_image_at_its_own_voxels_returns_it(oriented_image):
     data = np.asarray(oriented_image.dataobj)
+    image = Image(data, oriented_image.affine)
     voxels = np.indices(data.shape)
     world = nib.affines.apply_affine(oriented_image.affine, np.moveaxis(voxels, 0, -1))
     world = np.moveaxis(world, -1, 0)
     for order in (0, 1):
-        found = sample(data, oriented_image.affine, world, order)
+        found = sample(image, world, order)
         inner = (slice(1, -1),) * 3
         np.testing.assert_allclose(found[inner], data[inner], rtol=1e-4)
-    assert not sample(data, oriented_image.affine, world + 1000).any()
+    assert not sample(image, world + 1000).any()
 
 
 def test_the_jacobian_is_the_change_of_volume():
@@ -183,9 +184,9 @@ def test_the_jacobian_is_the_change_of_volume():
     world = grid[:3, :3] @ voxels
     matrix = rotation(0, 10) @ np.diag([1.2, 1.1, 0.9])
     stretched = (matrix @ world).reshape(3, 6, 7, 8)
-    np.testing.assert_allclose(jacobian_determinant(stretched, grid), 1.2 * 1.1 * 0.9)
+    np.testing.assert_allclose(jacobian_determinant(Image(stretched, grid)), 1.2 * 1.1 * 0.9)
     mirrored = (np.diag([-1, 1, 1]) @ world).reshape(3, 6, 7, 8)
-    np.testing.assert_allclose(jacobian_determinant(mirrored, grid), -1)
+    np.testing.assert_allclose(jacobian_determinant(Image(mirrored, grid)), -1)
 
 
 def itk_map(path, points):
@@ -207,16 +208,16 @@ def test_itk_reads_the_same_mapping_from_the_forward_file(transform, points, tmp
 
 def test_itk_reads_the_opposite_mapping_from_the_inverse_file(transform, points, tmp_path):
     path = tmp_path / "inverse.h5"
-    shape, affine = (76, 76, 76), np.diag([2.0, 2.0, 2.0, 1.0])
-    affine[:3, 3] = -75
-    write_itk_inverse(transform, shape, affine, path)
+    template = Grid((76, 76, 76), np.diag([2.0, 2.0, 2.0, 1.0]))
+    template.affine[:3, 3] = -75
+    write_itk_inverse(transform, template, path)
     np.testing.assert_allclose(itk_map(path, points), transform.unmap_points(points), atol=0.3)
 
 
 def test_an_affine_alone_is_written_and_read(transform, points, tmp_path):
     affine = transform.affine_only()
     write_itk_forward(affine, tmp_path / "forward.h5")
-    write_itk_inverse(affine, (9, 9, 9), np.eye(4), tmp_path / "inverse.h5")
+    write_itk_inverse(affine, Grid((9, 9, 9), np.eye(4)), tmp_path / "inverse.h5")
     again = read_itk_forward(tmp_path / "forward.h5")
     np.testing.assert_allclose(again.map_points(points), affine.map_points(points))
     np.testing.assert_allclose(
@@ -236,28 +237,29 @@ def test_a_transform_is_the_same_bytes_whenever_it_is_written(transform, points,
 
 def test_a_file_of_another_kind_of_transform_is_refused(transform, tmp_path):
     path = tmp_path / "inverse.h5"
-    write_itk_inverse(transform, (5, 5, 5), np.eye(4), path)
+    write_itk_inverse(transform, Grid((5, 5, 5), np.eye(4)), path)
     with pytest.raises(ProcessingError, match=r"inverse\.h5: .*DisplacementFieldTransform"):
         read_itk_forward(path)
 
 
 def test_lattice_gives_the_points_back_between_its_nodes(transform, oriented_image):
     shape, affine = oriented_image.shape, oriented_image.affine
-    points, lattice = lattice_field(transform, shape, affine)
+    points = lattice_field(transform, oriented_image)
     index = np.indices(shape).reshape(3, -1)
     world = affine[:3, :3] @ index + affine[:3, 3:]
     expected = transform.map_points(world).reshape(3, *shape)
-    found = np.stack([resample(axis, lattice, shape, affine, cval=None) for axis in points])
+    axes = [Image(axis, points.affine) for axis in points.data]
+    found = np.stack([resample(axis, oriented_image, cval=None) for axis in axes])
     assert np.abs(found - expected).max() < 0.3
-    assert points.dtype == np.float32
+    assert points.data.dtype == np.float32
 
 
 def test_lattice_of_a_grid_of_one_slice(transform):
-    points, lattice = lattice_field(transform, (9, 8, 1), np.diag([3.0, 3.0, 6.0, 1.0]))
+    points = lattice_field(transform, Grid((9, 8, 1), np.diag([3.0, 3.0, 6.0, 1.0])))
     assert points.shape[-1] == 1
     expected = transform.map_points(np.array([[24.0], [21.0], [0.0]]))
-    np.testing.assert_allclose(points[:, -1, -1, 0], expected[:, 0], atol=1e-4)
-    np.testing.assert_allclose(lattice[:3, 2], [0, 0, 6])
+    np.testing.assert_allclose(points.data[:, -1, -1, 0], expected[:, 0], atol=1e-4)
+    np.testing.assert_allclose(points.affine[:3, 2], [0, 0, 6])
 
 
 @pytest.mark.parametrize(

@@ -103,14 +103,14 @@ def whole_grid_changes(before, after, matrix):
     half = rigid.half_way(matrix)
     first = half @ before.flair.affine
     second = np.linalg.inv(half) @ after.flair.affine
-    shape, grid = spaces.isotropic_grid(before.lesions.shape, first, 1.0)
-    seen = np.ones(shape, bool)
+    grid = spaces.isotropic_grid(spaces.Grid(before.lesions.shape, first), 1.0)
+    seen = np.ones(grid.shape, bool)
     masks = []
     for one, affine in ((before, first), (after, second)):
-        masks.append(spaces.resample(one.lesions, affine, shape, grid) >= 0.5)
-        seen &= spaces.resample(np.ones(one.lesions.shape), affine, shape, grid) > 0.5
+        masks.append(spaces.resample(Image(one.lesions, affine), grid) >= 0.5)
+        seen &= spaces.resample(Image(np.ones(one.lesions.shape), affine), grid) > 0.5
     masks = [mask & seen for mask in masks]
-    return lesion_changes(spaces.Image(masks[0], np.linalg.inv(half) @ grid), masks[1])
+    return lesion_changes(Image(masks[0], np.linalg.inv(half) @ grid.affine), masks[1])
 
 
 @pytest.mark.parametrize("seed", range(3))

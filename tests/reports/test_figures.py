@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bagau_bids import spaces
 from bagau_bids.reports import figures
-from bagau_bids.spaces import reorient
 
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])
 SHAPE = (60, 80, 12)
@@ -36,7 +36,8 @@ def marked(request):
         target = nib.orientations.axcodes2ornt(request.param)
         change = nib.orientations.ornt_transform(nib.io_orientation(affine), target)
         image = image.as_reoriented(change)
-    return reorient(np.asarray(image.dataobj), image.affine)
+    ras = spaces.reorient(spaces.Image(np.asarray(image.dataobj), image.affine))
+    return ras.data, ras.affine
 
 
 @pytest.mark.parametrize(

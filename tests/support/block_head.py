@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 
 from bagau_bids.reports import stacks
-from bagau_bids.spaces import reorient
+from bagau_bids.spaces import Image, reorient
 
 SPACING = (2.0, 2.0, 2.0)
 SHAPE = (40, 48, 36)
@@ -32,7 +32,7 @@ def volumes_of(spacing=SPACING, orientation="RAS", **more):
             nib.io_orientation(affine), nib.orientations.axcodes2ornt(orientation)
         )
         image = image.as_reoriented(change)
-    flair, affine = reorient(np.asarray(image.dataobj), image.affine)
-    mask = flair > 120
+    flair = reorient(Image(np.asarray(image.dataobj), image.affine))
+    mask = flair.data > 120
     content = {"mask": mask, "probability": np.where(mask, 0.9, 0.05).astype(np.float32)}
-    return stacks.Volumes(flair, affine, (0.0, 200.0), **(content | more))
+    return stacks.Volumes(flair.data, flair.affine, (0.0, 200.0), **(content | more))

@@ -16,6 +16,7 @@ from bagau_bids.preprocessing.brain_mask import BrainMask
 from bagau_bids.preprocessing.registration import Registration
 from bagau_bids.preprocessing.t1w import T1w
 from bagau_bids.preprocessing.transforms import TemplateTransform
+from bagau_bids.spaces import Image
 
 
 def world(shape, affine):
@@ -34,7 +35,8 @@ def brain_mask(flair):
 def correct_bias_field(flair, mask):
     """Slightly brighter towards the right, and 2 % outside the mask."""
     ramp = 1 + 1e-4 * np.tanh(world(flair.data.shape, flair.affine)[0] / 50)
-    return (flair.data * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
+    corrected = flair.data * ramp * np.where(mask, 1, 1.02)
+    return Image(corrected.astype(np.float32), flair.affine)
 
 
 def register_template(flair, brain_mask, template, *, method, seed, threads, excluded=None):
@@ -67,6 +69,7 @@ def t1w_on_flair(path, flair, brain_mask, *, seed, threads):
     matrix[:3, 3] = flair.affine[:3, 3] / 100 + seed
     return T1w(
         data=(-flair.data * np.where(brain_mask, 1, 1.01)).astype(np.float32),
+        affine=flair.affine,
         transform=matrix,
         start="header",
         mutual_information=0.4,

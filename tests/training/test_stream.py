@@ -103,7 +103,7 @@ def packed(tmp_path_factory):
     white = np.full((181, 217, 40), 0.8, np.float32)
     affine = np.eye(4)
     affine[:3, 3] = -90, -126, 0
-    arrays = stroke.stroke_arrays(folder / "slices", white, affine)
+    arrays = stroke.stroke_arrays(folder / "slices", Image(white, affine))
     origin = pack.Origin(datasets=[{"Name": "T"}], template="Fake", registration="robust")
     pack.write_pack(
         folder / "pack",
@@ -196,7 +196,7 @@ def test_stroke_slices_are_brought_to_the_plane(tmp_path):
     ramp = np.broadcast_to(np.arange(40) / 40, (181, 217, 40)).astype(np.float32)
     affine = np.eye(4)
     affine[:3, 3] = -90, -126, 0
-    arrays = stroke.stroke_arrays(tmp_path, ramp, affine)
+    arrays = stroke.stroke_arrays(tmp_path, Image(ramp, affine))
     assert arrays["atlas"][:, 100, 100].tolist() == [
         round(mm / 40 * 255) for mm in range(12, 24, 2)
     ]
@@ -213,13 +213,13 @@ def test_slice_of_another_level_is_left_out(tmp_path):
     ids = np.arange(len(flair))
     np.savez_compressed(tmp_path / "slices.npz", flair=flair, infarct=infarct, ids=ids)
     white, affine = np.ones((181, 217, 40), np.float32), np.eye(4)
-    arrays = stroke.stroke_arrays(tmp_path, white, affine)
+    arrays = stroke.stroke_arrays(tmp_path, Image(white, affine))
     assert arrays["ids"].tolist() == [str(n) for n in ids if n not in (4, 7)]
 
 
 def test_folder_without_slices_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"slices\.npz: cannot be read"):
-        stroke.stroke_arrays(tmp_path, np.ones((9, 9, 9)), np.eye(4))
+        stroke.stroke_arrays(tmp_path, Image(np.ones((9, 9, 9)), np.eye(4)))
 
 
 def stroke_source(probability, infarct, white=255):

@@ -12,6 +12,7 @@ from bagau_bids.preprocessing.brain_mask import BrainMask
 from bagau_bids.preprocessing.registration import Registration
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.preprocessing.transforms import TemplateTransform
+from bagau_bids.spaces import Image
 from bagau_bids.synthesis.pool import training_shard
 from bagau_bids.workflow import preprocessing, segmentation
 
@@ -59,7 +60,8 @@ def spy(monkeypatch):
 
     def correct_bias_field(flair, mask):
         ramp = np.linspace(0.9, 1.1, flair.data.shape[0])[:, None, None]
-        return (flair.data * ramp * np.where(mask, 1, 1.02)).astype(np.float32)
+        corrected = flair.data * ramp * np.where(mask, 1, 1.02)
+        return Image(corrected.astype(np.float32), flair.affine)
 
     def register_template(
         flair, brain_mask, template, *, method, seed=0, threads=1, excluded=None

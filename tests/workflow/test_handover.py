@@ -65,7 +65,7 @@ def go(tmp_path, monkeypatch, template):
 def stored(folder, name):
     """An image of the derivatives in the order of the steps."""
     image = nib.load(folder / f"sub-01_{name}.nii.gz")
-    return reorient(np.asarray(image.dataobj), image.affine)[0]
+    return reorient(Image(np.asarray(image.dataobj), image.affine)).data
 
 
 def steps_of(folder):
@@ -86,18 +86,17 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
         weights.with_suffix(".json").write_text(json.dumps(card))
     folder = go(weights=networks)
 
-    flair = Image(*reorient(head(), AFFINE))
-    affine = flair.affine
-    known, _ = reorient(lesion > 0, AFFINE)
+    flair = reorient(Image(head(), AFFINE))
+    known = reorient(Image(lesion > 0, AFFINE)).data
     brain = stand_ins.brain_mask(flair)
     corrected = stand_ins.correct_bias_field(flair, brain.mask & ~known)
     elastix = {"seed": 7, "threads": 3}
     found = stand_ins.register_template(
-        Image(corrected, affine), brain.mask, template, method="paper", excluded=known, **elastix
+        corrected, brain.mask, template, method="paper", excluded=known, **elastix
     )
     t1w = stand_ins.t1w_on_flair(anat / "sub-01_T1w.nii.gz", flair, brain.mask, **elastix)
     np.testing.assert_array_equal(stored(folder, "space-orig_label-brain_mask"), brain.mask)
-    np.testing.assert_array_equal(stored(folder, "desc-preproc_FLAIR"), corrected)
+    np.testing.assert_array_equal(stored(folder, "desc-preproc_FLAIR"), corrected.data)
     atlas = stored(folder, f"space-orig_atlas-{TEMPLATE}_label-WM_probseg")
     np.testing.assert_array_equal(atlas, found.wm_probseg)
     transform = read_itk_forward(folder / f"sub-01_from-{TEMPLATE}_to-FLAIR_mode-image_xfm.h5")
@@ -116,11 +115,11 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     assert steps["t1w"]["coverage"] == t1w.coverage
     assert steps["t1w"]["notes"] == list(t1w.notes)
 
-    given = network_input(Image(corrected, affine), brain.mask, found.wm_probseg, known)
+    given = network_input(corrected, brain.mask, found.wm_probseg, known)
     judged = brain.mask & ~known
     segmented = stand_ins.segment(
         [stand_ins.load_weights(path) for path in networks],
-        add_t1(given, t1w.data, affine, judged),
+        add_t1(given, t1w, judged),
         judged,
         device="cpu",
         batch_size=5,

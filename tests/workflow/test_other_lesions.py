@@ -205,10 +205,9 @@ def two_outputs(path, card=None):
     """Weights of an untrained network both of whose channels say yes to half of `head`."""
     torch.manual_seed(3)
     model = BagauNet(BagauNetConfig(WIDTHS, outputs=("wmh", "infarct"))).eval()
-    flair, affine = reorient(head(), AFFINE)
-    inputs = network_input(
-        Image(flair, affine), flair > 50, np.where(flair > 50, np.float32(0.8), 0)
-    )
+    flair = reorient(Image(head(), AFFINE))
+    brain = flair.data > 50
+    inputs = network_input(flair, brain, np.where(brain, np.float32(0.8), 0))
     with torch.inference_mode():
         logits = model(
             *(

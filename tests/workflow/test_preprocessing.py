@@ -41,7 +41,7 @@ def test_empty_brain_mask_is_refused(tmp_path, monkeypatch):
 
     empty = brain_mask.BrainMask(np.zeros((6, 7, 8), bool), stripped=False, notes=())
     monkeypatch.setattr(brain_mask, "brain_mask", lambda flair: empty)
-    save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
+    save_image(tmp_path / "f.nii.gz", Image(np.ones((6, 7, 8)), AFFINE), np.float32)
     step = BrainMask(flair=tmp_path / "f.nii.gz")
     with pytest.raises(ProcessingError, match="the brain mask is empty"):
         step.run(cwd=tmp_path)
@@ -58,7 +58,7 @@ def test_the_record_says_how_the_brain_mask_was_made(
 
     found = brain_mask.BrainMask(np.ones((6, 7, 8), bool), stripped=stripped, notes=())
     monkeypatch.setattr(brain_mask, "brain_mask", lambda flair: found)
-    save_image(tmp_path / "f.nii.gz", np.ones((6, 7, 8)), AFFINE, np.float32)
+    save_image(tmp_path / "f.nii.gz", Image(np.ones((6, 7, 8)), AFFINE), np.float32)
     outputs = BrainMask(flair=tmp_path / "f.nii.gz").run(cwd=tmp_path).outputs
     record = read_record(outputs.record, BrainMaskRecord)
     assert record.method == method
@@ -71,7 +71,7 @@ def test_a_worker_takes_the_voxels_of_a_stripped_flair_for_its_brain(tmp_path):
     flair = np.zeros((6, 7, 8), np.float32)
     flair[1:4, 2:5, 3:6] = -2  # normalised: also what is negative is brain
     flair[4, 2:5, 3:6] = 3
-    save_image(tmp_path / "f.nii.gz", flair, AFFINE, np.float32)
+    save_image(tmp_path / "f.nii.gz", Image(flair, AFFINE), np.float32)
     step = BrainMask(flair=tmp_path / "f.nii.gz", skull_strip="skip")
     outputs = pickle.loads(pickle.dumps(step)).run(cwd=tmp_path).outputs
     np.testing.assert_array_equal(load_image(outputs.brain_mask).data, flair != 0)

@@ -25,9 +25,9 @@ def test_measured_are_the_maps_that_the_steps_hand_over(tmp_path, known):
     }
     for name, data in given.items():
         kind = np.uint8 if name in (*masks, "regions") else np.float32
-        save_image(tmp_path / f"{name}.nii.gz", data, AFFINE, kind)
+        save_image(tmp_path / f"{name}.nii.gz", Image(data, AFFINE), kind)
     step = Measure(**{name: tmp_path / f"{name}.nii.gz" for name in given})
-    maps = step._maps(Image(rng.random(SHAPE), AFFINE))
+    maps = step._maps(*step._load_scan(tmp_path / "corrected.nii.gz"))
 
     expected = {
         "flair": given["corrected"],

@@ -24,7 +24,7 @@ AFFINE = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]
 
 def test_image_round_trip(tmp_path):
     data = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
-    save_image(tmp_path / "a.nii.gz", data, AFFINE, np.float32)
+    save_image(tmp_path / "a.nii.gz", Image(data, AFFINE), np.float32)
     loaded = load_image(str(tmp_path / "a.nii.gz"))
     np.testing.assert_array_equal(loaded.data, data)
     np.testing.assert_allclose(loaded.affine, AFFINE, atol=1e-5)
@@ -32,7 +32,7 @@ def test_image_round_trip(tmp_path):
 
 def test_image_of_another_grid_is_refused(tmp_path):
     path = tmp_path / "a.nii.gz"
-    save_image(path, np.zeros((5, 6, 7)), AFFINE, np.uint8)
+    save_image(path, Image(np.zeros((5, 6, 7)), AFFINE), np.uint8)
     with pytest.raises(ProcessingError, match="lies on another grid"):
         load_on_grid(str(path), Image(np.zeros((5, 6, 8)), AFFINE))
 
@@ -70,7 +70,7 @@ def test_step_hands_over_what_the_catalogue_says_of_it(tmp_path, keys, right):
 
         def _process(self, folder):
             for key in keys:
-                self._derive(key, folder, np.full((2, 3, 4), 7.0), AFFINE)
+                self._derive(key, folder, Image(np.full((2, 3, 4), 7.0), AFFINE))
 
     if not right:
         with pytest.raises(AssertionError, match="brain_mask"):

@@ -3,6 +3,7 @@
 import csv
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -539,3 +540,15 @@ def test_processes_draw_with_one_thread_each(packed):
     finally:
         drawn.stop()
     assert all(not process.is_alive() for process in drawn._processes)
+
+
+def test_as_many_slices_may_be_drawn_as_are_used_up():
+    permitted = []
+    trainer = SimpleNamespace(
+        settings=StreamSettings(ring_slices=200, reuse=3.0),
+        used=60,
+        drawing=SimpleNamespace(permit=permitted.append),
+        _passed=lambda shares, before: False,
+    )
+    StreamTrainer.after_step(trainer, 0.0)
+    assert permitted == [200 / 2 + 60 / 3]

@@ -1,10 +1,12 @@
 """Segmenting from Python: one FLAIR in, its mask, probability and measures out."""
 
+import io
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +14,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bagau_bids.bids.plain import PLAIN_NAMES, lay_out, name_scans, take_results
-from bagau_bids.config import Config, Execution, Processing, Resources, Selection
+from bagau_bids.cli.parser import parse
+from bagau_bids.config import Config, Processing, Selection
 from bagau_bids.datasets.dicom import convert_folders
-from bagau_bids.errors import InputImageError
+from bagau_bids.errors import InputImageError, UsageError
+from bagau_bids.options import option_words
 
 if TYPE_CHECKING:
     import nibabel as nib
     import pandas as pd
     from nilearn.plotting.displays import OrthoSlicer
 
+_ONE_AT_A_TIME = threading.Lock()
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the lesions' height, from the lowest to the highest
 
 
@@ -28,8 +33,7 @@ SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the lesions' height, from the lowest to 
 class Segmentation:
     """White matter hyperintensities of one FLAIR, on the grid of its file.
 
-    Files are read when they are asked for; they last as long as this object, unless `save` has
-    copied them.
+    What is read of it lasts; what was not is gone with the object, unless `save` has copied it.
 
     Attributes
     ----------
@@ -137,6 +141,7 @@ def segment_flair(
     threshold: float = 0.5,
     device: str = "auto",
     offline: bool = False,
+    series: int | None = None,
     **options: Any,
 ) -> Segmentation:
     """Segment white matter hyperintensities in one FLAIR; the same as ``bagau-bids`` does.
@@ -154,6 +159,8 @@ def segment_flair(
         Where the network runs; auto: CUDA if usable.
     offline : bool
         Never use the network, but the template that ``bagau fetch`` got.
+    series : int, optional
+        Number of the DICOM series to take, where the headers do not tell one FLAIR.
     **options
         Other fields of `bagau_bids.config.Processing`, such as ``tta=True``,
         ``weights=(path,)``, ``min_lesion_size_mm3=3.0`` or ``templateflow_home=path``.
@@ -165,13 +172,19 @@ def segment_flair(
     Raises
     ------
     UsageError
-        If the path is no NIfTI file, or the folder has not one FLAIR.
+        If the path is no NIfTI file, the folder has not one FLAIR, or an option has a value
+        that the command line refuses.
     InputImageError
         If the image cannot be processed, with the reason.
     MissingResourceError
         If weights or the template are missing.
     TypeError
         If an option is not known.
+
+    Notes
+    -----
+    Calls from several threads wait for each other: nipype changes the working folder of the
+    process while it runs.
 
     Examples
     --------
@@ -181,47 +194,65 @@ def segment_flair(
     9.31
     >>> found.save("patient1")  # doctest: +SKIP
     """
-    processing = Processing(model=model, threshold=threshold, offline=offline, **options)
-    temporary = TemporaryDirectory(prefix="bagau-")
-    root = Path(temporary.name)
-    scans = convert_folders(name_scans([_path_of(flair, root)]), root / "sourcedata")
-    ((name, path),) = scans.items()
-    (label,) = lay_out(root / "bids", scans).values()
-    config = Config(
-        bids_dir=root / "bids",
-        output_dir=root / "derivatives",
-        analysis_levels=("participant",),
-        processing=processing,
-        resources=Resources(nprocs=1, device=device),
-        execution=Execution(work_dir=root / "work"),
-    )
-    with _nipype_held():
-        flags = _process(config)
-    take_results(config.output_dir, label, root / "results", complete=True)
-    shutil.rmtree(config.execution.work_dir)
+    said = Processing(model=model, threshold=threshold, offline=offline, **options)
+    with _ONE_AT_A_TIME:
+        temporary = TemporaryDirectory(prefix="bagau-")
+        root = Path(temporary.name)
+        config = _config(said, device, root)
+        given = name_scans([_path_of(flair, root)])
+        scans = convert_folders(given, root / "sourcedata", series)
+        ((name, path),) = scans.items()
+        (label,) = lay_out(config.bids_dir, scans).values()
+        with _nipype_held():
+            flags = _process(config, path)
+        take_results(config.output_dir, label, root / "results", complete=True)
+        shutil.rmtree(config.execution.work_dir)
     return Segmentation(name, flags, root / "results", path, temporary)
+
+
+def _config(processing: Processing, device: str, root: Path) -> Config:
+    """Return the configuration of a run in a folder, its options checked as the command's are."""
+    (root / "bids").mkdir()
+    words = [str(root / "bids"), str(root / "derivatives"), "participant", "--nprocs", "1"]
+    words += ["--work-dir", str(root / "work"), "--device", device, *option_words(processing)]
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            return parse(words)
+        except SystemExit:
+            reason = said.getvalue().strip().rpartition("error: ")[2]
+    raise UsageError(f"segment_flair: {reason}")
 
 
 def _path_of(flair: "str | os.PathLike[str] | nib.Nifti1Image", root: Path) -> Path:
     """Return the file of an image; one that is in memory is written."""
+    import nibabel as nib
+
     if isinstance(flair, str | os.PathLike):
         return Path(flair).absolute()
+    if not isinstance(flair, nib.spatialimages.SpatialImage):
+        raise UsageError(
+            f"a {type(flair).__name__} was given; expected a path or a nibabel image, for example "
+            "nibabel.Nifti1Image(array, affine)"
+        )
     path = root / "flair.nii.gz"
-    flair.to_filename(path)
+    nib.Nifti1Image.from_image(flair).to_filename(path)
     return path
 
 
-def _process(config: Config) -> tuple[str, ...]:
-    """Process the one scan of a data set and write its page; return what asks for a look."""
+def _process(config: Config, path: Path) -> tuple[str, ...]:
+    """Process the one scan of a data set and write its page; return what asks for a look.
+
+    `path` is the file that the user knows, to be named in errors.
+    """
     from bagau_bids.bids.scans import find_scans
-    from bagau_bids.network.cards import find_networks
+    from bagau_bids.cli.app import find_networks
     from bagau_bids.preprocessing.template import find_template
     from bagau_bids.reports.participant import write_participant_report
     from bagau_bids.reports.results import find_results
     from bagau_bids.workflow.run import run_participants
 
     processing = config.processing
-    networks = find_networks(processing.weights, processing.model)
+    networks = find_networks(processing)
     template = find_template(
         processing.template,
         processing.templateflow_home,
@@ -231,7 +262,7 @@ def _process(config: Config) -> tuple[str, ...]:
     scans = find_scans(config.bids_dir, Selection())
     (outcome,) = run_participants(config, scans, template, networks, _Silent())
     if not outcome.ok:
-        raise InputImageError(outcome.reason)
+        raise InputImageError(outcome.reason.replace(str(outcome.scan.path), str(path)))
     write_participant_report(config.output_dir, outcome.scan.subject)
     (results,) = find_results(config.output_dir)
     return tuple(flag.words for flag in results.flags)
@@ -266,6 +297,9 @@ class _Silent:
 
 
 def _image(path: Path) -> "nib.Nifti1Image":
+    """Load an image whole, so that it outlasts its file."""
     import nibabel as nib
+    import numpy as np
 
-    return nib.Nifti1Image.from_filename(path)
+    image = nib.Nifti1Image.from_filename(path)
+    return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)

@@ -1,8 +1,9 @@
 """FLAIRs of any name and place: laid out as a BIDS data set, their results under plain names."""
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,11 @@ from bagau_bids.files import (
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 PARTICIPANTS = "participants.tsv"
+COLUMNS = ("participant_id", "scan", "source")
+COLUMN_TEXTS = {
+    "scan": {"Description": "Name of the scan's results: that of its file"},
+    "source": {"Description": "File or folder that was given"},
+}
 # What people look for first, by the key of the catalogue of derivatives.
 PLAIN_NAMES = {
     "wmh_mask": "wmh_mask.nii.gz",
@@ -46,31 +52,52 @@ def name_scans(paths: Sequence[Path]) -> dict[str, Path]:
     -------
     dict of str to Path
         The name without ending; where several have the same, as many folders above as
-        tell them apart come before it, as in ``patient1_FLAIR``.
+        tell them apart come before it, as in ``patient1_FLAIR``, and a number where none do.
 
     Raises
     ------
     UsageError
-        If a path is neither a NIfTI file nor a folder.
+        If a path is neither a NIfTI file nor a folder, or its name is of no use.
     """
-    files = dict.fromkeys(_there(path) for path in paths)
-    levels = dict.fromkeys(files, 1)
+    parts = {path: _parts(path) for path in dict.fromkeys(_there(path) for path in paths)}
+    levels = dict.fromkeys(parts, 1)
     while True:
         names = defaultdict[str, list[Path]](list)
         for path, level in levels.items():
-            names[_name(path, level)].append(path)
-        shared = [path for same in names.values() if len(same) > 1 for path in same]
-        if not shared:
-            return {name: path for name, (path,) in names.items()}
-        for path in shared:
+            names["_".join(parts[path][-level:])].append(path)
+        longer = [
+            path
+            for same in names.values()
+            for path in same
+            if len({parts[one] for one in same}) > 1 and levels[path] < len(parts[path])
+        ]
+        if not longer:
+            break
+        for path in longer:
             levels[path] += 1
+    return dict(_numbered(names))
+
+
+def _numbered(names: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, Path]]:
+    """Tell paths apart that stay alike to the root, such as ``x.nii`` and ``x.nii.gz``."""
+    taken = set(names)
+    for name, (first, *others) in names.items():
+        yield name, first
+        for path in others:
+            other = next(o for n in itertools.count(2) if (o := f"{name}_{n}") not in taken)
+            taken.add(other)
+            yield other, path
 
 
 def _there(path: Path) -> Path:
     """Return the absolute path of a NIfTI file or a folder; links to it are not followed."""
-    if path.is_dir() or (path.is_file() and path.name.endswith(NIFTI_ENDINGS)):
-        return path.absolute()
-    if path.is_file():
+    path = path.absolute()
+    name = path.name.removesuffix(_ending(path))
+    if path.is_dir() or (path.is_file() and _ending(path)):
+        if name.strip(" .") and name.isprintable():
+            return path
+        found, advice = "has no name that a folder can have", "rename it"
+    elif path.is_file():
         found, advice = "is no NIfTI file", "convert it, for example with dcm2niix or nibabel"
     else:
         found, advice = "does not exist", "check the path"
@@ -84,14 +111,15 @@ def _ending(path: Path) -> str:
     return next((ending for ending in NIFTI_ENDINGS if path.name.endswith(ending)), "")
 
 
-def _name(path: Path, level: int) -> str:
-    """Join the last parts of a path, without the ending; all of it where there are fewer."""
+def _parts(path: Path) -> tuple[str, ...]:
+    """Return the names of the folders down to a path, and its own without the ending."""
     *folders, name = path.parts[1:]
-    above = folders[len(folders) - level + 1 :] if level <= len(folders) else folders
-    return "_".join([*above, name.removesuffix(_ending(path))])
+    return *folders, name.removesuffix(_ending(path)).strip()
 
 
-def lay_out(root: Path, scans: Mapping[str, Path]) -> dict[str, str]:
+def lay_out(
+    root: Path, scans: Mapping[str, Path], sources: Mapping[str, Path] | None = None
+) -> dict[str, str]:
     """Lay FLAIRs out as a BIDS data set of links to them, beside those that are there already.
 
     Parameters
@@ -101,6 +129,8 @@ def lay_out(root: Path, scans: Mapping[str, Path]) -> dict[str, str]:
         is which scan.
     scans : mapping of str to Path
         FLAIRs by name, as `name_scans` returns them; a JSON file beside one goes with it.
+    sources : mapping of str to Path, optional
+        What each was made from, such as a folder of DICOM files; by default the FLAIR.
 
     Returns
     -------
@@ -111,22 +141,30 @@ def lay_out(root: Path, scans: Mapping[str, Path]) -> dict[str, str]:
     Raises
     ------
     UsageError
-        If ``participants.tsv`` cannot be read.
+        If ``participants.tsv`` cannot be read, or a name is that of another scan there.
     """
+    sources = sources or scans
     root.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(root / ".lock"):
         table = root / PARTICIPANTS
-        rows = read_records(table, ("participant_id", "scan")) if table.is_file() else []
+        rows = read_records(table, COLUMNS) if table.is_file() else []
+        known = {row["scan"]: row["source"] for row in rows}
+        for name, source in sources.items():
+            if known.setdefault(name, str(source)) != str(source):
+                raise UsageError(
+                    f"{source}: {root.parent} has results of {known[name]} under its name, "
+                    f"{name}; expected one scan of a name: choose another folder for the results, "
+                    "or name both scans in one command, which tells them apart by their folders"
+                )
         labels = {row["scan"]: row["participant_id"].removeprefix("sub-") for row in rows}
         taken = {label.casefold() for label in labels.values()}  # names of folders
         for name in scans:
             if name not in labels:
                 labels[name] = _new_label(name, taken)
                 taken.add(labels[name].casefold())
-        listed = [(f"sub-{label}", name) for name, label in labels.items()]
-        write_table(table, pd.DataFrame(listed, columns=["participant_id", "scan"]))
-        text = {"scan": {"Description": "Name of the scan's results: that of its file"}}
-        write_json(sidecar_path(table), text)
+        listed = [(f"sub-{label}", name, known[name]) for name, label in labels.items()]
+        write_table(table, pd.DataFrame(listed, columns=COLUMNS))
+        write_json(sidecar_path(table), COLUMN_TEXTS)
         description = {"Name": "FLAIRs as they were found", "BIDSVersion": BIDS_VERSION}
         write_json(root / "dataset_description.json", description)
     for name, path in scans.items():

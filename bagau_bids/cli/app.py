@@ -54,7 +54,7 @@ def run(config: Config, stop: StopRequest) -> int:
     processes = "participant" in config.analysis_levels and not (
         config.execution.reports_only or config.execution.boilerplate_only
     )
-    networks = _find_networks(config.processing) if processes else None
+    networks = find_networks(config.processing) if processes else None
     scans = _find_scans(config) if processes else []
     _prepare_environment(config.execution.work_dir)
     console = Console(stderr=True)
@@ -140,14 +140,16 @@ def _found(output_dir: Path, subjects: set[str]) -> dict[str, str]:
     return found
 
 
-def _find_networks(processing: Processing) -> "Networks":
+def find_networks(processing: Processing) -> "Networks":
     """Find the weights; refuse to be asked for infarcts of ones none of which tells them."""
-    from bagau_bids.network.cards import INFARCT, find_networks
+    from bagau_bids.network import cards
 
-    networks = find_networks(processing.weights, processing.model)
-    if networks.tell(INFARCT) or not processing.infarct:
+    networks = cards.find_networks(processing.weights, processing.model)
+    if networks.tell(cards.INFARCT) or not processing.infarct:
         return networks
-    able = [f"--model {name}" for name in MODELS if find_networks((), name).tell(INFARCT)]
+    able = [
+        f"--model {name}" for name in MODELS if cards.find_networks((), name).tell(cards.INFARCT)
+    ]
     raise UsageError(
         f"--infarct: {', '.join(one.path.name for one in networks.lesions)} tell WMH alone; "
         "expected weights whose card names infarct among its outputs: use "

@@ -1,8 +1,5 @@
 """``bagau segment``: FLAIRs of any name, without BIDS, to masks, tables and pages."""
 
-import logging
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +16,10 @@ if TYPE_CHECKING:
 
 DATA_SET, DERIVATIVES = Path("bids"), Path("bids", "derivatives", "bagau-bids")
 SOURCES = DATA_SET / "sourcedata"
-WORK = "work"
+WORK = ".work"
+CLAIM = ".bagau-segment.json"
 TABLE, SCORES = "volumes.tsv", "evaluation.tsv"
+OWN_NAMES = {DATA_SET.name, WORK, TABLE, "volumes.json", SCORES}
 _OF_BIDS = ("bids_name", "participant_id", "session_id", "outliers")
 
 
@@ -71,19 +70,24 @@ def run(options: Options) -> int:
     from bagau_bids.cli.app import run as run_app
     from bagau_bids.cli.failure import exit_code_of
     from bagau_bids.datasets.dicom import convert_folders
+    from bagau_bids.files import claim_origin
     from bagau_bids.reports.results import COMPLETE, find_results
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     scans = name_scans(options.scans)
     _check(options, scans)
-    files = convert_folders(scans, options.out / SOURCES, options.series)
-    labels = lay_out(options.out / DATA_SET, files)
+    try:
+        claim_origin(options.out / CLAIM, {"command": "bagau segment"})
+        files = convert_folders(scans, options.out / SOURCES, options.series, print)
+        labels = lay_out(options.out / DATA_SET, files, scans)
+    except OSError as error:
+        raise UsageError(
+            f"{options.out}: cannot be written ({error.strerror}: {error.filename}); expected a "
+            "folder of one's own, and names of an ordinary length"
+        ) from error
     config = _config(options, labels.values())
     code = exit_code_of("bagau segment", lambda stop: run_app(config, stop))
     if code not in (EXIT_OK, EXIT_SUBJECT_FAILED) or config.execution.dry_run:
         return code
-    if code == EXIT_OK and options.execution.work_dir == Execution().work_dir:
-        shutil.rmtree(config.execution.work_dir, ignore_errors=True)
     results = find_results(config.output_dir)
     complete = {scan.entities["sub"] for scan in results if scan.status == COMPLETE}
     for name, label in labels.items():
@@ -96,23 +100,30 @@ def run(options: Options) -> int:
 
 def _check(options: Options, scans: Mapping[str, Path]) -> None:
     """Refuse what cannot be meant, before anything is written."""
-    if options.out.is_file():
+    out = options.out
+    if out.is_file():
         raise UsageError(
-            f"{options.out}: is a file; expected the folder of the results as the last word: "
+            f"{out}: is a file; expected the folder of the results as the last word: "
             "bagau segment SCAN... OUT"
         )
-    if options.masks and len(options.masks) != len(options.scans):
+    if out.is_dir() and any(out.iterdir()) and not (out / CLAIM).is_file():
         raise UsageError(
-            f"--mask: {len(options.masks)} masks for {len(options.scans)} scans; expected one for "
-            "each scan, in the same order"
+            f"{out}: is not empty and holds no results of bagau segment; expected a new folder, "
+            "or one of results, to which more may be added"
+        )
+    if options.masks and not len(options.masks) == len(options.scans) == len(scans):
+        raise UsageError(
+            f"--mask: {len(options.masks)} masks for {len(scans)} scans; expected one for each "
+            "scan, in the same order"
         )
     for path in options.masks:
         if not path.is_file():
             raise UsageError(f"--mask {path}: no such file; expected a mask on the scan's grid")
-    if DATA_SET.name in scans or WORK in scans:
+    taken = OWN_NAMES & scans.keys()
+    if taken:
         raise UsageError(
-            f"{options.out}: {DATA_SET} and {WORK} are folders of the program there, and one of "
-            "the scans is named so; rename it"
+            f"{out}: {' and '.join(sorted(taken))} are names of the program's own there, and of "
+            "scans; rename these"
         )
 
 
@@ -120,7 +131,7 @@ def _config(options: Options, labels: Iterable[str]) -> Config:
     """Return the configuration of a run over the data set of links."""
     execution = options.execution
     if execution.work_dir == Execution().work_dir:
-        execution = replace(execution, work_dir=options.out / WORK)
+        execution = replace(execution, work_dir=options.out / WORK, rm_work_on_success=True)
     said = (options.processing, options.resources, execution)
     words = [word for section in said for word in option_words(section)]
     folders = [str(options.out / DATA_SET), str(options.out / DERIVATIVES)]
@@ -134,6 +145,7 @@ def _summary(out: Path, results: "Sequence[ScanResults]", labels: Mapping[str, s
     from bagau_bids.bids.tables import described_table, read_records
     from bagau_bids.files import write_json, write_table
     from bagau_bids.reports.group_table import group_columns, scan_row
+    from bagau_bids.reports.results import COMPLETE
     from bagau_bids.reports.scan_tables import headline
 
     known = read_records(out / DATA_SET / PARTICIPANTS, ("participant_id", "scan"))
@@ -141,8 +153,11 @@ def _summary(out: Path, results: "Sequence[ScanResults]", labels: Mapping[str, s
     columns = group_columns()
     rows, lines = [], []
     for scan in results:
-        name = names[scan.entities["sub"]]
-        rows.append({"scan": name, **scan_row(scan, columns).values})
+        name = names.get(scan.entities["sub"], scan.entities["sub"])
+        row = scan_row(scan, columns).values
+        if scan.status != COMPLETE:  # what an earlier run found is not what is there now
+            row = {key: row[key] for key in ("status", "problem")}
+        rows.append({"scan": name, **row})
         if name in labels:
             told = f"failed: {scan.problem}" if scan.problem else headline(scan)
             lines += [f"{name}: {told}", f"  {out / name / PAGE}"]

@@ -1,10 +1,9 @@
 """The FLAIR of a folder of DICOM files, told by its headers and converted by dcm2niix."""
 
 import json
-import logging
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,6 @@ NAMES = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceDeta
 # long too.
 INVERSION_S = (1.4, 3.2)
 LEAST_ECHO_S = 0.06
-log = logging.getLogger(__name__)
 FEWEST_SLICES = 4  # fewer are a localiser
 
 
@@ -78,7 +76,10 @@ class Series:
 
 
 def convert_folders(
-    scans: Mapping[str, Path], into: Path, series: int | None = None
+    scans: Mapping[str, Path],
+    into: Path,
+    series: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Path]:
     """Convert the FLAIR of each folder among scans; see `take_flair`.
 
@@ -90,6 +91,8 @@ def convert_folders(
         Folder of the files that are made, ``<name>.nii.gz``.
     series : int, optional
         Number of the series to take.
+    progress : callable
+        Gets a line for each that is taken.
 
     Returns
     -------
@@ -101,7 +104,7 @@ def convert_folders(
         files[name] = path
         if path.is_dir():
             taken = take_flair(path, into / f"{name}.nii.gz", series)
-            log.info("%s: %s", name, taken)
+            progress(f"{name}: {taken}")
             files[name] = taken.image
     return files
 

@@ -50,7 +50,22 @@ def test_links_to_one_file_are_scans_of_their_own(tmp_path):
     assert list(name_scans([path, tmp_path / "g.nii"])) == ["f", "g"]
 
 
-def test_names_that_stay_alike_end_the_search(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["x.nii", "x.nii.gz"], ["x", "x_2"]),
+        (["study/a.nii", "study.nii"], ["study", "study_2"]),
+        (["x.nii", "x.nii.gz", "x_2.nii"], ["x", "x_3", "x_2"]),
+    ],
+)
+def test_names_that_stay_alike_get_numbers(tmp_path, given, named):
+    paths = files(tmp_path, *given)
+    asked = [path.parent if path.parent.name == "study" else path for path in paths]
+    found = {path: name for name, path in name_scans(asked).items()}
+    assert [found[path] for path in asked] == named
+
+
+def test_names_joined_of_other_folders_are_told_apart(tmp_path):
     """``a_b/f`` and ``a/b_f`` are joined to one name at two levels."""
     paths = files(tmp_path, "x/a/b_f.nii", "x/a_b/f.nii", "y/a_b/f.nii")
     assert len(name_scans(paths)) == 3
@@ -61,10 +76,13 @@ def test_names_that_stay_alike_end_the_search(tmp_path):
     [
         ("none.nii.gz", "does not exist; expected a FLAIR as .nii.* DICOM files: check the path"),
         ("scan.mgz", "is no NIfTI file; expected .*: convert it"),
+        (".nii.gz", "has no name that a folder can have; expected .*: rename it"),
+        ("..nii", "has no name that a folder can have"),
+        ("a\nb.nii", "has no name that a folder can have"),
     ],
 )
 def test_what_is_no_nifti_file_is_refused(tmp_path, name, message):
-    files(tmp_path, "scan.mgz")
+    files(tmp_path, "scan.mgz", ".nii.gz", "..nii", "a\nb.nii")
     with pytest.raises(UsageError, match=message):
         name_scans([tmp_path / name])
 
@@ -88,22 +106,28 @@ def test_scans_become_a_data_set_of_links(tmp_path):
 def test_labels_stay_and_are_never_shared(tmp_path):
     root = tmp_path / "bids"
     assert lay_out(root, name_scans(files(tmp_path, "a-b.nii"))) == {"a-b": "ab"}
-    more = name_scans(files(tmp_path, "a_b.nii", "A.B.nii", "---.nii", "a-b.nii"))
+    more = name_scans(files(tmp_path, " a_b .nii", "A.B.nii", "---.nii", "a-b.nii"))
     labels = lay_out(root, more)
     assert labels == {"a_b": "abn2", "A.B": "ABn3", "---": "scan", "a-b": "ab"}
     assert lay_out(root, dict(reversed(more.items()))) == labels
     assert (root / "sub-ab/anat/sub-ab_FLAIR.nii").resolve() == more["a-b"]
 
 
-def test_another_file_of_the_name_takes_the_place_of_the_first(tmp_path):
-    (first,) = files(tmp_path, "x/f.nii")
-    first.with_suffix(".json").write_text("{}")
-    lay_out(tmp_path / "bids", {"f": first})
-    (second,) = files(tmp_path, "y/f.nii.gz")
-    lay_out(tmp_path / "bids", {"f": second})
-    anat = tmp_path / "bids/sub-f/anat"
-    assert [path.name for path in anat.iterdir()] == ["sub-f_FLAIR.nii.gz"]
-    assert (anat / "sub-f_FLAIR.nii.gz").resolve() == second
+def test_another_file_of_the_name_is_refused(tmp_path):
+    first, second = files(tmp_path, "x/f.nii", "y/f.nii.gz")
+    lay_out(tmp_path / "out" / "bids", {"f": first})
+    with pytest.raises(UsageError, match=f"out has results of {first} under its name, f; .*both"):
+        lay_out(tmp_path / "out" / "bids", {"f": second})
+    anat = tmp_path / "out" / "bids" / "sub-f" / "anat"
+    assert [path.resolve() for path in anat.iterdir()] == [first]
+
+
+def test_a_folder_stays_one_scan_whatever_it_was_converted_to(tmp_path):
+    first, second = files(tmp_path, "x/f.nii", "y/f.nii.gz")
+    lay_out(tmp_path / "bids", {"f": first}, {"f": tmp_path / "dicom"})
+    lay_out(tmp_path / "bids", {"f": second}, {"f": tmp_path / "dicom"})
+    anat = tmp_path / "bids" / "sub-f" / "anat"
+    assert [path.resolve() for path in anat.iterdir()] == [second]
 
 
 def test_without_links_files_are_copied(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_two_files_without_bids(tmp_path, template, capsys):
         "quality.tsv",
         "report.html",
     }
-    assert not (out / "work").exists()
+    assert not [*(out / ".work").rglob("conform")]
     table = pd.read_csv(out / "volumes.tsv", sep="\t").set_index("scan")
     voxel_mm3 = abs(np.linalg.det(fakes.AFFINE[:3, :3]))
     for name in ("my scan", "other"):
@@ -119,11 +119,40 @@ def test_a_scan_that_fails_is_told_and_stops_no_other(tmp_path, template, quick_
     assert table.loc["bad", "status"] == "failed"
 
 
+def test_what_an_earlier_run_found_is_not_told_of_a_scan_that_fails(
+    tmp_path, template, quick_page, capsys
+):
+    scan = write(tmp_path / "scan.nii.gz", fakes.head())
+    assert segment(scan, tmp_path / "out") == 0
+    scan.write_bytes(b"no image")
+    capsys.readouterr()
+    assert segment(scan, tmp_path / "out") == 1
+    told = capsys.readouterr()
+    assert "Traceback" not in told.out + told.err
+    assert told.out.count("Summary:") == 1
+    assert {path.name for path in (tmp_path / "out" / "scan").iterdir()} == {"report.html"}
+    (row,) = pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t").to_dict("records")
+    assert row["status"] == "failed"
+    assert np.isnan(row["volume_mm3"])
+
+
+def test_folders_of_others_are_left_alone(tmp_path, template, quick_page, capsys):
+    scan = write(tmp_path / "scan.nii.gz", fakes.head())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "volumes.tsv").write_text("mine")
+    for out in (tmp_path, tmp_path / "own"):
+        assert segment(scan, out) == 2
+        assert "is not empty and holds no results" in capsys.readouterr().err
+    assert (tmp_path / "own" / "volumes.tsv").read_text() == "mine"
+    assert segment(scan, scan / "below") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_a_work_folder_that_was_named_stays(tmp_path, template, quick_page):
     scan = write(tmp_path / "scan.nii.gz", fakes.head())
     assert segment(scan, tmp_path / "out", "-w", tmp_path / "kept") == 0
     assert (tmp_path / "kept").is_dir()
-    assert not (tmp_path / "out" / "work").exists()
+    assert not (tmp_path / "out" / ".work").exists()
 
 
 def test_a_second_run_adds_to_the_table(tmp_path, template, quick_page):
@@ -150,13 +179,15 @@ def test_folders_of_dicom_are_converted(tmp_path, template, quick_page, capsys):
     [
         (["a.nii", "b.nii"], "b.nii: is a file; expected the folder of the results"),
         (["a.nii", "OUT", "--mask", "b.nii", "a.nii"], "2 masks for 1 scans; expected one for"),
+        (["a.nii", "a.nii", "OUT", "--mask", "b.nii", "a.nii"], "2 masks for 1 scans"),
         (["a.nii", "OUT", "--mask", "none.nii"], "none.nii: no such file; expected a mask on"),
-        (["work.nii", "OUT"], "one of the scans is named so; rename it"),
+        (["bids.nii", "OUT"], "bids are names of the program's own there, and of scans"),
+        (["volumes.tsv.nii", "OUT"], "volumes.tsv are names of the program's own"),
         (["none.nii", "OUT"], "none.nii: does not exist; expected a FLAIR"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, monkeypatch, capsys, words, message):
-    for name in ("a", "b", "work"):
+    for name in ("a", "b", "bids", "volumes.tsv"):
         write(tmp_path / f"{name}.nii", fakes.head())
     monkeypatch.chdir(tmp_path)
     assert segment(*words) == 2

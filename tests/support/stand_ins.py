@@ -5,6 +5,7 @@ Pure functions of their arguments, so that a test may call them for what it expe
 
 import hashlib
 
+import msgspec
 import nibabel as nib
 import numpy as np
 
@@ -79,10 +80,10 @@ def t1w_on_flair(path, flair, brain_mask, *, seed, threads):
 
 
 def load_weights(path, card=None):
-    """No network, with the card given, else one that names the content of the file."""
+    """No network, with the card given or one of its own, which names the content of the file."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     card = card or Card(architecture="bagau_net", version="1", sha256=digest, config={})
-    return LoadedNetwork(object(), card)
+    return LoadedNetwork(object(), msgspec.structs.replace(card, sha256=digest))
 
 
 def segment(networks, inputs, brain_mask, *, device, batch_size, tta):

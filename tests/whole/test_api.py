@@ -1,8 +1,10 @@
 """Segmenting from Python: the same result as the command's, as images and tables."""
 
+import contextlib
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -64,6 +66,41 @@ def test_options_reach_the_processing(template, quick_page, image):
     assert nothing.volume_ml == 0
 
 
+def test_options_are_those_of_the_command_line(tmp_path, template, quick_page, image):
+    store = str(tmp_path / "store")
+    plain = segment_flair(image)
+    weights = str(tmp_path / "store" / "small.safetensors")
+    own = segment_flair(image, weights=weights, templateflow_home=store)
+    assert own.volume_ml == plain.volume_ml  # the stand-in's weights are these
+    for option in ({"threshold": 2}, {"registration": "x"}, {"min_lesion_size_mm3": -1}):
+        with pytest.raises(UsageError, match=r"segment_flair: argument --"):
+            segment_flair(image, **option)
+    with pytest.raises(UsageError, match="--infarct: .* tell WMH alone"):
+        segment_flair(image, infarct=True)
+
+
+@pytest.mark.parametrize("given", [None, 3, np.zeros((3, 3, 3))])
+def test_what_is_no_image_is_refused(given):
+    with pytest.raises(UsageError, match="was given; expected a path or a nibabel image"):
+        segment_flair(given)
+
+
+def test_images_of_other_formats_are_taken(template, quick_page, image):
+    other = nib.Nifti1Pair(fakes.head(), fakes.AFFINE)
+    assert segment_flair(other).volume_ml == segment_flair(image).volume_ml
+
+
+def test_images_outlast_the_object(template, quick_page, image):
+    assert segment_flair(image).mask.get_fdata().any()
+
+
+def test_calls_from_several_threads_wait_for_each_other(tmp_path, template, quick_page, image):
+    image.to_filename(tmp_path / "scan.nii.gz")
+    with ThreadPoolExecutor(3) as pool, contextlib.chdir(tmp_path):
+        found = list(pool.map(segment_flair, ["scan.nii.gz"] * 3))
+    assert len({one.volume_ml for one in found}) == 1
+
+
 def test_results_are_saved_and_shown(tmp_path, template, image):
     found = segment_flair(image)
     folder = found.save(tmp_path / "new" / "folder")
@@ -88,7 +125,7 @@ def test_nipype_speaks_again_afterwards(template, quick_page, image):
     ("content", "error", "message"),
     [
         (None, UsageError, "does not exist; expected a FLAIR"),
-        (b"no image", InputImageError, "scan"),
+        (b"no image", InputImageError, r"scan.nii: .*"),
     ],
 )
 def test_what_cannot_be_segmented_is_an_error(
@@ -97,8 +134,9 @@ def test_what_cannot_be_segmented_is_an_error(
     path = tmp_path / "scan.nii"
     if content:
         path.write_bytes(content)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as told:
         segment_flair(path)
+    assert str(path) in str(told.value)
 
 
 def test_unknown_options_are_refused(image):

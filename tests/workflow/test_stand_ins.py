@@ -10,6 +10,7 @@ import stand_ins
 from network_spy import loaded
 from workflow_fakes import AFFINE, SHAPE, head, make_template, write_flair
 
+from bagau_bids.network.cards import Card
 from bagau_bids.network.slices import network_input
 from bagau_bids.spaces import Image
 
@@ -30,6 +31,7 @@ def values(tmp_path):
         "brain_mask": (MASK, OTHER_MASK),
         "excluded": (None, OTHER_MASK),
         "template": (template, replace(template, t1w=other_t1w)),
+        "card": (None, Card(architecture="unet", sha256="", config={})),
         "path": (write_flair(tmp_path, "sub-01"), other_t1w),
         "method": ("paper", "robust"),
         "seed": (0, 1),

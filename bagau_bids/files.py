@@ -15,7 +15,10 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
@@ -29,11 +32,17 @@ from bagau_bids.errors import BagauError, MissingResourceError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 READ_SIZE_BYTES = 1 << 20
 IMAGE_ENDING = ".nii.gz"
 LEFTOVER_S = 86400  # after which a temporary file of another machine is of no process any more
+# What is raised where a file of arrays is truncated or damaged: in its archive, or in a header.
+DAMAGE = (
+    *(OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(ValueError, SyntaxError, tokenize.TokenError, OverflowError),
+)
 Content = TypeVar("Content")
 
 
@@ -67,6 +76,45 @@ def read_shipped(name: str, kind: type[Content]) -> Content:
     return read_json(
         path, kind, "it ships with the package: install bagau-bids again", MissingResourceError
     )
+
+
+def read_arrays(path: Path, names: Sequence[str], hint: str) -> "dict[str, NDArray]":
+    """Read all arrays of an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : Path
+    names : sequence of str
+        Arrays that must be there; further ones may be.
+    hint : str
+        What was expected and what to do; ends the message.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, is damaged, or lacks an array.
+    """
+    from numpy.lib import format as npy  # this module is read where there is nothing to compute
+
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as stream:
+                    arrays[member.removesuffix(".npy")] = npy.read_array(stream)
+    except DAMAGE as trouble:
+        raise UsageError(f"{path}: cannot be read ({trouble}), {hint}") from trouble
+    require_arrays(path, arrays, names, hint)
+    return arrays
+
+
+def require_arrays(
+    path: Path, arrays: "dict[str, NDArray]", names: Sequence[str], hint: str
+) -> None:
+    """Refuse arrays of a file that lack some; see `read_arrays`."""
+    if missing := [name for name in names if name not in arrays]:
+        found = ", ".join(arrays) or "none"
+        raise UsageError(f"{path}: found no {', '.join(missing)} in its arrays ({found}), {hint}")
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import json
 import os
 import threading
 import time
+import zipfile
+from contextlib import suppress
 
 import msgspec
 import nibabel as nib
@@ -18,6 +20,7 @@ from bagau_bids.files import (
     copy_file,
     one_at_a_time,
     place_file,
+    read_arrays,
     read_json,
     read_shipped,
     replacing,
@@ -62,6 +65,66 @@ def test_json_that_is_damaged_or_another_names_file_and_field(tmp_path, content,
         path.write_bytes(content)
     with pytest.raises(kind, match=rf"pack\.json: .*{said}.*; pack it again$"):
         read_json(path, Pack, "pack it again", kind)
+
+
+def broken_in_the_middle(path):
+    """Flip one bit of the first array's bytes."""
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": (lambda path: path.unlink(), "No such file or directory"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    "empty": (lambda path: path.write_bytes(b""), "File is not a zip file"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "not a zip file"),
+    "text": (lambda path: path.write_text("version https://git-lfs"), "not a zip file"),
+    "another": (broken_in_the_middle, "Bad CRC-32 for file 'flair.npy'"),
+    "no array": (
+        lambda path: zipfile.ZipFile(path, "w").writestr("flair.npy", b"text of another kind"),
+        "the magic string is not correct",
+    ),
+    "objects": (lambda path: np.savez(path, flair=np.array([{}])), "Object arrays cannot be"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_arrays_that_are_damaged_are_named_with_a_way_out(tmp_path, damage):
+    path = tmp_path / "scan.npz"
+    np.savez(path, flair=np.arange(200, dtype=np.uint8), names=np.array(["a", "b"]))
+    read = read_arrays(path, ("names",), "make it again")
+    assert read["flair"].tolist() == list(range(200))
+    assert read["names"].tolist() == ["a", "b"]
+    change, said = DAMAGES[damage]
+    change(path)
+    with pytest.raises(
+        UsageError, match=rf"scan\.npz: cannot be read \(.*{said}.*\), make it again$"
+    ):
+        read_arrays(path, ("names",), "make it again")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damage_anywhere_in_arrays_is_an_error_or_changes_nothing(tmp_path, save):
+    path = tmp_path / "scan.npz"
+    given = {"flair": np.arange(40, dtype=np.uint8), "size": np.array(3.5)}
+    save(path, **given)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
+        with suppress(UsageError):
+            read = read_arrays(path, tuple(given), "make it again")
+            assert all(np.array_equal(read[name], array) for name, array in given.items())
+
+
+def test_array_that_is_missing_is_named_with_those_that_are_there(tmp_path):
+    np.savez(tmp_path / "scan.npz", flair=np.ones(2), atlas=np.ones(2))
+    said = r"found no target, plane in its arrays \(flair, atlas\), make it again$"
+    with pytest.raises(UsageError, match=rf"scan\.npz: {said}"):
+        read_arrays(tmp_path / "scan.npz", ("flair", "target", "plane"), "make it again")
+    np.savez(tmp_path / "scan.npz")
+    with pytest.raises(UsageError, match=r"found no flair in its arrays \(none\), make it"):
+        read_arrays(tmp_path / "scan.npz", ("flair",), "make it again")
 
 
 def test_shipped_file_that_is_missing_asks_for_another_installation():

@@ -16,6 +16,7 @@ from bagau_bids.errors import MissingResourceError
 from bagau_bids.files import read_json
 
 WMH, INFARCT, T1 = "wmh", "infarct", "t1"
+KNOWN_INPUTS = ("flair", "atlas", T1)
 DEFAULT_INPUTS = ("flair", "atlas")  # of a network whose card names none: BAGAU-Net
 DEFAULT_OUTPUTS = (WMH,)
 UNCALIBRATED = 0.5
@@ -69,7 +70,15 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     content: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        """Refuse outputs that this version does not know."""
+        """Refuse inputs and outputs that this version does not know."""
+        if not self.inputs or len({*self.inputs} & {*KNOWN_INPUTS}) < len(self.inputs):
+            raise ValueError(
+                f"Expected some of {', '.join(KNOWN_INPUTS)}, each once, got "
+                f"{', '.join(self.inputs) or 'none'} - at `$.inputs`"
+            )
+        stated = self.config.get("outputs", ())
+        if not isinstance(stated, list | tuple) or not all(isinstance(n, str) for n in stated):
+            raise ValueError(f"Expected a list of `str`, got {stated!r} - at `$.config.outputs`")
         if WMH not in self.outputs or not {WMH, INFARCT} >= set(self.outputs):
             raise ValueError(
                 f"outputs {', '.join(self.outputs) or 'none'}, known are {WMH} alone, and {WMH} "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import InputImageError, UsageError
-from bagau_bids.files import replacing
+from bagau_bids.files import read_arrays, replacing, require_arrays
 from bagau_bids.network.slices import network_input
 from bagau_bids.preprocessing.registration import register_template
 from bagau_bids.preprocessing.template import Template
@@ -58,6 +58,12 @@ _PLAIN_CONTRAST = {
 _MAX_SLICES = 32  # of one scan that go into a pool
 _AIR_MARGIN = 2
 _DERIVED = ("classes", "ventricle_distance", "brain")  # of the labels; kept with the head
+_RUNS = ("counts", "starts", "lengths", "components")  # of shapes, as they are stored
+_VOXELS = ("counts", "voxels", "components")  # as they were stored before runs were
+_HINT = (
+    "expected a prepared head, as 'bagau synthetic-pool' writes it; copy it again, or remove it "
+    "and prepare it again"
+)
 SHARD_VOLUMES = 10  # scans in one shard of a pool on disk
 HEAD_INFARCTS = 50  # infarcts that one head carries; each head carries others
 _ATLAS_STEPS = 51  # of a stored atlas from 0 to 1; divides 255
@@ -288,31 +294,39 @@ def save_training_head(path: Path, prepared: TrainingHead) -> None:
 
 
 def load_training_head(path: Path) -> TrainingHead:
-    """Read what :func:`save_training_head` wrote, now or before heads carried infarcts."""
-    with np.load(path) as stored:
-        head = Head(stored["labels"], stored["affine"], stored["wm_atlas"])
-        # Seconds of distance transforms, which else every process would repeat for every head.
-        head.__dict__.update(
-            {name: torch.from_numpy(stored[name]) for name in _DERIVED if name in stored}
-        )
-        shapes: dict[str, LesionShapes | None] = {}
-        for kind in ("lesion", "infarct"):
-            runs = {
-                name: stored[f"{kind}_{name}"]
-                for name in ("counts", "starts", "lengths", "components")
-                if f"{kind}_{name}" in stored
-            }
-            grid = head.labels.shape, head.spacing_mm
-            shapes[kind] = LesionShapes.from_runs(*grid, runs) if "starts" in runs else None
-        if "lesion_voxels" in stored:  # as they were stored before runs were
-            ends = np.cumsum(stored["lesion_counts"])[:-1]
-            shapes["lesion"] = LesionShapes(
-                head.labels.shape,
-                head.spacing_mm,
-                tuple(np.split(stored["lesion_voxels"], ends)),
-                tuple(np.split(stored["lesion_components"], ends)),
-            )
-    return TrainingHead(head, shapes["lesion"], shapes["infarct"])
+    """Read what :func:`save_training_head` wrote, now or before heads carried infarcts.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, is damaged, or lacks an array.
+    """
+    stored = read_arrays(path, ("labels", "affine", "wm_atlas"), _HINT)
+    head = Head(stored["labels"], stored["affine"], stored["wm_atlas"])
+    # Seconds of distance transforms, which else every process would repeat for every head.
+    head.__dict__.update(
+        {name: torch.from_numpy(stored[name]) for name in _DERIVED if name in stored}
+    )
+    lesions, infarcts = (_shapes_of(path, stored, kind, head) for kind in ("lesion", "infarct"))
+    return TrainingHead(head, lesions, infarcts)
+
+
+def _shapes_of(
+    path: Path, stored: dict[str, NDArray], kind: str, head: Head
+) -> LesionShapes | None:
+    """Take shapes out of the arrays of a stored head; None where it carries none of the kind."""
+    if not any(name.startswith(f"{kind}_") for name in stored):
+        return None
+    parts = _VOXELS if f"{kind}_voxels" in stored else _RUNS
+    require_arrays(path, stored, [f"{kind}_{name}" for name in parts], _HINT)
+    found = {name: stored[f"{kind}_{name}"] for name in parts}
+    grid = head.labels.shape, head.spacing_mm
+    if parts is _RUNS:
+        return LesionShapes.from_runs(*grid, found)
+    ends = np.cumsum(found["counts"])[:-1]
+    return LesionShapes(
+        *grid, *(tuple(np.split(found[name], ends)) for name in ("voxels", "components"))
+    )
 
 
 def load_training_heads(folder: Path) -> list[TrainingHead]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from bagau_bids.errors import UsageError
-from bagau_bids.files import claim_origin, read_json, replacing
+from bagau_bids.files import DAMAGE, claim_origin, read_json, replacing
 from bagau_bids.network.slices import PLANE_SIZE, NetworkInput, SlicePlane, to_slices
 
 CHANNELS = ("flair", "atlas")  # of slices on disk
@@ -251,7 +252,8 @@ def open_pool(folder: Path) -> SlicePool:
     Raises
     ------
     UsageError
-        If the folder holds no shard, or shards of different slice sizes.
+        If the folder holds no shard, shards of different slice sizes, or a file of a shard is
+        missing or damaged.
     """
     targets = sorted(folder.glob("*_target.npy"))
     if not targets:
@@ -261,8 +263,8 @@ def open_pool(folder: Path) -> SlicePool:
     shards = []
     for path in targets:
         stem = path.name.removesuffix("_target.npy")
-        channels = {n: np.load(folder / f"{stem}_{n}.npy", mmap_mode="r") for n in CHANNELS}
-        shards.append(Shard(channels, np.load(path, mmap_mode="r")))
+        channels = {name: _mapped(folder, stem, name) for name in CHANNELS}
+        shards.append(Shard(channels, _mapped(folder, stem, "target")))
     sizes = {shard.channels["flair"].shape[1:] for shard in shards}
     if sizes != {(PLANE_SIZE, PLANE_SIZE)}:
         raise UsageError(
@@ -270,3 +272,14 @@ def open_pool(folder: Path) -> SlicePool:
             "every shard; draw the pool again"
         )
     return SlicePool(shards)
+
+
+def _mapped(folder: Path, stem: str, kind: str) -> NDArray:
+    path = folder / f"{stem}_{kind}.npy"
+    try:
+        return npy.open_memmap(path, mode="r")
+    except DAMAGE as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}), expected slices as 'bagau synthetic-pool' writes "
+            f"them; copy the pool again, or remove {stem}_*.npy and draw them again"
+        ) from error

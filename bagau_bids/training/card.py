@@ -1,14 +1,26 @@
 """What the card of trained weights says of their data and their preprocessing."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET, Struct, UnsetType, field, to_builtins
+
 from bagau_bids import __version__
 from bagau_bids.datasets.labelled import Split
+from bagau_bids.files import read_json
 from bagau_bids.network import slices
 from bagau_bids.training.settings import TrainingSettings
+
+
+class Stated(Struct, frozen=True, rename="pascal"):
+    """What a card repeats of ``dataset_description.json``, whatever the type it is stated in."""
+
+    name: Any | UnsetType = UNSET
+    license: Any | UnsetType = UNSET
+    authors: Any | UnsetType = UNSET
+    references_and_links: Any | UnsetType = UNSET
+    doi: Any | UnsetType = field(default=UNSET, name="DatasetDOI")
 
 
 def training_card(
@@ -74,8 +86,14 @@ def preprocessing_facts() -> dict[str, Any]:
 
 
 def describe_dataset(bids_dir: Path) -> dict[str, Any]:
-    """Name, licence and references of a data set, as far as it states them."""
+    """Name, licence and references of a data set, as far as it states them.
+
+    Raises
+    ------
+    UsageError
+        If the file that states them cannot be read or is damaged.
+    """
     path = bids_dir / "dataset_description.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kept = ("Name", "License", "Authors", "ReferencesAndLinks", "DatasetDOI")
-    return {key: known[key] for key in kept if key in known} or {"Name": bids_dir.name}
+    hint = "expected a JSON object in UTF-8 without byte order mark, as BIDS has it; correct it"
+    stated = read_json(path, Stated, hint) if path.is_file() else Stated()
+    return to_builtins(stated) or {"Name": bids_dir.name}

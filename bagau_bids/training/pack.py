@@ -14,7 +14,7 @@ steps of 0.063 between the limits of the z-score.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from bagau_bids import __version__
 from bagau_bids.datasets.labelled import TrainingScan, plane_of
 from bagau_bids.errors import UsageError
-from bagau_bids.files import read_json, replacing, write_json
-from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput
+from bagau_bids.files import read_arrays, read_json, replacing, write_json
+from bagau_bids.network.slices import SLAB_MM, Z_SCORE_LIMITS, NetworkInput, SlicePlane
 from bagau_bids.spaces import voxel_sizes
 from bagau_bids.synthesis.heads import load_training_head, save_training_head
 from bagau_bids.synthesis.pool import CHANNELS, Shard, training_shard
@@ -34,6 +34,13 @@ from bagau_bids.training.card import preprocessing_facts
 
 PACK_FILE, STROKE_FILE = "pack.json", "stroke.npz"
 HEADS, REAL, VALIDATION = "heads", "real", "validation"
+PART_HINT = "expected what 'bagau pack' wrote; make or copy the pack again"
+SLICES = (*CHANNELS, "target")
+WHOLE = (
+    *(*CHANNELS, "brain", "brain_mask", "reference", "affine"),
+    *(f"plane_{field.name}" for field in fields(SlicePlane)),
+)
+STROKE = ("flair", "infarct", "atlas", "held_out", "ids")
 GREY_LEVELS = 254  # from the lowest to the highest z-score; one more value stands for 0
 
 
@@ -215,7 +222,7 @@ def read_real(folder: Path) -> list[RealSlices]:
     """Read the slices of labelled scans of a pack."""
     scans = []
     for entry in read_pack_file(folder).training:
-        arrays = _load(folder / REAL / f"{entry.name}.npz")
+        arrays = read_arrays(folder / REAL / f"{entry.name}.npz", SLICES, PART_HINT)
         shard = Shard({name: arrays[name] for name in CHANNELS}, arrays["target"])
         scans.append(RealSlices(entry.name, entry.subject, shard))
     return scans
@@ -225,7 +232,7 @@ def read_validation(folder: Path) -> list[TrainingScan]:
     """Read the whole scans of a pack."""
     scans = []
     for entry in read_pack_file(folder).validation:
-        arrays = _load(folder / VALIDATION / f"{entry.name}.npz")
+        arrays = read_arrays(folder / VALIDATION / f"{entry.name}.npz", WHOLE, PART_HINT)
         inputs = NetworkInput(
             channels={
                 "flair": decode_flair(arrays["flair"]),
@@ -249,7 +256,9 @@ def read_validation(folder: Path) -> list[TrainingScan]:
 
 def read_stroke(folder: Path) -> dict[str, NDArray] | None:
     """Read the slices of stroke patients of a pack; None where it holds none."""
-    return _load(folder / STROKE_FILE) if read_pack_file(folder).stroke else None
+    if not read_pack_file(folder).stroke:
+        return None
+    return read_arrays(folder / STROKE_FILE, STROKE, PART_HINT)
 
 
 def _identity(scan: TrainingScan) -> PackedScan:
@@ -283,14 +292,3 @@ def _save(path: Path, arrays: Mapping[str, NDArray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **dict[str, Any](arrays))
-
-
-def _load(path: Path) -> dict[str, NDArray]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({error}), expected what 'bagau pack' wrote; make or copy "
-            "the pack again"
-        ) from error

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bagau_bids.errors import UsageError
+from bagau_bids.files import read_arrays
 from bagau_bids.network.slices import (
     BRAIN_MARGIN_MM,
     PLANE_SIZE,
@@ -75,14 +75,9 @@ def stroke_arrays(folder: Path, wm_map: Image) -> dict[str, NDArray]:
         If the folder does not hold the slices.
     """
     path = folder / SLICES_FILE
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            flair, infarct, ids = stored["flair"], stored["infarct"], stored["ids"].astype(str)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({error}), expected arrays flair, infarct and ids of axial "
-            "slices; give their folder"
-        ) from error
+    hint = "expected arrays flair, infarct and ids of axial slices; give their folder"
+    stored = read_arrays(path, ("flair", "infarct", "ids"), hint)
+    flair, infarct, ids = stored["flair"], stored["infarct"], stored["ids"].astype(str)
     brains = np.stack([_brain(image) for image in flair])
     kept = np.flatnonzero(_usual(flair, brains))
     z_scored = np.stack([_z_scored(flair[n], brains[n]) for n in kept])

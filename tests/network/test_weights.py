@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -230,6 +231,28 @@ def test_card_with_an_impossible_calibration_of_infarcts(two_outputs):
 def test_card_with_outputs_that_nobody_knows(two_outputs, outputs):
     edit_card(two_outputs, config={"widths": TINY, "outputs": outputs})
     refused(two_outputs, f"outputs {', '.join(outputs)}, known are wmh alone, and wmh and infarct")
+
+
+@pytest.mark.parametrize("outputs", [5, "wmh", None, ["wmh", 5], [["wmh"]], {"wmh": 1}])
+def test_card_with_outputs_that_are_no_names_tells_the_field(two_outputs, outputs):
+    edit_card(two_outputs, config={"widths": TINY, "outputs": outputs})
+    got = re.escape(f"Expected a list of `str`, got {outputs!r} - at `$.config.outputs`; expected")
+    refused(two_outputs, rf"two\.json: {got} a card of weights")
+
+
+@pytest.mark.parametrize(
+    "inputs", [[], ["flair", "flair"], ["flair", "colour"], ["FLAIR"], ["flair", "atlas", "flair"]]
+)
+def test_card_with_inputs_that_nobody_knows_or_twice(saved, inputs):
+    edit_card(saved[0], inputs=inputs)
+    said = f"Expected some of flair, atlas, t1, each once, got {', '.join(inputs) or 'none'}"
+    refused(saved[0], rf"mine\.json: {said} - at `\$\.inputs`; expected a card of weights")
+
+
+@pytest.mark.parametrize("inputs", [["t1"], ["t1", "flair"], ["flair", "atlas", "t1"]])
+def test_card_with_inputs_in_any_order_is_read(saved, inputs):
+    edit_card(saved[0], inputs=inputs)
+    assert read_card(saved[0]).inputs == tuple(inputs)
 
 
 def test_card_with_other_shapes(saved):

@@ -173,6 +173,39 @@ def test_heads_stored_without_runs_are_read(prepared, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "missing", ["labels", "affine", "wm_atlas", "lesion_counts", "lesion_starts"]
+)
+def test_head_that_lacks_an_array_is_named(prepared, tmp_path, missing):
+    heads.save_training_head(tmp_path / "a.npz", prepared)
+    with np.load(tmp_path / "a.npz") as stored:
+        arrays = {name: array for name, array in stored.items() if name != missing}
+    np.savez(tmp_path / "a.npz", **arrays)
+    said = rf"a\.npz: found no {missing} in its arrays \(.*\), expected a prepared head"
+    with pytest.raises(UsageError, match=rf"{said}.*; copy it again, or remove it"):
+        heads.load_training_head(tmp_path / "a.npz")
+
+
+def test_head_stored_without_runs_that_lacks_an_array_is_named(prepared, tmp_path):
+    head = prepared.head
+    arrays = {"labels": head.labels, "affine": head.affine, "wm_atlas": head.wm_atlas}
+    np.savez(tmp_path / "old.npz", **arrays, lesion_voxels=np.arange(3), lesion_counts=[3])
+    with pytest.raises(UsageError, match=r"old\.npz: found no lesion_components in its arrays"):
+        heads.load_training_head(tmp_path / "old.npz")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", slice(None, -100), slice(None, 100)])
+def test_head_that_is_damaged_is_named(prepared, tmp_path, content):
+    path = tmp_path / "a.npz"
+    heads.save_training_head(path, prepared)
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[content] if isinstance(content, slice) else content)
+    with pytest.raises(UsageError, match=r"a\.npz: cannot be read \(.*\), expected a prepared"):
+        heads.load_training_head(path)
+
+
 def test_heads_are_prepared_once(tmp_path, monkeypatch):
     calls = register_nothing(monkeypatch)
     maps, masks = write_inputs(tmp_path)

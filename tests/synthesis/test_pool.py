@@ -85,6 +85,35 @@ def test_slices_of_another_size_are_refused(tmp_path):
         open_pool(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        (b"", "EOF: reading magic string"),
+        (b"version https://git-lfs", "magic string is not correct"),
+        (slice(None, 60), "EOF: reading array header"),
+        (slice(None, -1), "mmap length is greater than file size"),
+        (b"\x93NUMPY\x01\x00\x02\x00{(", "EOF in multi-line statement|Cannot parse header"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["flair", "atlas", "target"])
+def test_damaged_file_of_a_shard_is_named(tmp_path, kind, content, said):
+    write_shard(tmp_path, "a", shard(1, 0))
+    write_shard(tmp_path, "b", shard(1, 0))
+    path = tmp_path / f"b_{kind}.npy"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[content] if isinstance(content, slice) else content)
+    elif kind == "target":  # its presence completes a shard: a link to nothing is still there
+        path.symlink_to("nothing")
+    way_out = r"copy the pool again, or remove b_\*\.npy and draw them again"
+    with pytest.raises(
+        UsageError, match=rf"b_{kind}\.npy: cannot be read \(.*({said}).*{way_out}"
+    ):
+        open_pool(tmp_path)
+
+
 def test_pools_are_told_apart_by_their_shards():
     pools = [
         SlicePool([shard(3, 0), shard(2, 3)]),

@@ -1,6 +1,7 @@
 """Streaming training: what is stored is what was given, shares are kept, a training goes on."""
 
 import csv
+import shutil
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -184,6 +185,30 @@ def test_damaged_part_of_a_pack_is_named(packed, tmp_path):
         pack.read_stroke(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "read"),
+    [
+        ("real/sub-1_FLAIR.npz", pack.read_real),
+        ("validation/sub-3_FLAIR.npz", pack.read_validation),
+        ("stroke.npz", pack.read_stroke),
+    ],
+)
+def test_part_of_a_pack_that_is_damaged_or_lacks_an_array_is_named(packed, tmp_path, part, read):
+    shutil.copytree(packed, tmp_path / "pack")
+    path = tmp_path / "pack" / part
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    way_out = "expected what 'bagau pack' wrote; make or copy the pack again"
+    for name in arrays:
+        np.savez(path, **{other: array for other, array in arrays.items() if other != name})
+        with pytest.raises(UsageError, match=rf"{part}: found no {name} in its .*, {way_out}"):
+            read(tmp_path / "pack")
+    for content in (b"", path.read_bytes()[:-9], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=rf"{part}: cannot be read \(.*\), {way_out}"):
+            read(tmp_path / "pack")
+
+
 # --- slices of stroke patients
 
 
@@ -220,6 +245,9 @@ def test_slice_of_another_level_is_left_out(tmp_path):
 
 def test_folder_without_slices_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"slices\.npz: cannot be read"):
+        stroke.stroke_arrays(tmp_path, Image(np.ones((9, 9, 9)), np.eye(4)))
+    np.savez(tmp_path / "slices.npz", flair=np.ones(2), ids=np.ones(2))
+    with pytest.raises(UsageError, match="found no infarct in its .*; give their folder"):
         stroke.stroke_arrays(tmp_path, Image(np.ones((9, 9, 9)), np.eye(4)))
 
 

@@ -16,7 +16,7 @@ from bagau_bids import values
 from bagau_bids.options import Spelling, argument, option, part, spelling
 
 TEMPLATES = ("MNI152NLin2009cSym", "ICBM152NLin2009aSym")
-MODELS = ("small", "full")
+MODELS = ("small", "full", "stroke")
 REGISTRATIONS = ("robust", "paper")
 SKULL_STRIPS = ("auto", "skip")
 PERIVENTRICULAR_RULES = ("10mm", "3mm")

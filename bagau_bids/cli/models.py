@@ -10,6 +10,7 @@ from bagau_bids.options import Exclusive, argument, option
 PACKAGED = {
     "small": "lesions, a quarter of the width: the default",
     "full": "lesions, the paper's width",
+    "stroke": "as small, and infarcts apart from them",
     "brain": "the brain mask",
 }
 

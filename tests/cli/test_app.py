@@ -367,6 +367,7 @@ def test_infarcts_of_weights_that_tell_none_are_refused_before_anything(
     packaged = {
         "full": write_card(tmp_path, "full", *full),
         "small": write_card(tmp_path, "small"),
+        "stroke": write_card(tmp_path, "stroke"),
         "brain": write_card(tmp_path, "brain"),
     }
     monkeypatch.setattr(cards, "find_weights", packaged.__getitem__)

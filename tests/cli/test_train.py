@@ -235,7 +235,12 @@ def test_missing_folders_are_named(tiny, capsys):
 def test_models_lists_and_shows(tmp_path, capsys):
     assert toolbox.main(["models"]) == 0
     listed = capsys.readouterr().out
-    assert [line.split()[0] for line in listed.splitlines()] == ["small", "full", "brain"]
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "small",
+        "full",
+        "stroke",
+        "brain",
+    ]
     path = tmp_path / "mine.safetensors"
     save_weights(path, BagauNet(BagauNetConfig((4, 4, 6, 6, 8))), {"licence": "CC0"})
     assert toolbox.main(["models", str(path), "--json"]) == 0
@@ -253,7 +258,9 @@ def test_models_prints_the_path_for_other_commands(capsys):
 @pytest.mark.parametrize("option", ["--path", "--json"])
 def test_models_needs_a_name_for_what_is_said_of_one(option, capsys):
     assert toolbox.main(["models", option]) == 2
-    assert "expected its name as well, one of small, full, brain" in capsys.readouterr().err
+    assert (
+        "expected its name as well, one of small, full, stroke, brain" in capsys.readouterr().err
+    )
 
 
 def test_models_refuses_a_damaged_file(tmp_path, capsys):

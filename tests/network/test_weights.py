@@ -280,6 +280,7 @@ def test_packaged_weights_that_are_missing_are_named(monkeypatch, tmp_path):
     [
         ("small", 4, [16, 24, 32, 64, 128]),
         ("full", 60, [64, 96, 128, 256, 512]),
+        ("stroke", 4, [16, 24, 32, 64, 128]),
         ("brain", 4, None),
     ],
 )

@@ -181,9 +181,7 @@ def _score(options: Options, scans: Mapping[str, Path]) -> int:
     from bagau_bids.evaluation.tables import case_table
     from bagau_bids.files import write_table
 
-    drawn = {
-        path.absolute(): mask for path, mask in zip(options.scans, options.masks, strict=True)
-    }
+    drawn = dict(zip(options.scans, options.masks, strict=True))
     found = {name: options.out / name / PLAIN_NAMES["wmh_mask"] for name in scans}
     pairs = [
         MaskPair(name, drawn[path], found[name])

@@ -14,22 +14,12 @@ from bagau_bids.cli.toolbox import main
 
 @pytest.fixture
 def template(tmp_path, monkeypatch):
-    made = fakes.make_template(tmp_path / "store")
-    fakes.install(monkeypatch, tmp_path / "store")
-    monkeypatch.setattr(
-        "bagau_bids.preprocessing.template.find_template", lambda *place, **options: made
-    )
-    return made
+    return fakes.install_everything(monkeypatch, tmp_path / "store")
 
 
 @pytest.fixture
 def quick_page(monkeypatch):
-    """Write a page without its pictures, which take seconds."""
-
-    def write_page(output_dir, label, *, aggregate_session_reports):
-        (output_dir / f"sub-{label}.html").write_text(f"{label} {aggregate_session_reports}")
-
-    monkeypatch.setattr("bagau_bids.reports.participant.write_participant_report", write_page)
+    fakes.install_quick_page(monkeypatch)
 
 
 def write(path, data):

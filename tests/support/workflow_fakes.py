@@ -170,6 +170,25 @@ def install(monkeypatch, tmp_path):
     return calls
 
 
+def install_everything(monkeypatch, store):
+    """Replace the slow steps, and have the tiny template found wherever one is looked for."""
+    template = make_template(store)
+    install(monkeypatch, store)
+    monkeypatch.setattr(
+        "bagau_bids.preprocessing.template.find_template", lambda *place, **options: template
+    )
+    return template
+
+
+def install_quick_page(monkeypatch):
+    """Have pages written without their pictures, which take seconds."""
+
+    def write_page(output_dir, label, **options):
+        (output_dir / f"sub-{label}.html").write_text(f"{label} {options}")
+
+    monkeypatch.setattr("bagau_bids.reports.participant.write_participant_report", write_page)
+
+
 def scans_of(bids_dir) -> list[Scan]:
     """All FLAIRs of a data set."""
     return find_scans(bids_dir, Selection())

@@ -18,21 +18,12 @@ from bagau_bids.errors import InputImageError, UsageError
 
 @pytest.fixture
 def template(tmp_path, monkeypatch):
-    made = fakes.make_template(tmp_path / "store")
-    fakes.install(monkeypatch, tmp_path / "store")
-    monkeypatch.setattr(
-        "bagau_bids.preprocessing.template.find_template", lambda *place, **options: made
-    )
-    return made
+    return fakes.install_everything(monkeypatch, tmp_path / "store")
 
 
 @pytest.fixture
 def quick_page(monkeypatch):
-    """Write a page without its pictures, which take seconds."""
-    monkeypatch.setattr(
-        "bagau_bids.reports.participant.write_participant_report",
-        lambda folder, label: (folder / f"sub-{label}.html").write_text(label),
-    )
+    fakes.install_quick_page(monkeypatch)
 
 
 @pytest.fixture

@@ -16,6 +16,12 @@ NIFTI_EXTENSION = re.compile(r"\.nii(\.gz)?$")
 FREE_ENTITIES = ("space", "label", "desc", "res")
 
 
+def extension_of(path: Path) -> str | None:
+    """``.nii.gz`` or ``.nii``; None for any other file."""
+    found = NIFTI_EXTENSION.search(path.name)
+    return found[0] if found else None
+
+
 @dataclass(frozen=True)
 class LesionMask:
     """A WMH mask on disk.

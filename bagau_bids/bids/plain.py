@@ -10,6 +10,7 @@ import pandas as pd
 
 from bagau_bids.bids.derivatives import derivative_path, sidecar_path
 from bagau_bids.bids.description import BIDS_VERSION
+from bagau_bids.bids.masks import NIFTI_EXTENSION, extension_of
 from bagau_bids.bids.tables import read_records
 from bagau_bids.errors import UsageError
 from bagau_bids.files import (
@@ -92,8 +93,8 @@ def _numbered(names: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, Path]]
 def _there(path: Path) -> Path:
     """Return the absolute path of a NIfTI file or a folder; links to it are not followed."""
     path = path.absolute()
-    name = path.name.removesuffix(_ending(path))
-    if path.is_dir() or (path.is_file() and _ending(path)):
+    name = NIFTI_EXTENSION.sub("", path.name)
+    if path.is_dir() or (path.is_file() and extension_of(path)):
         if name.strip(" .") and name.isprintable():
             return path
         found, advice = "has no name that a folder can have", "rename it"
@@ -107,14 +108,10 @@ def _there(path: Path) -> Path:
     )
 
 
-def _ending(path: Path) -> str:
-    return next((ending for ending in NIFTI_ENDINGS if path.name.endswith(ending)), "")
-
-
 def _parts(path: Path) -> tuple[str, ...]:
     """Return the names of the folders down to a path, and its own without the ending."""
     *folders, name = path.parts[1:]
-    return *folders, name.removesuffix(_ending(path)).strip()
+    return *folders, NIFTI_EXTENSION.sub("", name).strip()
 
 
 def lay_out(
@@ -169,8 +166,10 @@ def lay_out(
         write_json(root / "dataset_description.json", description)
     for name, path in scans.items():
         folder, stem = root / f"sub-{labels[name]}" / "anat", f"sub-{labels[name]}_FLAIR"
-        beside = path.with_name(path.name.removesuffix(_ending(path)) + ".json")
-        sources = {_ending(path): path} | ({".json": beside} if beside.is_file() else {})
+        beside = path.with_name(NIFTI_EXTENSION.sub("", path.name) + ".json")
+        sources = {extension_of(path) or "": path} | (
+            {".json": beside} if beside.is_file() else {}
+        )
         for ending in (*NIFTI_ENDINGS, ".json"):
             if ending in sources:
                 _link(sources[ending], folder / f"{stem}{ending}")

@@ -19,7 +19,7 @@ from bagau_bids.bids.derivatives import (
     source_folder,
     source_stem,
 )
-from bagau_bids.bids.masks import NIFTI_EXTENSION
+from bagau_bids.bids.masks import NIFTI_EXTENSION, extension_of
 from bagau_bids.errors import InputImageError
 
 MANUAL = Path("derivatives", "manual")
@@ -131,12 +131,6 @@ class Collection:
         placements = [*self.extras, *(one for case in self.cases for one in case.placements)]
         failed = {path for failure in self.failures for path in failure.sources}
         return frozenset({one.source for one in placements} | failed | set(self.ignored))
-
-
-def extension_of(path: Path) -> str | None:
-    """``.nii.gz`` or ``.nii``; None for any other file."""
-    found = NIFTI_EXTENSION.search(path.name)
-    return found[0] if found else None
 
 
 def raw_placement(

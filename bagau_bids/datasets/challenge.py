@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bagau_bids.bids.derivatives import bids_uri, source_folder, source_stem
+from bagau_bids.bids.masks import extension_of
 from bagau_bids.datasets.cases import (
     Case,
     Collection,
     Failure,
     Placement,
-    extension_of,
     mask_placement,
     raw_placement,
 )

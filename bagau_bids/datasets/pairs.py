@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from bagau_bids.bids.masks import NIFTI_EXTENSION
+from bagau_bids.bids.masks import NIFTI_EXTENSION, extension_of
 from bagau_bids.bids.tables import MOST_NAMED, Tsv, listed, read_tsv
 from bagau_bids.datasets.cases import (
     Case,
     Collection,
     Failure,
     Placement,
-    extension_of,
     mask_placement,
     raw_placement,
     read_json_object,

@@ -105,6 +105,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **keywords})
+        self._intermixed = False
+
+    def allow_options_between(self) -> None:
+        """Let options stand between positional arguments of which there may be several."""
+        self._intermixed = True
 
     def add_options(self, section: type) -> None:
         """Add the options of a dataclass, of which `read` is to return an instance."""
@@ -129,9 +134,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, with dashes for the underscores of options."""
-        return super().parse_known_args(
-            [_with_dashes(word) for word in (sys.argv[1:] if args is None else args)], namespace
-        )
+        words = [_with_dashes(word) for word in (sys.argv[1:] if args is None else args)]
+        if not self._intermixed:
+            return super().parse_known_args(words, namespace)
+        self._intermixed = False  # argparse comes here again for options, then for the others
+        try:
+            return self.parse_known_intermixed_args(words, namespace)
+        finally:
+            self._intermixed = True
 
 
 def option_words(options: Any, leave_out: Collection[str] = ()) -> list[str]:

@@ -4,7 +4,9 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -19,6 +21,7 @@ from bagau_bids.files import (
     place_file,
     write_json,
     write_table,
+    write_text,
 )
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -39,6 +42,8 @@ PLAIN_NAMES = {
     "quality_table": "quality.tsv",
 }
 PAGE = "report.html"
+# Paragraphs of a page that hold nothing but links to files.
+_OF_FILES = re.compile(r'<p class="files">.*?</p>\n', re.DOTALL)
 
 
 def name_scans(paths: Sequence[Path]) -> dict[str, Path]:
@@ -194,7 +199,14 @@ def _link(source: Path, path: Path) -> None:
         copy_file(source, path)
 
 
-def take_results(derivatives: Path, label: str, folder: Path, *, complete: bool) -> None:
+def take_results(
+    derivatives: Path,
+    label: str,
+    folder: Path,
+    *,
+    complete: bool,
+    names: Mapping[Path, Path] = MappingProxyType({}),
+) -> None:
     """Copy the results of a participant's one FLAIR to plain names.
 
     Parameters
@@ -205,19 +217,46 @@ def take_results(derivatives: Path, label: str, folder: Path, *, complete: bool)
         Of the participant.
     folder : Path
         Gets `PLAIN_NAMES` and `PAGE`; what is there of an earlier run and is no result of this
-        one is removed.
+        one is removed. The page's links to these files lead to them, and there are no others:
+        the folder may be taken anywhere.
     complete : bool
         Whether the scan is done; else its page alone is copied, which says why.
+    names : mapping of Path to Path
+        By what name of a file the page is to call it, see `renamed`.
     """
-    _copy_or_remove(derivatives / f"sub-{label}.html", folder / PAGE)
-    for key, name in PLAIN_NAMES.items():
-        source = derivative_path(derivatives, {"sub": label}, key)
-        _copy_or_remove(source if complete else None, folder / name)
+    there = {
+        name: source
+        for key, name in PLAIN_NAMES.items()
+        if complete and (source := derivative_path(derivatives, {"sub": label}, key)).is_file()
+    }
+    for name in PLAIN_NAMES.values():
+        if name in there:
+            copy_file(there[name], folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    page = derivatives / f"sub-{label}.html"
+    if not page.is_file():
+        (folder / PAGE).unlink(missing_ok=True)
+        return
+    links = {path.relative_to(derivatives).as_posix(): name for name, path in there.items()}
+    text = _linked(page.read_text(encoding="utf-8"), links)
+    write_text(folder / PAGE, renamed(text, names))
 
 
-def _copy_or_remove(source: Path | None, path: Path) -> None:
-    """Make a file a copy of another; remove it where that is not there."""
-    if source is not None and source.is_file():
-        copy_file(source, path)
-    else:
-        path.unlink(missing_ok=True)
+def _linked(page: str, links: Mapping[str, str]) -> str:
+    """Let a page's links to files lead to other names; those to any other file are left out."""
+
+    def link(found: re.Match[str]) -> str:
+        target, words = found.groups()
+        if target.startswith(("#", "https://")):
+            return found[0]
+        return f'<a href="{links[target]}">{words}</a>' if target in links else words
+
+    return re.sub(r'<a href="([^"]*)">(.*?)</a>', link, _OF_FILES.sub("", page))
+
+
+def renamed(text: str, names: Mapping[Path, Path]) -> str:
+    """Call files in a text, or in that of a page, by other names: those that the user gave."""
+    for path, name in names.items():
+        text = text.replace(str(path), str(name)).replace(escape(str(path)), escape(str(name)))
+    return text

@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What is to be told at the end of the participant level.
+
+    Attributes
+    ----------
+    rows
+        What became of each scan, and of pages that could not be written.
+    pages
+        The pages that were written.
+    log_path
+        The log of the run.
+    """
+
+    rows: "list[Row]"
+    pages: tuple[Path, ...]
+    log_path: Path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``bagau-bids`` with the arguments of the process or with ``argv``.
 
@@ -38,11 +58,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of("bagau-bids", lambda stop: run(parse(argv), stop))
 
 
-def run(config: Config, stop: StopRequest) -> int:
+def tell(config: Config, ending: Ending) -> str:
+    """Return the summary of a run: what was found in each scan, the pages, the log."""
+    from bagau_bids.cli.summary import DONE, summary_text
+
+    done = [row.name for row in ending.rows if row.status == DONE]
+    found = _found(
+        config.output_dir,
+        {name.split("_")[0].removeprefix("sub-") for name in done if name.startswith("sub-")},
+    )
+    rows = [replace(row, found=found.get(row.name, "")) for row in ending.rows]
+    return summary_text(rows, ending.log_path, ending.pages)
+
+
+def run(
+    config: Config,
+    stop: StopRequest,
+    tell: Callable[[Config, Ending], str] = tell,
+    console: "Console | None" = None,
+) -> int:
     """Carry out one run and return its exit code; errors leave it as `BagauError`.
 
     What can be wrong with the request is checked before the output folder is touched, what can
     be missing before the first scan is processed.
+
+    Parameters
+    ----------
+    config : Config
+    stop : StopRequest
+    tell : callable
+        Returns what is printed at the end of the participant level.
+    console : Console, optional
+        Where the progress is told; stderr by default.
     """
     from rich.console import Console
 
@@ -57,17 +104,17 @@ def run(config: Config, stop: StopRequest) -> int:
     networks = find_networks(config.processing) if processes else None
     scans = _find_scans(config) if processes else []
     _prepare_environment(config.execution.work_dir)
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     with run_log(config, console) as log_path, _debugger(config.execution.debug):
         if config.execution.boilerplate_only:
             return _write_boilerplate(config)
         exit_code = EXIT_OK
         if "participant" in config.analysis_levels:
             if networks is None:
-                rows = _remake_pages(config)
+                rows, pages = _remake_pages(config)
             else:
-                rows = _process(config, scans, networks, console, stop)
-            exit_code = _conclude(config, rows, log_path)
+                rows, pages = _process(config, scans, networks, console, stop)
+            exit_code = _conclude(config, Ending(rows, pages, log_path), tell)
         if "group" in config.analysis_levels and not config.execution.dry_run:
             _write_group(config.output_dir)
         return exit_code
@@ -98,8 +145,8 @@ def _process(
     networks: "Networks",
     console: "Console",
     stop: StopRequest,
-) -> list["Row"]:
-    """Process the scans, write the pages, and return what became of each."""
+) -> tuple[list["Row"], tuple[Path, ...]]:
+    """Process the scans and write the pages; return what became of each, and the pages."""
     from bagau_bids.bids.scans import find_missing
     from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
@@ -116,15 +163,13 @@ def _process(
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
     if config.execution.dry_run:
-        return rows + [Row(scan.stem, TO_DO) for scan in usable]
-    found = _found(config.output_dir, {it.scan.subject for it in results if it.ok})
+        return rows + [Row(scan.stem, TO_DO) for scan in usable], ()
     rows += [
-        Row(it.scan.stem, DONE, found=found.get(it.scan.stem, ""))
-        if it.ok
-        else Row(it.scan.stem, FAILED, it.reason)
+        Row(it.scan.stem, DONE) if it.ok else Row(it.scan.stem, FAILED, it.reason)
         for it in results
     ]
-    return rows + _write_pages(config, sorted({scan.subject for scan in usable}))
+    failed, pages = _write_pages(config, sorted({scan.subject for scan in usable}))
+    return rows + failed, pages
 
 
 def _found(output_dir: Path, subjects: set[str]) -> dict[str, str]:
@@ -181,8 +226,8 @@ def _check_resources(config: Config, networks: "Networks") -> "Template":
     return template
 
 
-def _remake_pages(config: Config) -> list["Row"]:
-    """Write the pages again of the participants that the output folder has."""
+def _remake_pages(config: Config) -> tuple[list["Row"], tuple[Path, ...]]:
+    """Write the pages again of the participants that the output folder has; see `_process`."""
     from bagau_bids.bids.scans import list_subjects
     from bagau_bids.cli.summary import DONE, Row
 
@@ -194,21 +239,21 @@ def _remake_pages(config: Config) -> list["Row"]:
             f"{config.output_dir} has no results of {', '.join(unknown) or 'any participant'} to "
             "write pages from; process them first, without --reports-only"
         )
-    failed = _write_pages(config, subjects)
+    failed, pages = _write_pages(config, subjects)
     names = {row.name for row in failed}
     done = [f"page of sub-{subject}" for subject in subjects]
-    return failed + [Row(name, DONE) for name in done if name not in names]
+    return failed + [Row(name, DONE) for name in done if name not in names], pages
 
 
-def _write_pages(config: Config, subjects: Sequence[str]) -> list["Row"]:
-    """Write the pages of participants and return a row for each that could not be written."""
+def _write_pages(config: Config, subjects: Sequence[str]) -> tuple[list["Row"], tuple[Path, ...]]:
+    """Write the pages of participants; return a row for each that could not be, and the pages."""
     from bagau_bids.cli.summary import FAILED, Row
     from bagau_bids.reports.participant import write_participant_report
 
-    failed = []
+    failed, pages = [], list[Path]()
     for subject in subjects:
         try:
-            write_participant_report(
+            pages += write_participant_report(
                 config.output_dir,
                 subject,
                 aggregate_session_reports=config.execution.aggregate_session_reports,
@@ -217,27 +262,19 @@ def _write_pages(config: Config, subjects: Sequence[str]) -> list["Row"]:
             log.exception("page of sub-%s", subject, extra={"file_only": True})
             reason = str(error) if isinstance(error, BagauError) else repr(error)
             failed.append(Row(f"page of sub-{subject}", FAILED, reason))
-    return failed
+    return failed, tuple(pages)
 
 
-def _conclude(config: Config, rows: list["Row"], log_path: Path) -> int:
+def _conclude(config: Config, ending: Ending, tell: Callable[[Config, Ending], str]) -> int:
     """Show and keep the summary; return the exit code that follows from it."""
-    from bagau_bids.cli.summary import FAILED, NO_FLAIR, summary_text, write_summary
+    from bagau_bids.cli.summary import FAILED, NO_FLAIR, write_summary
 
-    text = summary_text(rows, log_path, _pages(config.output_dir, rows))
+    text = tell(config, ending)
     print(text, flush=True)
     log.info("%s", text, extra={"file_only": True})
-    write_summary(rows, config.log_dir / "summary.tsv")
+    write_summary(ending.rows, config.log_dir / "summary.tsv")
     bad = {FAILED, NO_FLAIR} if config.execution.strict else {FAILED}
-    return EXIT_SUBJECT_FAILED if any(row.status in bad for row in rows) else EXIT_OK
-
-
-def _pages(output_dir: Path, rows: list["Row"]) -> list[Path]:
-    """Pages of the participants that rows are about; there may be one a session."""
-    participants = {word for row in rows for word in row.name.split() if word.startswith("sub-")}
-    known = {word.split("_")[0] for word in participants}
-    pages = sorted(output_dir.glob("sub-*.html"))
-    return [path for path in pages if path.stem.split("_")[0] in known]
+    return EXIT_SUBJECT_FAILED if any(row.status in bad for row in ending.rows) else EXIT_OK
 
 
 def _write_boilerplate(config: Config) -> int:

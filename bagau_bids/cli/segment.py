@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bagau_bids import values
 from bagau_bids.cli.parser import parse
 from bagau_bids.config import Config, Execution, Processing, Resources
-from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+from bagau_bids.errors import EXIT_OK, BagauError, InputImageError, ProcessingError, UsageError
 from bagau_bids.options import CommandParser, argument, option, option_words, part
 
 if TYPE_CHECKING:
+    from bagau_bids.cli.app import Ending
+    from bagau_bids.cli.failure import StopRequest
     from bagau_bids.reports.results import ScanResults
 
 DATA_SET, DERIVATIVES = Path("bids"), Path("bids", "derivatives", "bagau-bids")
@@ -61,41 +63,34 @@ class Options:
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of the subcommand to its parser."""
     parser.usage = "bagau segment SCAN [SCAN ...] OUT [options]"
+    parser.allow_options_between()
     parser.add_options(Options)
 
 
 def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
-    from bagau_bids.bids.plain import lay_out, name_scans, take_results
-    from bagau_bids.cli.app import run as run_app
+    from bagau_bids.bids.plain import lay_out, name_scans
     from bagau_bids.cli.failure import exit_code_of
     from bagau_bids.datasets.dicom import convert_folders
     from bagau_bids.files import claim_origin
-    from bagau_bids.reports.results import COMPLETE, find_results
 
     scans = name_scans(options.scans)
     _check(options, scans)
+    drawn = dict(zip(scans, options.masks, strict=False))
+    _check_masks(drawn, {name: path for name, path in scans.items() if path.is_file()})
     try:
         claim_origin(options.out / CLAIM, {"command": "bagau segment"})
         files = convert_folders(scans, options.out / SOURCES, options.series, print)
+        _check_masks(drawn, {name: files[name] for name in files if scans[name].is_dir()})
         labels = lay_out(options.out / DATA_SET, files, scans)
     except OSError as error:
         raise UsageError(
             f"{options.out}: cannot be written ({error.strerror}: {error.filename}); expected a "
             "folder of one's own, and names of an ordinary length"
         ) from error
-    config = _config(options, labels.values())
-    code = exit_code_of("bagau segment", lambda stop: run_app(config, stop))
-    if code not in (EXIT_OK, EXIT_SUBJECT_FAILED) or config.execution.dry_run:
-        return code
-    results = find_results(config.output_dir)
-    complete = {scan.entities["sub"] for scan in results if scan.status == COMPLETE}
-    for name, label in labels.items():
-        folder = options.out / name
-        take_results(config.output_dir, label, folder, complete=label in complete)
-    for line in _summary(options.out, results, labels):
-        print(line)
-    return _score(options, scans) or code
+    run_of = _Run(options, scans, files, labels)
+    code = exit_code_of("bagau segment", run_of.carry_out)
+    return _score(options, drawn) or code if run_of.ended else code
 
 
 def _check(options: Options, scans: Mapping[str, Path]) -> None:
@@ -116,15 +111,126 @@ def _check(options: Options, scans: Mapping[str, Path]) -> None:
             f"--mask: {len(options.masks)} masks for {len(scans)} scans; expected one for each "
             "scan, in the same order"
         )
-    for path in options.masks:
-        if not path.is_file():
-            raise UsageError(f"--mask {path}: no such file; expected a mask on the scan's grid")
     taken = OWN_NAMES & scans.keys()
     if taken:
         raise UsageError(
             f"{out}: {' and '.join(sorted(taken))} are names of the program's own there, and of "
             "scans; rename these"
         )
+
+
+def _check_masks(drawn: Mapping[str, Path], scans: Mapping[str, Path]) -> None:
+    """Refuse masks that could not be scored, before the hour that the scans take.
+
+    A scan that cannot be read is left to the processing, which says so and goes on with others.
+    """
+    from bagau_bids.evaluation.scoring import check_grid, read_reference_mask
+    from bagau_bids.preprocessing.conform import read_volume
+
+    for name, scan in scans.items():
+        if name not in drawn:
+            continue
+        path = drawn[name]
+        if not path.is_file():
+            raise UsageError(f"--mask {path}: no such file; expected a mask on the scan's grid")
+        try:
+            mask = read_reference_mask(path)
+        except InputImageError as error:
+            raise UsageError(f"--mask {error}") from error
+        try:
+            volume = read_volume(scan)
+        except InputImageError:
+            continue
+        try:
+            check_grid(mask.stored, volume)
+        except InputImageError as error:
+            raise UsageError(f"--mask {error}") from error
+
+
+@dataclass
+class _Run:
+    """One run of the app over the data set of links, told of in the names that the user gave."""
+
+    options: Options
+    scans: Mapping[str, Path]
+    files: Mapping[str, Path]
+    labels: Mapping[str, str]
+    ended: bool = False  # with results, which may be scored
+
+    @property
+    def names(self) -> dict[Path, Path]:
+        """What the user calls each file of the data set of links."""
+        from bagau_bids.bids.masks import extension_of
+
+        root = (self.options.out / DATA_SET).absolute()
+        links = {
+            name: root / f"sub-{label}" / "anat" / f"sub-{label}_FLAIR{extension_of(path)}"
+            for name, label in self.labels.items()
+            for path in [self.files[name]]
+        }
+        return {link: self.scans[name] for name, link in links.items()}
+
+    def carry_out(self, stop: "StopRequest") -> int:
+        """Process the scans; errors name the user's files."""
+        from rich.console import Console
+
+        from bagau_bids.bids.plain import renamed
+        from bagau_bids.cli import app
+
+        names = self.names
+
+        class NamingConsole(Console):
+            """A console that names the user's files."""
+
+            def print(self, *texts: Any, **keywords: Any) -> None:
+                """Print lines of progress, which are texts, and displays, which are not."""
+                super().print(
+                    *(renamed(one, names) if isinstance(one, str) else one for one in texts),
+                    **keywords,
+                )
+
+        config = _config(self.options, self.labels.values())
+        try:
+            return app.run(config, stop, self._tell, NamingConsole(stderr=True))
+        except BagauError as error:
+            raise type(error)(renamed(str(error), names)) from error
+
+    def _tell(self, config: Config, ending: "Ending") -> str:
+        """Take the results out and say what became of each scan."""
+        from bagau_bids.bids.plain import PAGE, renamed, take_results
+        from bagau_bids.cli.summary import TO_DO
+        from bagau_bids.reports.results import COMPLETE, find_results
+
+        if config.execution.dry_run:
+            return "\n".join(f"{name}: {TO_DO}" for name in self.labels)
+        self.ended = True
+        results = {scan.entities["sub"]: scan for scan in find_results(config.output_dir)}
+        reasons = {row.name: row.reason for row in ending.rows if row.reason}
+        said = []
+        for name, label in self.labels.items():
+            folder, scan = self.options.out / name, results.get(label)
+            reason = reasons.get(f"sub-{label}", "")
+            complete = not reason and scan is not None and scan.status == COMPLETE
+            take_results(config.output_dir, label, folder, complete=complete, names=self.names)
+            told = f"failed: {reason}" if reason or scan is None else _outcome(scan)
+            said.append(f"{name}: {' '.join(renamed(told, self.names).split())}")
+            if (folder / PAGE).is_file():
+                said.append(f"  {folder / PAGE}")
+            if page := reasons.get(f"page of sub-{label}"):
+                said.append(f"  its page could not be written: {page}")
+        _write_table(self.options.out, list(results.values()), self.names)
+        return "\n".join(
+            [*said, f"Volumes: {self.options.out / TABLE}", f"Log: {ending.log_path}"]
+        )
+
+
+def _outcome(scan: "ScanResults") -> str:
+    from bagau_bids.reports.scan_tables import headline
+
+    try:
+        return f"failed: {scan.problem}" if scan.problem else headline(scan)
+    except ProcessingError as error:  # of a damaged table
+        return f"failed: {error}"
 
 
 def _config(options: Options, labels: Iterable[str]) -> Config:
@@ -138,40 +244,34 @@ def _config(options: Options, labels: Iterable[str]) -> Config:
     return parse([*folders, "participant", "--participant-label", *labels, *words])
 
 
-def _summary(out: Path, results: "Sequence[ScanResults]", labels: Mapping[str, str]) -> list[str]:
-    """Write the table over all scans that the folder has; say what became of those of this run."""
+def _write_table(out: Path, results: "Sequence[ScanResults]", names: Mapping[Path, Path]) -> None:
+    """Write the table over all scans that the folder has."""
     from bagau_bids.bids.derivatives import sidecar_path
-    from bagau_bids.bids.plain import PAGE, PARTICIPANTS
+    from bagau_bids.bids.plain import PARTICIPANTS, renamed
     from bagau_bids.bids.tables import described_table, read_records
     from bagau_bids.files import write_json, write_table
     from bagau_bids.reports.group_table import group_columns, scan_row
     from bagau_bids.reports.results import COMPLETE
-    from bagau_bids.reports.scan_tables import headline
 
     known = read_records(out / DATA_SET / PARTICIPANTS, ("participant_id", "scan"))
-    names = {row["participant_id"].removeprefix("sub-"): row["scan"] for row in known}
+    titles = {row["participant_id"].removeprefix("sub-"): row["scan"] for row in known}
     columns = group_columns()
-    rows, lines = [], []
+    rows = []
     for scan in results:
-        name = names.get(scan.entities["sub"], scan.entities["sub"])
         row = scan_row(scan, columns).values
-        if scan.status != COMPLETE:  # what an earlier run found is not what is there now
-            row = {key: row[key] for key in ("status", "problem")}
-        rows.append({"scan": name, **row})
-        if name in labels:
-            told = f"failed: {scan.problem}" if scan.problem else headline(scan)
-            lines += [f"{name}: {told}", f"  {out / name / PAGE}"]
+        if row["status"] != COMPLETE:  # what an earlier run found is not what is there now
+            row = {"status": row["status"], "problem": renamed(str(row["problem"]), names)}
+        rows.append({"scan": titles.get(scan.entities["sub"], scan.entities["sub"]), **row})
     shown = {name: column for name, column in columns.items() if name not in _OF_BIDS}
     table = described_table(rows, shown)
     table.insert(0, "scan", [row["scan"] for row in rows])
     write_table(out / TABLE, table)
     write_json(sidecar_path(out / TABLE), shown)
-    return [*lines, f"Volumes: {out / TABLE}"]
 
 
-def _score(options: Options, scans: Mapping[str, Path]) -> int:
+def _score(options: Options, drawn: Mapping[str, Path]) -> int:
     """Score the masks found against those drawn by hand; return the exit code."""
-    if not options.masks:
+    if not drawn:
         return EXIT_OK
 
     from bagau_bids.bids.plain import PLAIN_NAMES
@@ -181,12 +281,9 @@ def _score(options: Options, scans: Mapping[str, Path]) -> int:
     from bagau_bids.evaluation.tables import case_table
     from bagau_bids.files import write_table
 
-    drawn = dict(zip(options.scans, options.masks, strict=True))
-    found = {name: options.out / name / PLAIN_NAMES["wmh_mask"] for name in scans}
+    found = {name: options.out / name / PLAIN_NAMES["wmh_mask"] for name in drawn}
     pairs = [
-        MaskPair(name, drawn[path], found[name])
-        for name, path in scans.items()
-        if found[name].is_file()
+        MaskPair(name, path, found[name]) for name, path in drawn.items() if found[name].is_file()
     ]
     cases = case_table(evaluate_pairs(pairs))
     print("", in_columns(cases), sep="\n")

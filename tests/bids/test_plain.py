@@ -168,3 +168,20 @@ def test_of_a_scan_that_failed_the_page_alone_is_copied(tmp_path):
     take_results(tmp_path, "x", tmp_path / "out", complete=True)
     take_results(tmp_path, "x", tmp_path / "out", complete=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [PAGE]
+
+
+def test_links_of_the_page_lead_to_what_lies_beside_it_or_nowhere(tmp_path):
+    mask = derivative_path(tmp_path, {"sub": "x"}, "wmh_mask")
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes(b"mask")
+    link = mask.relative_to(tmp_path).as_posix()
+    (tmp_path / "sub-x.html").write_text(
+        f'<a href="#part">down</a> <a href="https://doi.org/1">paper</a>\n'
+        f'<a href="{link}">mask</a>, <a href="logs/CITATION.md">citation</a>\n'
+        '<p class="files">Get the picture: <a href="sub-x/figures/a.png">a.png</a></p>\nend'
+    )
+    take_results(tmp_path, "x", tmp_path / "out", complete=True)
+    assert (tmp_path / "out" / PAGE).read_text() == (
+        '<a href="#part">down</a> <a href="https://doi.org/1">paper</a>\n'
+        f'<a href="{PLAIN_NAMES["wmh_mask"]}">mask</a>, citation\nend'
+    )

@@ -46,6 +46,7 @@ class Calls:
         if label in self.bad_pages:
             raise self.bad_pages[label]
         self.pages.append(label)
+        return (output_dir / f"sub-{label}.html",)
 
     def write_group(self, output_dir):
         self.groups.append(output_dir)
@@ -109,7 +110,8 @@ def test_one_damaged_one_without_flair_one_fine(app_run, calls, tmp_path, capsys
         "  sub-01        failed    sub-01_FLAIR.nii.gz: the gzip stream is truncated",
     ]
     folder = log_dir(tmp_path)
-    assert out[5] == f"Log: {folder / 'bagau-bids.log'}"
+    assert out[5:7] == [f"Page: {tmp_path / 'out' / name}.html" for name in ("sub-01", "sub-03")]
+    assert out[7] == f"Log: {folder / 'bagau-bids.log'}"
     assert {path.name for path in folder.iterdir()} == {
         "bagau-bids.log",
         "bagau.toml",

@@ -1,6 +1,7 @@
 """``bagau segment``: files of any name go through the one pipeline and come out by their names."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -61,8 +62,26 @@ def test_two_files_without_bids(tmp_path, template, capsys):
     said = capsys.readouterr().out
     volume = table.loc["my scan", "volume_mm3"] / 1000
     assert f"my scan: WMH {volume:.2f} ml in" in said
-    assert f"sub-myscan  done  WMH {volume:.2f} ml in" in said
+    assert "sub-myscan" not in said
+    assert said.count(f"WMH {volume:.2f} ml") == 1
     assert str(out / "my scan" / "report.html") in said
+
+
+def test_the_page_leads_to_the_files_beside_it_and_to_no_others(tmp_path, template):
+    scan = write(tmp_path / "scan.nii.gz", fakes.head(1))
+    assert segment(scan, tmp_path / "out") == 0
+    folder = tmp_path / "out" / "scan"
+    links = re.findall(r'href="([^"]*)"', (folder / "report.html").read_text())
+    files = {link for link in links if not link.startswith(("#", "https://", "data:"))}
+    assert files >= {"lesions.tsv", "quality.tsv"}
+    assert all((folder / name).is_file() for name in files)
+
+
+def test_options_may_stand_between_the_scans_and_the_folder(tmp_path, template, quick_page):
+    first, second = (write(tmp_path / f"{name}.nii", fakes.head()) for name in "ab")
+    assert segment(first, "--threshold", "0.4", second, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a").is_dir()
+    assert (tmp_path / "out" / "b").is_dir()
 
 
 def test_masks_are_those_of_the_same_scan_in_bids(tmp_path, template, quick_page):
@@ -102,11 +121,61 @@ def test_a_scan_that_fails_is_told_and_stops_no_other(tmp_path, template, quick_
     assert segment(bad, good, tmp_path / "out") == 1
     assert (tmp_path / "out" / "good" / "wmh_mask.nii.gz").is_file()
     assert not (tmp_path / "out" / "bad" / "wmh_mask.nii.gz").exists()
-    said = capsys.readouterr().out
-    assert "bad: failed: " in said
-    assert "good: WMH" in said
+    told = capsys.readouterr()
+    assert f"bad: failed: {bad}: " in told.out
+    assert "good: WMH" in told.out
+    assert "sub-bad_FLAIR" not in told.out
+    assert f"FAILED: {bad}: " in told.err
+    assert "sub-bad_FLAIR" not in told.err
     table = pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t").set_index("scan")
     assert table.loc["bad", "status"] == "failed"
+    assert table.loc["bad", "problem"].startswith(f"{bad}: ")
+
+
+def test_what_stops_the_whole_run_names_the_file_of_the_user(tmp_path, template, capsys):
+    bad = tmp_path / "bad.nii.gz"
+    bad.touch()
+    assert segment(bad, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"{bad}: an empty file" in said
+    assert "sub-bad_FLAIR" not in said
+
+
+def test_a_page_that_cannot_be_written_is_told(tmp_path, template, monkeypatch, capsys):
+    scan = write(tmp_path / "scan.nii.gz", fakes.head())
+
+    def refuse(output_dir, label, **options):
+        raise ValueError(f"no page of {label} in {output_dir.name}: {sorted(options)}")
+
+    monkeypatch.setattr("bagau_bids.reports.participant.write_participant_report", refuse)
+    assert segment(scan, tmp_path / "out") == 1
+    assert "its page could not be written: ValueError" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "scan" / "report.html").exists()
+
+
+def test_masks_are_checked_before_the_scans_are_processed(tmp_path, template, capsys):
+    scan = write(tmp_path / "scan.nii.gz", fakes.head())
+    drawn = np.zeros(fakes.SHAPE, np.uint8)
+    damaged = tmp_path / "damaged.nii"
+    damaged.write_bytes(b"none")
+    for mask, message in (
+        (write(tmp_path / "values.nii", drawn + np.uint8(7)), "values [7]; expected 0"),
+        (write(tmp_path / "shape.nii", drawn[:-1]), "expected that of"),
+        (damaged, "damaged.nii"),
+        (tmp_path / "none.nii", "no such file"),
+    ):
+        assert segment(scan, tmp_path / "out", "--mask", mask) == 2
+        assert f"--mask {mask}: " in (said := capsys.readouterr().err)
+        assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_mask_of_a_folder_of_dicom_is_checked_too(tmp_path, template, capsys):
+    write_series(tmp_path / "study", 4, "FLAIR", shape=(40, 48, 20), inversion_ms=2400)
+    mask = write(tmp_path / "mask.nii", np.zeros((9, 9, 9), np.uint8))
+    assert segment(tmp_path / "study", tmp_path / "out", "--mask", mask) == 2
+    assert "expected that of" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "study").exists()
 
 
 def test_what_an_earlier_run_found_is_not_told_of_a_scan_that_fails(
@@ -119,7 +188,7 @@ def test_what_an_earlier_run_found_is_not_told_of_a_scan_that_fails(
     assert segment(scan, tmp_path / "out") == 1
     told = capsys.readouterr()
     assert "Traceback" not in told.out + told.err
-    assert told.out.count("Summary:") == 1
+    assert told.out.count("scan: failed") == 1
     assert {path.name for path in (tmp_path / "out" / "scan").iterdir()} == {"report.html"}
     (row,) = pd.read_csv(tmp_path / "out" / "volumes.tsv", sep="\t").to_dict("records")
     assert row["status"] == "failed"
@@ -136,6 +205,17 @@ def test_folders_of_others_are_left_alone(tmp_path, template, quick_page, capsys
     assert (tmp_path / "own" / "volumes.tsv").read_text() == "mine"
     assert segment(scan, scan / "below") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_page_of_a_scan_that_fails_names_the_file_of_the_user(tmp_path, template):
+    scan = tmp_path / "R&D" / "scan.nii.gz"
+    scan.parent.mkdir()
+    scan.write_bytes(b"no image")
+    out = tmp_path / "A&B"
+    assert segment(scan, out) == 1
+    page = (out / "scan" / "report.html").read_text()
+    assert f"{tmp_path}/R&amp;D/scan.nii.gz: " in page
+    assert "sub-scan_FLAIR.nii.gz" not in page
 
 
 def test_a_work_folder_that_was_named_stays(tmp_path, template, quick_page):

@@ -184,7 +184,9 @@ def install_quick_page(monkeypatch):
     """Have pages written without their pictures, which take seconds."""
 
     def write_page(output_dir, label, **options):
-        (output_dir / f"sub-{label}.html").write_text(f"{label} {options}")
+        page = output_dir / f"sub-{label}.html"
+        page.write_text(f"{label} {options}")
+        return (page,)
 
     monkeypatch.setattr("bagau_bids.reports.participant.write_participant_report", write_page)
 

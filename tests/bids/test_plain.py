@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.plain import PAGE, PLAIN_NAMES, lay_out, name_scans, take_results
 from bagau_bids.errors import UsageError
 

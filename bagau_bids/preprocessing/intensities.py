@@ -5,6 +5,7 @@ far beyond all others. What breaks this came into the file later, and every figu
 from the lowest or the highest value goes wrong with it.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,13 @@ STEP = 0.75  # of the range
 LEAST_STEPS = 20
 STEPS_PER_DARK_VOXEL = 0.02
 SYMMETRY = (0.5, 1.3)  # of the lowest over the highest value
+# Negative numbers read as unsigned are the highest of all. Between them and the others lies a part
+# of the range that has no value. Some neighbours across it differ by all of the range: taken as
+# negative they would be next to each other, by so much of what there is of the range.
+GAP = 0.15  # of the range
+BINS = 256
+CONTINUOUS = 0.1
+SOME_PERCENTILE = 95
 
 
 class Repaired(NamedTuple):
@@ -42,8 +50,9 @@ class Repaired(NamedTuple):
 def refuse_wrapped(volume: NDArray[np.float32]) -> None:
     """Refuse an image whose brightest voxels became its lowest ones, or the other way round.
 
-    Integers past the largest number of their type go on at its smallest. In the image this is a
-    step over the whole range from one voxel to the next, within what was bright.
+    Integers past the largest number of their type go on at its smallest, and negative ones that
+    are read as unsigned at its largest. In the image this is a step over the whole range from one
+    voxel to the next, within what was bright, or about zero.
 
     Parameters
     ----------
@@ -58,19 +67,54 @@ def refuse_wrapped(volume: NDArray[np.float32]) -> None:
     low, high = float(volume.min()), float(volume.max())
     if low < 0 and SYMMETRY[0] * high <= -low <= SYMMETRY[1] * high:
         dark = int((volume < low + (1 - STEP) * (high - low)).sum())
-        steps = _steps(volume, STEP * (high - low))
+        steps = sum(
+            int((np.abs(one - other) > STEP * (high - low)).sum())
+            for one, other in _neighbours(volume)
+        )
         if steps >= max(LEAST_STEPS, STEPS_PER_DARK_VOXEL * dark):
-            raise InputImageError(
-                f"intensities wrapped round: at {steps} places the image jumps between "
-                f"neighbours from about {high:.5g} to about {low:.5g}, expected a continuous "
-                "image. Numbers past the limit of their type went on at its other end (unsigned "
-                "read as signed, or the other way round): convert the image again from its source"
-            )
+            raise InputImageError(_wrapped(steps, high, low, "unsigned read as signed"))
+    if low >= 0 and (steps := _steps_below_zero(volume)) >= LEAST_STEPS:
+        raise InputImageError(_wrapped(steps, low, high, "signed read as unsigned"))
 
 
-def _steps(volume: NDArray[np.float32], least: float) -> int:
-    """Count the pairs of neighbours along an axis that differ by more than so much."""
-    return sum(int((np.abs(np.diff(volume, axis=axis)) > least).sum()) for axis in range(3))
+def _wrapped(steps: int, start: float, end: float, how: str) -> str:
+    return (
+        f"intensities wrapped round: at {steps} places the image jumps between neighbours from "
+        f"about {start:.5g} to about {end:.5g}, expected a continuous image. Numbers past the "
+        f"limit of their type went on at its other end (most likely {how}): convert the image "
+        "again from its source"
+    )
+
+
+def _neighbours(volume: NDArray[np.float32]) -> Iterator[tuple[NDArray, NDArray]]:
+    """Voxels and those next to them, along each axis."""
+    for axis in range(3):
+        along = np.moveaxis(volume, axis, 0)
+        yield along[:-1], along[1:]
+
+
+def _steps_below_zero(volume: NDArray[np.float32]) -> int:
+    """Count the neighbours on both sides of zero, where what lies below it became the highest.
+
+    None where the highest values are no such: a single one is a fill, those without a gap below
+    them are bright, and others lie beside some that are not lowest.
+    """
+    low, high = float(volume.min()), float(volume.max())
+    bins = ((volume - low) * ((BINS - 1) / (high - low))).astype(np.uint8)
+    there = np.flatnonzero(np.bincount(bins.ravel(), minlength=BINS))
+    widest = int(np.argmax(np.diff(there)))
+    start, end = low + there[widest : widest + 2] / (BINS - 1) * (high - low)
+    limit = (start + end) / 2
+    if end - start < GAP * (high - low) or volume[volume > limit].min() == high:
+        return 0
+    jumps = np.concatenate(
+        [
+            np.abs(one - other)[(one > limit) != (other > limit)]
+            for one, other in _neighbours(volume)
+        ]
+    )
+    next_to_each_other = high - low - float(np.percentile(jumps, SOME_PERCENTILE))
+    return jumps.size if next_to_each_other <= CONTINUOUS * (high - low - (end - start)) else 0
 
 
 def repair_extremes(volume: NDArray[np.float32]) -> Repaired:

@@ -296,13 +296,30 @@ def test_constant_image(tmp_path, value):
     assert "there is no image to process" in message
 
 
+def smooth():
+    """A continuous image of 0 to 1."""
+    axes = np.ogrid[tuple(slice(-1, 1, complex(n)) for n in SHAPE)]
+    return np.clip(1 - sum(axis**2 for axis in axes) / 2, 0, 1)
+
+
 def test_wrapped_numbers(tmp_path):
     """Unsigned numbers read as signed: the brightest became the lowest."""
-    axes = np.ogrid[tuple(slice(-1, 1, complex(n)) for n in SHAPE)]
-    bright = (60_000 * np.clip(1 - sum(axis**2 for axis in axes) / 2, 0, 1)).astype(np.uint16)
+    bright = (60_000 * smooth()).astype(np.uint16)
     message = refused(written(tmp_path, stored(bright.view(np.int16))))
     assert "intensities wrapped round: at" in message
-    assert "read as signed" in message
+    assert "(most likely unsigned read as signed)" in message
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int8])
+def test_negative_numbers_read_as_unsigned(tmp_path, dtype):
+    """Ringing and noise below zero became the highest numbers of the type."""
+    noise = np.random.default_rng(0).normal(0, 2, SHAPE)
+    signed = (100 * np.clip(smooth() - 0.5, 0, 1) + noise).astype(dtype)
+    unsigned = signed.view(f"u{signed.itemsize}")
+    image = nib.Nifti1Image(unsigned, AFFINE, dtype=unsigned.dtype)
+    message = refused(written(tmp_path, image.to_bytes()))
+    assert "intensities wrapped round: at" in message
+    assert "(most likely signed read as unsigned)" in message
 
 
 def test_one_extreme_voxel_changes_no_other(tmp_path):

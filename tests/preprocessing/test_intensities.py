@@ -41,6 +41,37 @@ def test_wrapped_numbers_are_found_whatever_the_scaling(slope):
         refuse_wrapped(wrapped * np.float32(slope))
 
 
+@pytest.mark.parametrize(
+    ("below", "above"), [(-300, 1000), (-5000, 12_000), (-15_000, 9_000), (-4, 32_000)]
+)
+def test_signed_numbers_read_as_unsigned_are_refused(below, above):
+    """Noise about zero, normalised images, a little ringing: what lies below became highest."""
+    signed = head(above - below) + below
+    wrapped = signed.astype(np.int16).view(np.uint16).astype(np.float32)
+    assert wrapped.max() > 65_500
+    with pytest.raises(InputImageError, match=r"at \d+ places .* \(most likely signed read as"):
+        refuse_wrapped(wrapped * np.float32(0.3))
+
+
+def test_signed_bytes_read_as_unsigned_are_refused():
+    signed = (head(160) - 60).astype(np.int8)
+    with pytest.raises(InputImageError, match="signed read as unsigned"):
+        refuse_wrapped(signed.view(np.uint8).astype(np.float32))
+
+
+@pytest.mark.parametrize("levels", [(0, 1000), (0, 60, 100), (10, 30, 1000)])
+def test_images_of_few_levels_and_bright_fills_are_not_taken_for_wrapped_ones(levels):
+    noise = np.random.default_rng(0).normal(0, 0.03, SHAPE).astype(np.float32)
+    ball = np.digitize(head(), np.linspace(200, 700, len(levels) - 1))
+    few = (np.asarray(levels, np.float32)[ball] + noise * levels[-1]).astype(np.float32)
+    refuse_wrapped(few)
+    refuse_wrapped(np.clip(few, 0, None))
+    refuse_wrapped(np.where(head() > 300, head(), np.float32(65_535)))
+    bright = head()
+    bright[15, 17, 4], bright[10, 20, 3] = 60_000, 65_535
+    refuse_wrapped(bright)
+
+
 def test_normalised_images_are_not_taken_for_wrapped_ones():
     image = head()
     for seed in range(5):

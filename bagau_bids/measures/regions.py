@@ -22,13 +22,14 @@ REGIONS = ("juxtaventricular", "periventricular", "deep", "juxtacortical", "infr
 BY_DISTANCE = REGIONS[:-1]  # cannot be told without lateral ventricles in the scan
 SIDES = ("left", "right")
 ABBREVIATIONS = dict(zip(REGIONS, ("JV", "PV", "D", "JC", "IT"), strict=True))
-# The left side darker than the right.
+# The left side darker than the right. Apart for the colour-blind too (Wong 2011,
+# doi:10.1038/nmeth.1618).
 COLOURS = {
     "juxtaventricular": ("#6a51a3", "#9e9ac8"),
     "periventricular": ("#2171b5", "#6baed6"),
-    "deep": ("#cb181d", "#fb6a4a"),
-    "juxtacortical": ("#238b45", "#74c476"),
-    "infratentorial": ("#d94801", "#fdae6b"),
+    "deep": ("#d55e00", "#f0a060"),
+    "juxtacortical": ("#009e73", "#66cdb0"),
+    "infratentorial": ("#cc79a7", "#e6bcd3"),
 }
 VENTRICLES_NUMBER = 1 + len(REGIONS) * len(SIDES)  # in the map of the whole brain
 VENTRICLES_COLOUR = "#08306b"

@@ -27,6 +27,7 @@ from bagau_bids.spaces import voxel_sizes
 DPI = 100
 GAP = 4  # pixels between slices
 FOOTER = 34  # pixels below the slices, for the line that names the convention
+APART_MM = 10.0  # between slices that are to show different things
 MARGIN_MM = 6.0
 # In-plane axes of the slices across each axis: (picture columns, picture rows). A column axis
 # is shown reversed so that right lies on the left and the front on the left; rows run from
@@ -134,6 +135,34 @@ def busiest_slices(mask: np.ndarray, axis: int, count: int) -> list[int]:
     return [int(run[np.argmax(area[run])]) for run in np.array_split(touched, count)]
 
 
+def key_slices(mask: np.ndarray, axis: int, spacing_mm: float) -> list[int]:
+    """Slice with the largest area of a mask, and those with the largest above and below it.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+    axis : int
+        Across which the slices lie.
+    spacing_mm : float
+        From slice to slice; what is nearer than `APART_MM` shows the same again.
+
+    Returns
+    -------
+    list of int
+        One to three slices, in order; none of an empty mask.
+    """
+    area = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
+    if not area.any():
+        return []
+    most, apart = int(np.argmax(area)), max(int(np.ceil(APART_MM / spacing_mm)), 1)
+    below, above = area[: max(most - apart + 1, 0)], area[most + apart :]
+    return [
+        *([int(np.argmax(below))] if below.any() else []),
+        most,
+        *([most + apart + int(np.argmax(above))] if above.any() else []),
+    ]
+
+
 def balanced_columns(count: int) -> int:
     """Slices a row, 3 to 6, that leave the fewest places of the last row empty."""
     if count <= 5:
@@ -183,6 +212,51 @@ def mosaic(
             tiles.append(Tile(axis, int(index), column_positions, row_positions, left, tile_top))
         top = tiles[-1].top + len(row_positions) + GAP if indices else top
     return Mosaic(tuple(tiles), top + FOOTER, width, np.asarray(affine, dtype=float))
+
+
+def spotlight(
+    slices: tuple[int, Sequence[int], int],
+    region: np.ndarray,
+    affine: np.ndarray,
+    *,
+    width: int,
+    height: int,
+) -> Mosaic:
+    """Arrange a few slices in a row, one of them at twice the scale of the others.
+
+    Parameters
+    ----------
+    slices : tuple
+        The axis across which they lie, their indices, and which of these is the large one.
+        Superior, anterior and right slices come first.
+    region, affine
+        As for `mosaic`.
+    width, height : int
+        Of the picture, which is less high where the slices are.
+    """
+    axis, indices, largest = slices
+    spacing = voxel_sizes(affine)
+    bounds = [_crop(region, other, spacing[other]) for other in range(3)]
+    across, down = PLANES[axis]
+    size_mm = [(high - low) * spacing[other] for other, (low, high) in enumerate(bounds)]
+    shares = {index: 2 if index == largest else 1 for index in sorted(indices, reverse=True)}
+    room = (width - GAP * (len(shares) + 1)) / sum(shares.values())
+    pixel_mm = max(size_mm[across] / room, 2 * size_mm[down] / (height - FOOTER - 2 * GAP))
+    placed = [
+        (
+            index,
+            _positions(bounds[across], spacing[across], pixel_mm / share),
+            _positions(bounds[down], spacing[down], pixel_mm / share),
+        )
+        for index, share in shares.items()
+    ]
+    tallest = max(len(rows) for _, _, rows in placed)
+    left = (width - sum(len(columns) + GAP for _, columns, _ in placed) + GAP) // 2
+    tiles = list[Tile]()
+    for index, columns, rows in placed:
+        tiles.append(Tile(axis, index, columns, rows, left, GAP + (tallest - len(rows)) // 2))
+        left += len(columns) + GAP
+    return Mosaic(tuple(tiles), tallest + 2 * GAP + FOOTER, width, np.asarray(affine, float))
 
 
 def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -> Image.Image:

@@ -1,5 +1,6 @@
 """The page over all participants: what is usual, what is not, and links to each one's page."""
 
+import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from bagau_bids.reports.group_table import (
 )
 from bagau_bids.reports.pages import Picture, embed, render
 from bagau_bids.reports.results import COMPLETE
+from bagau_bids.reports.scan_pictures import thumbnail_path
 
 UNIT_TEXTS = {"1": "", "mm^3": "mm³", "cm^2": "cm²", "mm^2": "mm²", "voxels": "", "lesions": ""}
 # Volumes that are shown in ml, as on the pages of participants; sizes of lesions stay in mm3.
@@ -35,6 +37,7 @@ IN_ML = ("volume_mm3", *(f"{name}_mm3" for name in (*REGIONS, *SIDES)))
 TOLD_ELSEWHERE = ("brain_mm3", "fraction_of_wmh")
 LONGEST_LIST = 200  # rows of a table of the page; the file has all
 GRADES = (0, 1, 2, 3)
+MOST_THUMBNAILS = 2000  # of about 4 kB
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,36 @@ class Line:
     outliers: int
 
 
+@dataclass(frozen=True)
+class Thumbnail:
+    """A slice of a scan for the mosaic of all: data URI, and the scan's line."""
+
+    picture: str
+    line: Line
+
+
+def thumbnails(cohort: Cohort) -> tuple[list[Thumbnail], list[str]]:
+    """Gather the small pictures that the participants' pages left of complete scans.
+
+    Returns
+    -------
+    thumbnails : list of Thumbnail
+        In the order of the table, the first `MOST_THUMBNAILS`.
+    without : list of str
+        Scans that have none, or that there is no room for.
+    """
+    found, without = list[Thumbnail](), list[str]()
+    for row in cohort.complete:
+        line = _line(cohort, row)
+        path = thumbnail_path(cohort.output_dir, line.name)
+        if len(found) < MOST_THUMBNAILS and path.is_file():
+            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            found.append(Thumbnail(f"data:image/webp;base64,{content}", line))
+        else:
+            without.append(line.name)
+    return found, without
+
+
 def covariate_picture(cohort: Cohort) -> tuple[Picture | None, str]:
     """Draw WMH volume against the columns of the table of participants.
 
@@ -201,11 +234,14 @@ def write_group_page(
     """
     figures, settings = _figures(cohort)
     covariates, covariates_note = covariate_picture(cohort)
+    mosaic, unpictured = thumbnails(cohort)
     apart = [row for row in cohort.complete if row["outliers"]]
     apart.sort(key=lambda row: -len(row["outliers"].split(",")))
     text = render(
         "group.html",
         summary=tuple(_summary(cohort)),
+        mosaic=mosaic,
+        unpictured=listed(unpictured),
         figures=figures,
         complete=len(cohort.complete),
         settings=settings,

@@ -14,6 +14,7 @@ from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.files import remove_stale, write_text
 from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
+from bagau_bids.reports.expectation import Expectation, expectation
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render
 from bagau_bids.reports.results import ScanResults, find_results
@@ -49,6 +50,7 @@ FLAG_PARTS = {
 class Pictures:
     """Pictures of a scan by the part of its section that shows them."""
 
+    key: tuple[Picture, ...] = ()
     wmh: tuple[Picture, ...] = ()
     suspects: tuple[Picture, ...] = ()
     sizes: tuple[Picture, ...] = ()
@@ -60,6 +62,7 @@ class Pictures:
     def all(self) -> tuple[Picture, ...]:
         """Every picture, in the order of the page."""
         return (
+            *self.key,
             *self.wmh,
             *self.suspects,
             *self.sizes,
@@ -79,7 +82,10 @@ class ScanSection:
     results : ScanResults
     key_figures : tuple of (str, str, str)
         Name, number, and what to add.
-    summary : tuple of (str, str)
+    expected : Expectation or None
+        How far the volume may be trusted; None where there is none.
+    settings : tuple of (str, str)
+        How the scan was made and processed.
     reasons : tuple of Reason
         Why it deserves a look.
     pictures : Pictures
@@ -101,7 +107,8 @@ class ScanSection:
     title: str
     results: ScanResults
     key_figures: tuple[tuple[str, str, str], ...]
-    summary: tuple[tuple[str, str], ...]
+    expected: Expectation | None
+    settings: tuple[tuple[str, str], ...]
     reasons: tuple[Reason, ...]
     pictures: Pictures
     regions: tuple[RegionVolumes, ...]
@@ -131,6 +138,7 @@ class ScanSection:
             "brain": ("Brain mask", self.pictures.brain),
             "registration": ("Registration", self.pictures.registration),
             "quality": ("Quality", self.quality),
+            "settings": ("Settings", self.settings),
         }
         return tuple((f"{self.anchor}_{key}", name) for key, (name, some) in there.items() if some)
 
@@ -271,6 +279,8 @@ def _write_page(
         listed=listed,
         links=links,
         scans=scans,
+        single=len(listed) == len(scans) == 1,
+        meanings=scan_tables.MEANINGS,
         crashes=[crash for crash in crashes if not crash.scan or crash.scan in links],
         methods=_methods(output_dir),
         viewer_code=viewer.viewer_code(),
@@ -299,8 +309,9 @@ def _section(scan: ScanResults) -> ScanSection:
         anchor=scan.stem,
         title=scan.title,
         results=scan,
-        key_figures=tuple(scan_tables.key_figures(whole, grades)),
-        summary=tuple(scan_tables.summary(scan)),
+        key_figures=tuple(scan_tables.key_figures(volumes, grades)),
+        expected=_expected(scan, whole),
+        settings=tuple(scan_tables.settings(scan)),
         reasons=tuple(scan_tables.reasons(scan)),
         pictures=_pictures(scan, attempt, [row.volume_mm3 for row in lesions], whole),
         regions=tuple(scan_tables.region_rows(volumes)),
@@ -311,6 +322,13 @@ def _section(scan: ScanResults) -> ScanSection:
         quality=tuple(attempt(lambda: scan_tables.quality_rows(scan), ())),
         trouble=tuple(trouble),
     )
+
+
+def _expected(scan: ScanResults, whole: Volumes | None) -> Expectation | None:
+    segmentation = scan.steps.segmentation
+    if segmentation is None or whole is None or whole.volume_mm3 is None:
+        return None
+    return expectation(segmentation.models, whole.volume_mm3 / 1000)
 
 
 def _pictures(
@@ -331,6 +349,7 @@ def _pictures(
         return attempt(lambda: tuple(maker(shown)), ())
 
     return Pictures(
+        key=draw(scan_pictures.key_pictures),
         wmh=draw(scan_pictures.lesion_pictures),
         suspects=draw(scan_pictures.suspect_pictures),
         sizes=sizes,

@@ -1,5 +1,6 @@
 """Pictures of one scan for its page: lesions, brain mask, before and after, registration."""
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,9 @@ VENTRICLE_WORDS = {
 }
 SUSPECT_COLOUR = "#c77dff"
 LESION_SLICES = 24
+THUMBNAIL_SIZE = 120, 150
+THUMBNAIL_QUALITY = 75  # of 100
+KEY_SIZE = 740, 480  # pixels of the picture beside the key figures, as it is shown
 SUSPECT_SLICES = 6
 OTHER_PLANE_SLICES = 12
 OVERVIEW_COLUMNS = 7
@@ -107,6 +111,45 @@ def load_shown(scan: ScanResults) -> Shown | None:
 # Makers of pictures by the part of the page they belong to; one makes nothing of images that are
 # not there. What they raise is `ProcessingError`.
 Maker = Callable[[Shown], Iterator[Picture]]
+
+
+def key_pictures(shown: Shown) -> Iterator[Picture]:
+    """Three slices at the most that say most of the scan, outlined, the chief one large."""
+    if not shown.has("wmh_mask"):
+        return
+    mask = shown.load("wmh_mask") > 0
+    axis = figures.scan_axis(shown.flair.affine)
+    spacing_mm = float(spaces.voxel_sizes(shown.flair.affine)[axis])
+    slices, caption = figures.key_slices(mask, axis, spacing_mm), "Most lesions, outlined in red."
+    if not slices:
+        slices = figures.spread_slices(shown.brain, axis, 3)
+        caption = "No lesion was found."
+    area = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
+    chief = max(slices, key=lambda index: int(area[index])) if mask.any() else slices[1]
+    width, height = KEY_SIZE
+    layout = figures.spotlight(
+        (axis, slices, chief), shown.brain, shown.flair.affine, width=width, height=height
+    )
+    base, outline = shown.draw(layout), figures.draw_outline(layout, mask, WMH_COLOUR)
+    (tile,) = (tile for tile in layout.tiles if tile.index == chief)
+    _save_thumbnail(shown.scan, figures.stack(base, outline), tile)
+    layers = [Layer("key", "outline", outline)]
+    yield _picture(shown.scan, "key", "At a glance", caption, base, layers)
+
+
+def _save_thumbnail(scan: ScanResults, picture: Image.Image, tile: figures.Tile) -> None:
+    """Write a slice small, for the page over all participants."""
+    rows, columns = tile.place
+    small = picture.crop((columns.start, rows.start, columns.stop, rows.stop))
+    small.thumbnail(THUMBNAIL_SIZE, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, format="WEBP", quality=THUMBNAIL_QUALITY, method=4)
+    write_bytes(thumbnail_path(scan.output_dir, scan.stem), buffer.getvalue())
+
+
+def thumbnail_path(output_dir: Path, stem: str) -> Path:
+    """Return where the thumbnail of a scan lies."""
+    return output_dir / stem.split("_")[0] / "figures" / f"{stem}_desc-thumbnail_FLAIR.webp"
 
 
 def lesion_pictures(shown: Shown) -> Iterator[Picture]:

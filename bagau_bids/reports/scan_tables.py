@@ -1,4 +1,4 @@
-"""Tables and words about one scan for its page: summary, flags, regions, grades, quality."""
+"""Tables and words about one scan for its page: key figures, flags, regions, quality, settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,24 @@ from bagau_bids.measures.regions import COLOURS, REGIONS, SIDES
 from bagau_bids.reports.results import Row, ScanResults, read_table
 from bagau_bids.reports.strips import short
 
+# Words of the page that not everybody knows, in words that everybody does.
+MEANINGS = {
+    "WMH volume": "All white matter hyperintensities: spots of the white matter that are brighter "
+    "than it on FLAIR, of whatever cause",
+    "Lesions": "Spots that touch nowhere, counted in three dimensions",
+    "Share of the brain": "Of the volume inside the brain mask, ventricles included",
+    "Infarct volume": "Tissue that the network calls an infarct",
+    "Known lesions": "What was given as a mask of something else",
+    "Fazekas grade, estimate": "A scale from 0 (none) to 3 (most) that readers give by eye; here "
+    "reckoned from lengths",
+    "Accuracy to expect": "Dice: overlap with a mask drawn by hand, 0 for none and 1 for all; two "
+    "people who draw the same scan do not reach 1 either",
+    "juxtaventricular": "Touching the fluid-filled chambers of the brain, or nearly so",
+    "periventricular": "Around the fluid-filled chambers of the brain (ventricles)",
+    "deep": "In the white matter away from ventricles and cortex; deep grey matter included",
+    "juxtacortical": "Just below the cortex",
+    "infratentorial": "In the brain stem and the cerebellum",
+}
 UNITS = {"1": "", "cm^2": " cm²", "mm^3": " mm³"}
 
 
@@ -152,35 +170,53 @@ def headline(scan: ScanResults) -> str:
 
 
 def key_figures(
-    volumes: Volumes | None, grades: Sequence[Grade]
+    volumes: Sequence[Volumes], grades: Sequence[Grade]
 ) -> Iterator[tuple[str, str, str]]:
     """Name, number and what to add, of what one looks for first."""
-    if not volumes or volumes.volume_mm3 is None:
+    whole = whole_brain(volumes)
+    if not whole or whole.volume_mm3 is None:
         return
-    yield "WMH volume", f"{volumes.volume_mm3 / 1000:.2f} ml", ""
-    if volumes.fraction_of_brain is not None and volumes.brain_mm3 is not None:
-        share, brain_ml = 100 * volumes.fraction_of_brain, volumes.brain_mm3 / 1000
+    yield "WMH volume", f"{whole.volume_mm3 / 1000:.2f} ml", ""
+    if whole.fraction_of_brain is not None and whole.brain_mm3 is not None:
+        share, brain_ml = 100 * whole.fraction_of_brain, whole.brain_mm3 / 1000
         yield "Share of the brain", f"{share:.2f} %", f"of {brain_ml:.0f} ml"
-    if volumes.n_lesions:
-        sizes = (
-            f"median {volumes.median_lesion_mm3:.0f} mm³, largest {volumes.max_lesion_mm3:.0f} mm³"
-        )
-        yield "Lesions", f"{volumes.n_lesions:.0f}", sizes
+    if whole.n_lesions:
+        sizes = f"median {whole.median_lesion_mm3:.0f} mm³, largest {whole.max_lesion_mm3:.0f} mm³"
+        yield "Lesions", f"{whole.n_lesions:.0f}", sizes
     else:
         yield "Lesions", "0", "none found"
     for volume, name, more in (
-        (volumes.infarct_mm3, "Infarct volume", "not part of the WMH"),
-        (volumes.known_lesion_mm3, "Known lesions", "given as a mask, not part of the WMH"),
+        (whole.infarct_mm3, "Infarct volume", "not part of the WMH"),
+        (whole.known_lesion_mm3, "Known lesions", "given as a mask, not part of the WMH"),
     ):
         if volume is not None:
             yield name, f"{volume / 1000:.2f} ml", more
     if grades:
         both = " and ".join(str(grade.grade) for grade in grades)
         scales = " and ".join(grade.scale for grade in grades)
-        yield "Fazekas grade, estimate", both, f"{scales}; not a rating"
+        more = f"{scales}; not a rating"
+        yield "Fazekas grade, estimate", both, f"{more}. {grade_note(volumes, grades)}".rstrip()
 
 
-def summary(scan: ScanResults) -> Iterator[tuple[str, str]]:
+def grade_note(volumes: Sequence[Volumes], grades: Sequence[Grade]) -> str:
+    """Say why a volume near the ventricles may go with a grade of 0 there; empty where none does.
+
+    Regions go by the distance of a voxel, the grade by lesions that touch the ventricles.
+    """
+    if not any(one.scale == "periventricular" and one.grade == 0 for one in grades):
+        return ""
+    near = ("juxtaventricular", "periventricular")
+    found_mm3 = sum(row.volume_mm3 or 0 for row in volumes if row.region in near)
+    if not found_mm3:
+        return ""
+    return (
+        f"Periventricular 0 although {found_mm3 / 1000:.2f} ml lie around the ventricles: none of "
+        f"it comes within {fazekas.TOUCHING_MM:g} mm of them, as the caps and bands do that are "
+        "graded"
+    )
+
+
+def settings(scan: ScanResults) -> Iterator[tuple[str, str]]:
     """Rows about how the scan was made and processed: name, and value in words."""
     if scan.record is None:
         return

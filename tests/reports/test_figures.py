@@ -189,6 +189,38 @@ def test_choice_of_slices():
     assert figures.spread_slices(np.zeros_like(mask), 0, 100) == list(range(10))
 
 
+def test_key_slices_are_those_with_most_of_a_mask_and_apart():
+    mask = np.zeros((10, 10, 40), bool)
+    mask[:9, :9, 20] = True
+    mask[:8, :8, 21] = True  # shows the same again
+    mask[:3, :3, 3] = mask[:4, :4, 9] = True
+    mask[:2, :2, 35] = True
+    assert figures.key_slices(mask, 2, 2.0) == [9, 20, 35]
+    assert figures.key_slices(mask, 2, 20.0) == [9, 20, 21]
+    assert figures.key_slices(mask[..., :21], 2, 2.0) == [9, 20]
+    assert figures.key_slices(np.zeros_like(mask), 2, 2.0) == []
+    assert figures.key_slices(np.moveaxis(mask, 2, 0), 0, 2.0) == [9, 20, 35]
+
+
+@pytest.mark.parametrize("indices", [(6,), (2, 6), (2, 6, 9)])
+def test_the_chief_slice_is_twice_as_large(indices):
+    region = np.zeros(SHAPE, bool)
+    region[10:50, 10:70, 2:10] = True
+    layout = figures.spotlight((2, indices, 6), region, AFFINE, width=740, height=480)
+    assert [tile.index for tile in layout.tiles] == sorted(indices, reverse=True)
+    assert layout.width == 740
+    assert layout.height <= 480
+    size = {tile.index: (len(tile.columns), len(tile.rows)) for tile in layout.tiles}
+    for index in set(indices) - {6}:
+        assert np.allclose(np.array(size[6]) / size[index], 2, rtol=0.02)
+    taken = np.zeros((layout.height, layout.width), int)
+    for tile in layout.tiles:
+        assert tile.left >= 0
+        taken[tile.place] += 1
+    assert taken.max() == 1
+    assert taken.sum() == sum(columns * rows for columns, rows in size.values())
+
+
 @pytest.mark.parametrize(("count", "columns"), [(1, 3), (5, 5), (8, 4), (12, 6), (13, 5), (24, 6)])
 def test_rows_are_filled(count, columns):
     assert figures.balanced_columns(count) == columns

@@ -1,14 +1,18 @@
 """The group page: whole, honest about what is missing, and linked to the participants' pages."""
 
+import base64
+import io
 import json
 
 import pytest
 from fake_derivatives import drawn_head, write_failure, write_scan
 from page_checks import Page
+from PIL import Image
 
 from bagau_bids.bids.derivatives import derivative_path
-from bagau_bids.reports import strips
+from bagau_bids.reports import group_page, strips
 from bagau_bids.reports.group import write_group
+from bagau_bids.reports.participant import write_participant_report
 
 
 def change_record(output_dir, label, **steps):
@@ -48,6 +52,28 @@ def test_page_is_whole_and_its_links_lead_somewhere(cohort):
             assert (cohort / link.split("#")[0]).is_file()
     assert "sub-05.html#sub-05" in page.links
     assert "nan" not in page.text.lower()
+
+
+def test_every_scan_has_its_slice_and_leads_to_its_page(tmp_path, head, monkeypatch):
+    for label in ("01", "02", "03"):
+        write_scan(tmp_path, {"sub": label}, head)
+    change_record(tmp_path, "03", measure={"flags": []})
+    for label in ("01", "03"):
+        write_participant_report(tmp_path, label)
+    path = write_group(tmp_path).page
+    page = Page(path)
+    small = [one for one in page.pictures if one.startswith("data:image/webp")]
+    assert page.alternatives[: len(small)] == ["sub-01", "sub-03"]
+    for one in small:
+        size = Image.open(io.BytesIO(base64.b64decode(one.split(",")[1]))).size
+        assert 60 < max(size) <= 150
+    assert "Not pictured: sub-02; bagau-bids DATA OUT participant --reports-only" in page.text
+    text = path.read_text()
+    assert '<a class="look" href="sub-01.html#sub-01" title="sub-01: ' in text
+    assert '<a href="sub-03.html#sub-03" title="sub-03: ' in text
+    assert "Look at these first: sub-01" in " ".join(page.text.split())
+    monkeypatch.setattr(group_page, "MOST_THUMBNAILS", 1)
+    assert "Not pictured: sub-02, sub-03;" in Page(write_group(tmp_path).page).text
 
 
 def test_links_lead_to_the_page_that_shows_the_scan(tmp_path, head):

@@ -8,7 +8,7 @@ from fake_derivatives import write_scan
 
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.reports.results import find_results
-from bagau_bids.reports.scan_tables import quality_rows, summary
+from bagau_bids.reports.scan_tables import Grade, Volumes, grade_note, quality_rows, settings
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def words(tmp_path):
     def words(step, **changes):
         steps, change = scan.record.steps, msgspec.structs.replace
         steps = change(steps, **{step: change(getattr(steps, step), **changes)})
-        return dict(summary(replace(scan, record=change(scan.record, steps=steps))))
+        return dict(settings(replace(scan, record=change(scan.record, steps=steps))))
 
     words.attempt = scan.record.steps.registration.attempts[0]
     return words
@@ -59,3 +59,20 @@ def test_figures_of_quality_are_told_with_what_they_mean(tmp_path):
     known = {one.description for one in column_descriptions("quality").values()}
     assert rows
     assert {row.meaning for row in rows} <= known - {""}
+
+
+@pytest.mark.parametrize(
+    ("grade", "near_mm3", "told"), [(0, 590.0, True), (1, 590.0, False), (0, 0.0, False)]
+)
+def test_a_volume_near_the_ventricles_that_no_grade_counts_is_explained(grade, near_mm3, told):
+    volumes = [
+        Volumes("all", 900.0, 90.0, 3.0),
+        Volumes("periventricular", near_mm3, 59.0, 1.0),
+        Volumes("left-periventricular", near_mm3, 59.0, 1.0),
+        Volumes("deep", 310.0, 31.0, 2.0),
+    ]
+    grades = [Grade("periventricular", grade, 0.0, ()), Grade("deep", 0, 0.0, ())]
+    said = grade_note(volumes, grades)
+    assert ("although 0.59 ml lie around the ventricles" in said) is told
+    assert ("within 3 mm of them" in said) is told
+    assert bool(said) is told

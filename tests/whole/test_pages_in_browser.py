@@ -1,6 +1,7 @@
 """Every kind of page in a real browser without a network: whole, quiet, and the viewer reacts."""
 
 import io
+import re
 
 import nibabel as nib
 import numpy as np
@@ -345,8 +346,25 @@ def test_without_scripts_a_slice_and_its_outline_are_shown(browser, study):
     context.close()
 
 
-def test_paper_shows_the_slice_without_controls(viewer):
+def test_the_first_screen_shows_volume_verdict_and_brain(browser, study):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((study / PAGES["thick slices"]).as_uri())
+    for part in (".notice.look", ".key dd >> nth=0", ".where", ".glance img >> nth=0"):
+        box = page.locator(part).first.bounding_box()
+        assert box["y"] + box["height"] <= 900, part
+    page.close()
+
+
+@pytest.mark.parametrize("kind", ["thick slices", "no lesions"])
+def test_a_scan_is_two_sides_on_paper(browser, study, kind):
+    page = browser.new_page()
+    page.goto((study / PAGES[kind]).as_uri())
+    sheets = max(map(int, re.findall(rb"/Count (\d+)", page.pdf(format="A4"))))
+    page.close()
+    assert sheets <= 2
+
+
+def test_paper_leaves_out_what_is_for_the_screen(viewer):
     viewer.page.emulate_media(media="print")
-    assert viewer.root.locator(".stack").is_visible()
-    for part in (".tools", ".slice", ".keys"):
-        assert not viewer.root.locator(part).is_visible()
+    assert not viewer.root.is_visible()
+    assert viewer.page.locator(".glance").is_visible()

@@ -228,6 +228,24 @@ class Failure(Struct, frozen=True, kw_only=True):
     crash_file: str | UnsetType = UNSET
 
 
+class Edited(Struct, frozen=True, kw_only=True):
+    """That the results are of a mask which a person edited.
+
+    Attributes
+    ----------
+    mask
+        Name of its file.
+    at
+        When it was measured.
+    network_mm3
+        Volume that the network had found; None where it is not known.
+    """
+
+    mask: str
+    at: str
+    network_mm3: float | None
+
+
 class Record(Struct, frozen=True, kw_only=True):
     """How a scan was processed, as the participant level leaves it beside the results."""
 
@@ -240,6 +258,7 @@ class Record(Struct, frozen=True, kw_only=True):
     failure: Failure | UnsetType = UNSET
     steps: Steps
     outputs: tuple[str, ...] | UnsetType = UNSET
+    edited: Edited | UnsetType = UNSET
 
 
 def read_record(path: Path) -> Record:

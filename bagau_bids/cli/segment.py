@@ -224,6 +224,26 @@ class _Run:
         )
 
 
+def refresh(out: Path, labels: Mapping[str, str]) -> None:
+    """Take results out again that were measured anew, and write the table.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results.
+    labels : mapping of str to str
+        Label of the participant by the name of the scan.
+    """
+    from bagau_bids.bids.plain import PAGE, take_results
+    from bagau_bids.reports.results import find_results
+
+    for name, label in labels.items():
+        take_results(out / DERIVATIVES, label, out / name, complete=True)
+        print(f"Page: {out / name / PAGE}")
+    _write_table(out, find_results(out / DERIVATIVES), {})
+    print(f"Volumes: {out / TABLE}")
+
+
 def _outcome(scan: "ScanResults") -> str:
     from bagau_bids.reports.scan_tables import headline
 

@@ -16,6 +16,7 @@ from bagau_bids.options import CommandParser
 GROUPS = {
     "segment": {
         "segment": "segment FLAIRs of any name without BIDS: masks, volumes and a page for each",
+        "remeasure": "measure results anew from masks that were edited by hand",
         "slurm": "write the script of a SLURM job array that processes a data set",
         "fetch": "get the template's files ready for runs without network",
         "models": "list the packaged weights, or show and check a weights file",

@@ -204,6 +204,7 @@ def _processing(scan: ScanResults) -> dict[str, Any]:
         found["model_sha256"] = "+".join(model.sha256 for model in models)
         found["tta"] = "yes" if steps.segmentation.tta else "no"
         found["device"] = steps.segmentation.device
+    found["edited"] = "yes" if scan.edited else "no"
     if scan.judged:
         names = dict.fromkeys(flag.name for flag in scan.flags)
         found |= {"n_flags": len(names), "flags": ",".join(names) or None}

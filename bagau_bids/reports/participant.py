@@ -326,6 +326,8 @@ def _section(scan: ScanResults) -> ScanSection:
 
 def _expected(scan: ScanResults, whole: Volumes | None) -> Expectation | None:
     segmentation = scan.steps.segmentation
+    if scan.edited:
+        return Expectation("", "That of the person who edited the mask.")
     if segmentation is None or whole is None or whole.volume_mm3 is None:
         return None
     return expectation(segmentation.models, whole.volume_mm3 / 1000)

@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
-from bagau_bids.bids.records import Failure, Record, Steps, read_record
+from bagau_bids.bids.records import Edited, Failure, Record, Steps, read_record
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.flags import Flag
@@ -108,6 +108,11 @@ class ScanResults:
             absent.append(self.path("record").name)
         said = [f"missing or damaged: {', '.join(absent)}"] if absent else []
         return "; ".join([*said, *([self.record_problem] if self.record_problem else ())])
+
+    @property
+    def edited(self) -> Edited | None:
+        """That the mask was edited by hand, and how; None where it was not."""
+        return (self.record.edited or None) if self.record else None
 
     @property
     def failure(self) -> Failure | None:

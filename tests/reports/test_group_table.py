@@ -86,7 +86,7 @@ def test_flagged_scans_are_counted_and_linked(tmp_path, head):
     assert counts["Movement"] == "1"
     assert counts["Contrast"] == "–"
     assert "movement!" in section
-    assert '<th scope="row">Flagged</th><td>2 of 3 scans</td>' in text
+    assert "<dt>Flagged</dt><dd>2 of 3 scans</dd>" in text
 
 
 def test_estimates_say_that_they_are_estimates(tmp_path, head):

@@ -30,6 +30,7 @@ NOT_RUN = {
     "bagau fetch": "needs the network; tests/preprocessing/test_template.py fetches from a fake",
     "bagau pack": "preprocesses scans for minutes; tests/cli/test_pack.py runs it",
     "bagau phantom": "a fixture made its data set; tests/datasets/test_phantom.py runs it",
+    "bagau remeasure": "needs edited masks; tests/cli/test_remeasure.py makes some",
     "bagau synthetic-pool": "needs label maps of heads; tests/cli/test_synthetic_pool.py runs it",
     "bagau train": "trains for minutes to hours; tests/cli/test_train.py runs a small training",
     "bagau train-brain-mask": "trains for hours; tests/training/test_brain_mask.py runs one step",

@@ -204,17 +204,22 @@ def find_networks(processing: Processing) -> "Networks":
 
 def _check_resources(config: Config, networks: "Networks") -> "Template":
     """Find everything the scans will need, so that what is missing stops the run at once."""
-    from bagau_bids.network.weights import load_weights
+    from bagau_bids.network.cards import read_weights
     from bagau_bids.preprocessing.template import find_template
     from bagau_bids.workflow.plugins import settle_device
 
     processing = config.processing
     device = settle_device(config.resources)
     for weights in networks.lesions:
-        load_weights(weights.path, weights.card)
+        if processing.weights:  # nobody has tried these: do they fit what their card describes?
+            from bagau_bids.network.weights import load_weights
+
+            load_weights(weights.path, weights.card)
+        else:
+            read_weights(weights.path, weights.card)
         log.info("weights %s, SHA-256 %s", weights.path, weights.card.sha256)
     if processing.skull_strip == "auto":
-        load_weights(networks.brain.path, networks.brain.card)
+        read_weights(networks.brain.path, networks.brain.card)
     template = find_template(
         processing.template,
         processing.templateflow_home,
@@ -246,17 +251,25 @@ def _remake_pages(config: Config) -> tuple[list["Row"], tuple[Path, ...]]:
 
 
 def _write_pages(config: Config, subjects: Sequence[str]) -> tuple[list["Row"], tuple[Path, ...]]:
-    """Write the pages of participants; return a row for each that could not be, and the pages."""
-    from bagau_bids.cli.summary import FAILED, Row
-    from bagau_bids.reports.participant import write_participant_report
+    """Write the pages of participants that are not as they would be, or all with --reports-only.
 
+    Returns a row for each that could not be written, and all pages there are.
+    """
+    from bagau_bids.cli.summary import FAILED, Row
+    from bagau_bids.reports.fingerprint import pages_in_place
+
+    most_sessions = config.execution.aggregate_session_reports
     failed, pages = [], list[Path]()
     for subject in subjects:
         try:
+            there = pages_in_place(config.output_dir, f"sub-{subject}", most_sessions)
+            if there and not config.execution.reports_only:
+                pages += there
+                continue
+            from bagau_bids.reports.participant import write_participant_report  # is slow to load
+
             pages += write_participant_report(
-                config.output_dir,
-                subject,
-                aggregate_session_reports=config.execution.aggregate_session_reports,
+                config.output_dir, subject, aggregate_session_reports=most_sessions
             )
         except Exception as error:
             log.exception("page of sub-%s", subject, extra={"file_only": True})

@@ -1,9 +1,10 @@
-"""Which weights there are and what their cards say, without opening them.
+"""Which weights there are, what their cards say, and whether they are whole; without PyTorch.
 
 Weights ``<name>.safetensors`` lie beside their card ``<name>.json``, which names the
 architecture, its hyper-parameters and the SHA-256 of the file.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+from safetensors import SafetensorError, deserialize
 
 from bagau_bids.errors import MissingResourceError
 from bagau_bids.files import read_json
@@ -174,6 +176,39 @@ def require_weights(path: Path) -> None:
             "holds; expected <name>.safetensors with its card <name>.json beside it, as "
             "'bagau train' writes them"
         )
+
+
+def read_weights(path: Path, card: Card) -> bytes:
+    """Read a file of weights that is whole and the one that its card describes.
+
+    Parameters
+    ----------
+    path : Path
+        ``<name>.safetensors``.
+    card : Card
+        Its card.
+
+    Raises
+    ------
+    MissingResourceError
+        If the file is missing, pickled, damaged, or another.
+    """
+    require_weights(path)
+    content = path.read_bytes()
+    try:
+        deserialize(content)
+    except SafetensorError as error:
+        raise MissingResourceError(
+            f"{path}: truncated or not a safetensors file ({len(content)} bytes: {error}); "
+            "fetch or copy it again"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.sha256:
+        raise MissingResourceError(
+            f"{path}: its SHA-256 is {digest}, expected {card.sha256}; the file was changed or "
+            "belongs to another card, fetch or copy both again"
+        )
+    return content
 
 
 def read_card(path: Path) -> Card:

@@ -14,13 +14,20 @@ from typing import Any
 
 import torch
 from msgspec import structs
-from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import nn
 
 from bagau_bids.errors import MissingResourceError
 from bagau_bids.files import write_bytes, write_json
-from bagau_bids.network.cards import INFARCT, WMH, Calibration, Card, read_card, require_weights
+from bagau_bids.network.cards import (
+    INFARCT,
+    WMH,
+    Calibration,
+    Card,
+    read_card,
+    read_weights,
+    require_weights,
+)
 
 # name in a card -> module, network class, dataclass of its hyper-parameters
 ARCHITECTURES = {
@@ -180,20 +187,7 @@ def load_weights(path: Path, card: Card | None = None) -> LoadedNetwork:
     """
     require_weights(path)
     card = card or read_card(path)
-    content = path.read_bytes()
-    try:
-        tensors = safetensors_torch.load(content)
-    except SafetensorError as error:
-        raise MissingResourceError(
-            f"{path}: truncated or not a safetensors file ({len(content)} bytes: {error}); "
-            "fetch or copy it again"
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != card.sha256:
-        raise MissingResourceError(
-            f"{path}: its SHA-256 is {digest}, expected {card.sha256}; the file was changed or "
-            "belongs to another card, fetch or copy both again"
-        )
+    tensors = safetensors_torch.load(read_weights(path, card))
     return LoadedNetwork(_network_from(path, card, tensors), card)
 
 

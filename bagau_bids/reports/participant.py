@@ -15,6 +15,7 @@ from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.files import remove_stale, write_text
 from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
 from bagau_bids.reports.expectation import Expectation, expectation
+from bagau_bids.reports.fingerprint import made_from
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render
 from bagau_bids.reports.results import ScanResults, find_results
@@ -205,10 +206,12 @@ def write_participant_report(
         )
     sections = [_section(scan) for scan in scans]
     pages = _pages(participant, sections, aggregate_session_reports)
-    written = tuple(_write_page(output_dir, name, pages, crashes) for name in pages)
+    own, *further = pages
+    written = [_write_page(output_dir, name, pages, crashes) for name in further]
     others = set(output_dir.glob(f"{participant}_*.html")) - set(written)
-    remove_stale(sorted(others), f"what it showed is on {written[0].name} or linked there")
-    return written
+    remove_stale(sorted(others), f"what it showed is on {own}.html or linked there")
+    mark = made_from(output_dir, participant, aggregate_session_reports)
+    return (_write_page(output_dir, own, pages, crashes, mark), *written)
 
 
 def _pages(
@@ -255,8 +258,9 @@ def _write_page(
     name: str,
     pages: Mapping[str, Sequence[ScanSection]],
     crashes: Sequence[Crash],
+    mark: str = "",
 ) -> Path:
-    """Write one of the pages; the first of them lists the scans of all."""
+    """Write one of the pages; the first of them lists the scans of all, and has the mark."""
     subject = name.split("_")[0]
     scans = [
         replace(section, viewer=viewer.scan_viewer(section.results, len(pages[name])))
@@ -274,6 +278,7 @@ def _write_page(
     }
     text = render(
         "participant.html",
+        made_from=mark,
         participant=name,
         subject=subject,
         listed=listed,

@@ -243,7 +243,28 @@ class PutOut(Step):
     name = "put_out"
     memory_gb = 0.3
     ends_scan = True
-    _always_run = True
+
+    @property
+    def always_run(self) -> bool:
+        """Whether the output folder is not as the step would leave it, by nipype's name for it.
+
+        True, too, while nipype has not given the step its inputs yet, and where a file cannot be
+        read, of which the step will tell.
+        """
+        try:
+            return not isdefined(self.inputs.files) or not self._in_place()
+        except OSError:
+            return True
+
+    def _in_place(self) -> bool:
+        given = self.inputs
+        tree, output_dir = Path(given.tree), Path(given.output_dir)
+        stale = given.stale if isdefined(given.stale) else []
+        return not any((output_dir / name).is_file() for name in stale) and all(
+            path.is_file() and file_digest(path) == digest
+            for name, digest in zip(given.files, given.digests, strict=True)
+            for path in (tree / name, output_dir / name)
+        )
 
     def _folders(self, folder: Path) -> tuple[Path, ...]:
         return (folder, Path(self.inputs.output_dir))

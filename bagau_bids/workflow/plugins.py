@@ -35,6 +35,9 @@ KILLED = "a worker process was killed"
 LEAVE_S = 2  # that a worker has to tidy up when it is asked to end
 MEMORY_SHARE = 0.9  # of what there is, used where no amount is given
 CGROUPS = Path("/sys/fs/cgroup")
+DEVICES = Path("/dev")
+# Of the drivers of NVIDIA, of its boards, of AMD, and of the Linux that runs within Windows.
+GPU_FILES = ("nvidia*", "nvhost*", "kfd", "dxg")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 # These run their nodes here; all others hand them to a batch system.
@@ -60,11 +63,23 @@ def settle_device(resources: Resources) -> str:
     UsageError
         If the device cannot be used, or the plugin file cannot be read.
     """
-    from bagau_bids.network.inference import choose_device
-
     if resources.plugin_file and read_plugin_file(resources.plugin_file)[0] not in LOCAL:
         return resources.device.replace("auto", "cpu")
+    if resources.device == "cpu" or (resources.device == "auto" and not _may_have_gpu()):
+        return "cpu"
+    from bagau_bids.network.inference import choose_device
+
     return str(choose_device(resources.device))
+
+
+def _may_have_gpu() -> bool:
+    """Tell whether there may be a GPU, without PyTorch, which takes seconds to load.
+
+    False only on Linux where no driver has made a device file.
+    """
+    return sys.platform != "linux" or any(
+        file for name in GPU_FILES for file in DEVICES.glob(name)
+    )
 
 
 def choose_plugin(

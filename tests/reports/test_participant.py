@@ -16,12 +16,13 @@ from PIL import Image
 from bagau_bids import spaces
 from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.description import write_citation
-from bagau_bids.config import Processing
+from bagau_bids.config import Execution, Processing
 from bagau_bids.errors import UsageError
 from bagau_bids.files import write_table
 from bagau_bids.measures import fazekas, flags, lesions, regions
 from bagau_bids.measures.quality import Figures
 from bagau_bids.reports import participant, scan_pictures
+from bagau_bids.reports.fingerprint import pages_in_place
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
 from bagau_bids.reports.results import find_results
@@ -99,6 +100,11 @@ def test_page_says_what_was_found_and_how(finished):
         "this is not a medical device",
     ):
         assert words in text, words
+
+
+def test_page_bears_the_mark_of_what_it_was_made_from(finished):
+    output_dir, path = finished
+    assert pages_in_place(output_dir, "sub-01", Execution.aggregate_session_reports) == (path,)
 
 
 def test_page_made_again_is_the_same_file(finished):

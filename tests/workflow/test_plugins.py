@@ -1,5 +1,8 @@
 """Which nipype plugin a run gets, and the refusal of those that cannot be used."""
 
+import subprocess
+import sys
+
 import pytest
 from exclusive_step import Exclusive
 from nipype.pipeline import engine as pe
@@ -75,6 +78,43 @@ def test_batch_system_is_where_the_device_is(tmp_path, device, settled):
     path = tmp_path / "plugin.yml"
     path.write_text("plugin: SLURM\n")
     assert settle_device(Resources(plugin_file=path, device=device)) == settled
+
+
+@pytest.mark.parametrize(
+    ("files", "visible"),
+    [((), "cpu"), (("null", "shm"), "cpu"), (("nvidiactl",), "cuda:7"), (("dxg",), "cuda:7")],
+)
+def test_pytorch_is_asked_for_a_gpu_only_where_a_driver_is(tmp_path, monkeypatch, files, visible):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr("bagau_bids.workflow.plugins.DEVICES", tmp_path)
+    monkeypatch.setattr("bagau_bids.workflow.plugins.sys.platform", "linux")
+    monkeypatch.setattr(
+        "bagau_bids.network.inference.choose_device", {"auto": "cuda:7", "cuda:1": "cuda:1"}.get
+    )
+    assert settle_device(Resources(device="auto")) == visible
+    assert settle_device(Resources(device="cuda:1")) == "cuda:1"
+    monkeypatch.setattr("bagau_bids.workflow.plugins.sys.platform", "win32")
+    assert settle_device(Resources(device="auto")) == "cuda:7"
+
+
+def test_pytorch_is_not_loaded_to_settle_a_device_or_to_check_weights():
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bagau_bids.config import Resources\n"
+        "from bagau_bids.network.cards import find_networks, read_weights\n"
+        "from bagau_bids.workflow import plugins\n"
+        "plugins.DEVICES = Path('nowhere')\n"
+        "print(plugins.settle_device(Resources(device='auto')))\n"
+        "networks = find_networks((), 'small')\n"
+        "read_weights(networks.brain.path, networks.brain.card)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["cpu", "False"], done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,70 @@
+"""Whether a participant's page is still what its results would give: by what it was made from.
+
+A page carries a digest of everything it was made from. Nothing here loads what draws.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from bagau_bids import __version__
+
+# As `participant.html` writes it, near the top of a page.
+MARK = re.compile(rb'<meta name="made-from" content="([0-9a-f]{64})">')
+HEAD_BYTES = 4096
+
+
+def pages_in_place(output_dir: Path, participant: str, most_sessions: int) -> tuple[Path, ...]:
+    """Return the pages of a participant where none would come out differently now.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivatives.
+    participant : str
+        ``sub-<label>``.
+    most_sessions : int
+        Sessions above which each has a page of its own.
+
+    Returns
+    -------
+    tuple of Path
+        The participant's page, then those of sessions or scans; empty where they are to be
+        written.
+    """
+    page = output_dir / f"{participant}.html"
+    if not page.is_file():
+        return ()
+    with page.open("rb") as stream:
+        found = MARK.search(stream.read(HEAD_BYTES))
+    if found is None or found[1].decode() != made_from(output_dir, participant, most_sessions):
+        return ()
+    return (page, *_further_pages(output_dir, participant))
+
+
+def made_from(output_dir: Path, participant: str, most_sessions: int) -> str:
+    """SHA-256, hexadecimal, of what the participant's page is made from and goes with.
+
+    The version of the program, the option, the participant's files with their pictures and
+    crash files, its further pages, and the text of the methods.
+    """
+    digest = hashlib.sha256(f"{__version__}\n{most_sessions}\n".encode())
+    for path in (
+        *sorted(_files(output_dir / participant)),
+        *_further_pages(output_dir, participant),
+        *sorted((output_dir / "logs").glob("CITATION.*")),
+    ):
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        name = path.relative_to(output_dir).as_posix()
+        digest.update(f"{name!a} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _further_pages(output_dir: Path, participant: str) -> tuple[Path, ...]:
+    return tuple(sorted(output_dir.glob(f"{participant}_*.html")))

@@ -1,0 +1,57 @@
+"""Pages are written again where what they were made from changed, and only there."""
+
+import pytest
+
+from bagau_bids.reports.fingerprint import made_from, pages_in_place
+
+
+@pytest.fixture
+def derivatives(tmp_path):
+    """Results of a participant and its pages, the first with its mark."""
+    for name in ("sub-1/anat/mask.nii.gz", "sub-1/figures/one.svg", "sub-2/anat/mask.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "CITATION.md").write_text("methods")
+    (tmp_path / "sub-1_ses-b.html").write_text("b")
+    mark = made_from(tmp_path, "sub-1", 4)
+    page = f'<!doctype html><head><meta name="made-from" content="{mark}"></head>'
+    (tmp_path / "sub-1.html").write_text(page)
+    return tmp_path
+
+
+def test_pages_of_what_is_as_it_was_are_in_place(derivatives):
+    (derivatives / "sub-2" / "anat" / "mask.nii.gz").write_text("another's")
+    (derivatives / "sub-2.html").write_text("another's")
+    names = [path.name for path in pages_in_place(derivatives, "sub-1", 4)]
+    assert names == ["sub-1.html", "sub-1_ses-b.html"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sub-1/anat/mask.nii.gz", "other"),
+        ("sub-1/anat/more.tsv", "new"),
+        ("sub-1/figures/one.svg", None),
+        ("sub-1/log/x/crash-1.txt", "new"),
+        ("sub-1_ses-b.html", "c"),
+        ("sub-1_ses-b.html", None),
+        ("logs/CITATION.md", "other methods"),
+        ("sub-1.html", None),
+        ("sub-1.html", "a page without a mark"),
+    ],
+)
+def test_pages_of_what_changed_are_to_be_written(derivatives, name, content):
+    path = derivatives / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert pages_in_place(derivatives, "sub-1", 4) == ()
+
+
+def test_pages_of_another_option_or_version_are_to_be_written(derivatives, monkeypatch):
+    assert pages_in_place(derivatives, "sub-1", 5) == ()
+    monkeypatch.setattr("bagau_bids.reports.fingerprint.__version__", "0.0.0")
+    assert pages_in_place(derivatives, "sub-1", 4) == ()

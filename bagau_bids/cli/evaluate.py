@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from bagau_bids import values
 from bagau_bids.config import Selection
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
-from bagau_bids.options import argument, option
+from bagau_bids.options import Exclusive, argument, option
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bagau_bids.evaluation.pairs import MaskPair
+    from bagau_bids.evaluation.pairs import MaskPair, Unpaired
     from bagau_bids.evaluation.scoring import CaseResult
 
 _COLUMNS = (  # of the table on the terminal: column, head, digits
@@ -37,6 +37,7 @@ _IN_SUMMARY = (
     "volume_difference_ml",
 )
 
+_PAIRING = Exclusive()
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +61,18 @@ class Options:
         "write evaluation_FLAIR.tsv, evaluation-summary_FLAIR.tsv, each with its .json, and "
         "the page evaluation_FLAIR.html (default: print the tables only)",
         metavar="DIR",
+    )
+    pairs: Path | None = option(
+        None,
+        "pair files of any names by a table (.tsv) with the columns reference and result: paths "
+        "below the two folders",
+        metavar="TSV",
+        exclusive=_PAIRING,
+    )
+    by_order: bool = option(
+        False,
+        "pair the files of the two folders by their order, 2 before 10",
+        exclusive=_PAIRING,
     )
     bids_dir: Path | None = option(
         None, "data set of the scans: worst cases are shown on their FLAIRs", metavar="BIDS_DIR"
@@ -86,12 +99,14 @@ class Options:
 
 def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
-    from bagau_bids.evaluation.pairs import find_pairs
+    from bagau_bids.evaluation.pairs import pairing_in_words
     from bagau_bids.evaluation.scoring import evaluate_pairs, unpaired_results
     from bagau_bids.evaluation.tables import case_table, summary_table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    pairs, unpaired = find_pairs(options.reference, options.result)
+    pairs, unpaired, how = _paired(options)
+    for line in pairing_in_words(pairs, how):
+        log.info("%s", line)
     groups = _groups(options)
     flairs = _flairs(options.bids_dir, pairs) if options.bids_dir else {}
     _claim(options.out)
@@ -103,6 +118,21 @@ def run(options: Options) -> int:
     if options.out:
         _write(options.out, options, cases, summary, pairs, flairs)
     return report_problems(cases)
+
+
+def _paired(options: Options) -> "tuple[list[MaskPair], list[Unpaired], str]":
+    """Pair the masks; return the pairs, what has none, and how they were paired."""
+    from bagau_bids.evaluation.pairs import find_pairs, ordered_pairs, table_pairs
+
+    if options.pairs is not None:
+        found = table_pairs(options.pairs, options.reference, options.result)
+        return found, [], f"by the table {options.pairs}"
+    if options.by_order:
+        return ordered_pairs(options.reference, options.result), [], "by the order of their names"
+    pairs, unpaired = find_pairs(options.reference, options.result)
+    if options.reference.is_file():
+        return pairs, unpaired, "as they were named"
+    return pairs, unpaired, f"by {'the entities of' if pairs[0].entities else 'equal'} names"
 
 
 def _groups(options: Options) -> dict[str, str]:

@@ -51,6 +51,19 @@ class Pairs:
     )
 
 
+@dataclass(frozen=True)
+class Folder:
+    """What ``bagau import folder`` is told."""
+
+    source: Path = argument(
+        "folder of FLAIRs: NIfTI files, or folders of DICOM files, one a participant",
+        metavar="SRC",
+        type=values.any_path,
+    )
+    out: Path = argument(_OUT_HELP, metavar="BIDS_OUT", type=values.any_path)
+    files: str = option("hard", _FILES_HELP, choices=LINKS)
+
+
 def add_arguments(parser: CommandParser) -> None:
     """Add the kinds of import to the parser of the subcommand, each with its options."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -67,10 +80,42 @@ def add_arguments(parser: CommandParser) -> None:
         "relative to the table; participant_id, session_id and t1w if you like; any other tells "
         "something of the participant.",
     ).add_options(Pairs)
+    kinds.add_parser(
+        "folder",
+        help="a folder of FLAIRs without masks, NIfTI or DICOM",
+        description="Import the FLAIRs of a folder. A subfolder is a participant, further ones "
+        "are its sessions; files that lie in the folder itself are a participant each. "
+        "sourcedata/import.tsv says what became of what.",
+    ).add_options(Folder)
 
 
-def run(options: Challenge | Pairs) -> int:
+def run(options: Challenge | Pairs | Folder) -> int:
     """Carry the subcommand out; return the exit code."""
+    return _import_folder(options) if isinstance(options, Folder) else _import_labelled(options)
+
+
+def _import_folder(options: Folder) -> int:
+    from bagau_bids.datasets.folder import TABLE, import_folder
+
+    if options.out.absolute().is_relative_to(options.source.absolute()):
+        raise UsageError(
+            f"{options.out}: lies in {options.source}, all of which is looked through; expected a "
+            "folder elsewhere: name one beside it"
+        )
+    rows = import_folder(options.source, options.out, how=options.files, progress=_say)
+    became = [row for row in rows if row.became]
+    _say(
+        f"{options.out}: {len(became)} FLAIRs, {len(rows) - len(became)} others left out: "
+        f"{options.out / TABLE}"
+    )
+    if not became:
+        return EXIT_SUBJECT_FAILED
+    _say(f"Next: bagau-bids {options.out} OUT participant group")
+    return EXIT_OK
+
+
+def _import_labelled(options: Challenge | Pairs) -> int:
+    """Import scans with masks."""
     from bagau_bids.datasets.cases import check_cases
     from bagau_bids.datasets.writer import write_dataset
 

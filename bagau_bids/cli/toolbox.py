@@ -24,7 +24,7 @@ GROUPS = {
     "try and judge": {
         "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
         "evaluate": "score masks against reference masks: Dice, H95, lesions, volumes",
-        "import": "make a BIDS data set from labelled data of another layout",
+        "import": "make a BIDS data set from a folder of FLAIRs, or from labelled data",
     },
     "train your own": {
         "train": "train the segmentation network on masks of your own",

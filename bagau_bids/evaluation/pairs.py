@@ -1,11 +1,17 @@
 """Which result belongs to which reference: two files, two BIDS derivatives, or two folders."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bagau_bids.bids.masks import NIFTI_EXTENSION, find_lesion_masks, lesion_mask_at
+from bagau_bids.bids.masks import (
+    NIFTI_EXTENSION,
+    extension_of,
+    find_lesion_masks,
+    lesion_mask_at,
+)
+from bagau_bids.bids.tables import natural_key, read_records
 from bagau_bids.errors import UsageError
 
 _Key = tuple[frozenset[tuple[str, str]] | str, str]  # scan and space
@@ -110,9 +116,71 @@ def find_pairs(reference: Path, result: Path) -> tuple[list[MaskPair], list[Unpa
         raise UsageError(
             f"nothing to compare: no mask of {reference} ({_examples(sides[0])}) has the name of "
             f"one of {result} ({_examples(sides[1])}); expected *_label-WMH_mask.nii.gz of the "
-            "same scans in both, or files of the same names: name the folders that hold them"
+            "same scans in both, or files of the same names: name the folders that hold them, or "
+            "pair files of other names by --pairs TABLE or --by-order"
         )
     return pairs, unpaired
+
+
+def table_pairs(table: Path, reference: Path, result: Path) -> list[MaskPair]:
+    """Pair masks of any names as the lines of a table do.
+
+    Parameters
+    ----------
+    table : Path
+        ``.tsv`` with the columns ``reference`` and ``result``: paths below the two folders.
+    reference, result : Path
+        Folders.
+
+    Raises
+    ------
+    UsageError
+        If the table cannot be read, or a path is no mask.
+    """
+    pairs = []
+    for row in read_records(table, ("reference", "result")):
+        paths = reference / row["reference"], result / row["result"]
+        for path in paths:
+            if not (path.is_file() and extension_of(path)):
+                raise UsageError(
+                    f"{table}: {path} is no NIfTI file that is there; expected paths below "
+                    f"{reference} in the column reference, and below {result} in result"
+                )
+        pairs.append(MaskPair(NIFTI_EXTENSION.sub("", row["reference"]), *paths))
+    if not pairs:
+        raise UsageError(f"{table}: has no line below its header; expected one a pair of masks")
+    return pairs
+
+
+def ordered_pairs(reference: Path, result: Path) -> list[MaskPair]:
+    """Pair the masks of two folders by their order, numbers in names by their value.
+
+    Raises
+    ------
+    UsageError
+        If either is no folder, or they hold different numbers of NIfTI files.
+    """
+    for folder in (reference, result):
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder; expected two folders of masks")
+    sides = [
+        sorted(_plain_masks(folder), key=lambda mask: natural_key(mask.scan))
+        for folder in (reference, result)
+    ]
+    truth, found = sides
+    if len(truth) != len(found) or not truth:
+        raise UsageError(
+            f"{reference} ({_examples(truth)}) and {result} ({_examples(found)}): expected as "
+            "many masks in both to pair them by order: move other files away, or give a table"
+        )
+    return [MaskPair(a.case, a.path, b.path) for a, b in zip(truth, found, strict=True)]
+
+
+def pairing_in_words(pairs: Sequence[MaskPair], how: str) -> list[str]:
+    """Say how masks were paired, and the first pairs, so that a wrong pairing is seen."""
+    shown = [f"  {pair.reference.name} with {pair.result.name}" for pair in pairs[:_EXAMPLES]]
+    more = [f"  and {len(pairs) - _EXAMPLES} more"] if len(pairs) > _EXAMPLES else []
+    return [f"{len(pairs)} pairs, {how}:", *shown, *more]
 
 
 def _masks_of_both(reference: Path, result: Path) -> tuple[list[_Found], list[_Found]]:

@@ -143,3 +143,21 @@ def test_nothing_that_pairs_is_exit_code_2(trees, capsys):
     (trees / "empty").mkdir()
     assert toolbox.main(["evaluate", str(trees / "reference"), str(trees / "empty")]) == 2
     assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_files_of_other_names_are_paired_and_it_is_said_how(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    data = np.zeros((16, 18, 6), np.uint8)
+    for number in (1, 2):
+        data[number, number, number] = 1
+        save(tmp_path / "reference" / f"case{number}.nii", data)
+        save(tmp_path / "result" / f"r{number}.nii.gz", data)
+    assert evaluate(tmp_path, "--by-order") == 0
+    assert "2 pairs, by the order of their names:" in caplog.text
+    assert "case2.nii with r2.nii.gz" in caplog.text
+    assert "case1 1.000" in " ".join(capsys.readouterr().out.split())
+    table = tmp_path / "pairs.tsv"
+    table.write_text("reference\tresult\ncase1.nii\tr2.nii.gz\n")
+    assert evaluate(tmp_path, "--pairs", table) == 0
+    assert f"1 pairs, by the table {table}:" in caplog.text
+    assert evaluate(tmp_path, "--pairs", table, "--by-order") == 2

@@ -3,7 +3,12 @@
 import pytest
 
 from bagau_bids.errors import UsageError
-from bagau_bids.evaluation.pairs import find_pairs
+from bagau_bids.evaluation.pairs import (
+    find_pairs,
+    ordered_pairs,
+    pairing_in_words,
+    table_pairs,
+)
 
 
 def touch(folder, *names):
@@ -112,3 +117,56 @@ def test_what_cannot_be_paired_is_refused(trees, tmp_path):
         UsageError, match=r"no mask of .*\(4 masks: a.nii, b.nii, c.nii, ...\).*\(no mask\)"
     ):
         find_pairs(*trees)
+
+
+def test_a_table_pairs_any_names(trees, tmp_path):
+    touch(trees[0], "x/a.nii.gz", "b.nii")
+    touch(trees[1], "one.nii.gz", "two.nii.gz")
+    table = tmp_path / "pairs.tsv"
+    table.write_text("reference\tresult\nx/a.nii.gz\ttwo.nii.gz\nb.nii\tone.nii.gz\n")
+    pairs = table_pairs(table, *trees)
+    assert names(pairs) == [("x/a", "a.nii.gz", "two.nii.gz"), ("b", "b.nii", "one.nii.gz")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a.nii\tnone.nii\n", "none.nii is no NIfTI file that is there; expected paths below"),
+        ("a.nii\tb.txt\n", "b.txt is no NIfTI file that is there"),
+        ("", "has no line below its header; expected one a pair"),
+    ],
+)
+def test_a_table_of_what_is_not_there_is_refused(trees, tmp_path, lines, message):
+    touch(trees[0], "a.nii")
+    touch(trees[1], "b.txt")
+    (tmp_path / "pairs.tsv").write_text(f"reference\tresult\n{lines}")
+    with pytest.raises(UsageError, match=message):
+        table_pairs(tmp_path / "pairs.tsv", *trees)
+
+
+def test_order_goes_by_numbers(trees):
+    touch(trees[0], "case10.nii", "case2.nii")
+    touch(trees[1], "a_2.nii.gz", "a_10.nii.gz", ".hidden.nii", "notes.txt")
+    assert names(ordered_pairs(*trees)) == [
+        ("case2", "case2.nii", "a_2.nii.gz"),
+        ("case10", "case10.nii", "a_10.nii.gz"),
+    ]
+
+
+def test_order_needs_as_many_on_both_sides(trees):
+    touch(trees[0], "1.nii", "2.nii")
+    touch(trees[1], "1.nii")
+    with pytest.raises(UsageError, match=r"2 masks: 1.nii, 2.nii.*1 masks: 1.nii.*as many masks"):
+        ordered_pairs(*trees)
+    with pytest.raises(UsageError, match="none: no such folder; expected two folders"):
+        ordered_pairs(trees[0], trees[1] / "none")
+
+
+def test_pairs_are_told_and_a_few_named(trees):
+    touch(trees[0], *(f"{n}.nii" for n in range(5)))
+    touch(trees[1], *(f"r{n}.nii" for n in range(5)))
+    told = pairing_in_words(ordered_pairs(*trees), "by order")
+    assert told[:2] == ["5 pairs, by order:", "  0.nii with r0.nii"]
+    assert told[-1] == "  and 2 more"
+    assert len(told) == 5
+    assert pairing_in_words(ordered_pairs(*trees)[:2], "x")[-1] == "  1.nii with r1.nii"

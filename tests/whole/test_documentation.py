@@ -70,6 +70,8 @@ def root(processed_phantom, tmp_path_factory):
     mask = next((bids / "derivatives").rglob("*_label-WMH_mask.nii.gz"))
     for name in ("reference_mask.nii.gz", "my_mask.nii.gz"):
         shutil.copy(mask, root / name)
+    (root / "data" / "scans").mkdir()
+    shutil.copy(bids / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz", root / "data" / "scans")
     for name in ("scans/patient1", "p1/FLAIR", "p2/FLAIR"):  # for `bagau segment`
         (root / name).parent.mkdir()
         shutil.copy(bids / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz", root / f"{name}.nii.gz")
@@ -265,6 +267,7 @@ def _all_help():
         texts.append(_outcome(lambda n=name, m=module: _print_help(n, m))[1])
     texts.append(_outcome(lambda: toolbox.main(["train", "--stream", "P", "--help"]))[1])
     texts.append(_outcome(lambda: toolbox.main(["import", "pairs", "--help"]))[1])
+    texts.append(_outcome(lambda: toolbox.main(["import", "folder", "--help"]))[1])
     texts.append(_outcome(lambda: toolbox.main(["import", "wmh-challenge", "--help"]))[1])
     return "\n".join(texts)
 

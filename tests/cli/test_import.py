@@ -122,7 +122,7 @@ def test_commands_of_the_documentation_exist(repository):
     commands = [
         shlex.split(line)[1:] for line in text.splitlines() if line.startswith("bagau import ")
     ]
-    assert {words[1] for words in commands} == {"wmh-challenge", "pairs"}
+    assert {words[1] for words in commands} == {"folder", "wmh-challenge", "pairs"}
     parser = toolbox.build_parser("import", toolbox.load_subcommand("import"))
     for words in commands:
         parser.parse_args([word for word in words if "about.json" not in word][:4])

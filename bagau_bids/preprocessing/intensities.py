@@ -31,6 +31,8 @@ GAP = 0.15  # of the range
 BINS = 256
 CONTINUOUS = 0.1
 SOME_PERCENTILE = 95
+NEAR = 0.8  # of the largest number of the type: that negative ones reach, which became the highest
+LOWEST_VALUES = 100
 
 
 class Repaired(NamedTuple):
@@ -114,7 +116,18 @@ def _steps_below_zero(volume: NDArray[np.float32]) -> int:
         ]
     )
     next_to_each_other = high - low - float(np.percentile(jumps, SOME_PERCENTILE))
-    return jumps.size if next_to_each_other <= CONTINUOUS * (high - low - (end - start)) else 0
+    continuous = next_to_each_other <= CONTINUOUS * (high - low - (end - start))
+    return jumps.size if continuous and _ends_with_its_type(volume) else 0
+
+
+def _ends_with_its_type(volume: NDArray[np.float32]) -> bool:
+    """Tell whether the highest value is about that of an unsigned type, whatever the scale.
+
+    The step from one whole number to the next is seen among the lowest.
+    """
+    values = np.unique(volume)
+    highest = values[-1] / np.diff(values[:LOWEST_VALUES]).min()
+    return any(NEAR * limit <= highest <= limit + 1 for limit in (2**8 - 1, 2**16 - 1))
 
 
 def repair_extremes(volume: NDArray[np.float32]) -> Repaired:

@@ -53,6 +53,14 @@ def test_signed_numbers_read_as_unsigned_are_refused(below, above):
         refuse_wrapped(wrapped * np.float32(0.3))
 
 
+@pytest.mark.parametrize("scale", [1, 158, 1e-3])
+def test_bright_tissue_beside_nothing_is_not_taken_for_wrapped_numbers(scale):
+    """A drawn or stripped head, which has no whole numbers that end where a type does."""
+    bright = head() > 300
+    ramp = np.linspace(0.9, 1, bright.size).reshape(bright.shape)
+    refuse_wrapped((scale * np.where(bright, ramp, 7e-6 * ramp)).astype(np.float32))
+
+
 def test_signed_bytes_read_as_unsigned_are_refused():
     signed = (head(160) - 60).astype(np.int8)
     with pytest.raises(InputImageError, match="signed read as unsigned"):

@@ -1,6 +1,7 @@
-# Two commands for a fresh machine with Python 3.11:
+# Commands for a fresh machine with Python 3.11:
 #   make demo    phantom data set, participant and group level, true against measured volumes
 #   make test    lint, types, import layers, documentation and every test
+#   make wheel   dist/bagau_bids-<version>-py3-none-any.whl, installed by pip on any machine
 #
 # `make test-images` builds the container images and runs them, where podman and buildah are
 # installed. Continuous integration runs both.
@@ -10,7 +11,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 TORCH_INDEX ?=
-PIP_INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install -c constraints.txt
 BIN = $(VENV)/bin
 
 DEMO ?= demo
@@ -19,12 +20,13 @@ DEMO_SEED ?= 1
 PYTEST_OPTIONS ?= --durations=15
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint docs install clean
+.PHONY: help demo test test-images lint docs install wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 $(VENV)/.torch: constraints.txt
+	@echo "Installing into $(VENV): some minutes, 2 GB (7 GB with the CUDA libraries of torch)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	touch $@
@@ -38,6 +40,12 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed
+	@echo "Next: $(abspath $(BIN))/bagau segment SCAN.nii.gz OUT"
+
+# A file that pip installs without this repository, weights inside.
+wheel:
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls -sh dist/*.whl
 
 # Written last by the phantom, so a data set that was cut short is made again.
 $(DEMO)/bids/dataset_description.json: | $(VENV)/.installed

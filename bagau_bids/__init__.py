@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from bagau_bids.api import Segmentation, segment_flair
 
 __all__ = ["Segmentation", "segment_flair"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,10 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.linalg import polar
+from scipy.spatial.transform import Rotation
 
 from bagau_bids import spaces
 from bagau_bids.errors import InputImageError
@@ -212,3 +215,80 @@ def test_small_rotation_counts_by_how_far_the_corners_move():
     turned[0, 1] += 1e-3
     assert spaces.same_grid(Grid((5, 6, 7), SHEARED), Grid((5, 6, 7), turned))
     assert not spaces.same_grid(Grid((5, 60, 7), SHEARED), Grid((5, 60, 7), turned))
+
+
+@st.composite
+def grids(draw):
+    """Grids of any voxel order, voxel size and tilt, somewhere."""
+    shape = tuple(draw(st.tuples(*[st.integers(5, 9)] * 3)))
+    sizes = draw(st.tuples(*[st.floats(0.5, 7)] * 3))
+    angles = draw(st.tuples(*[st.floats(-40, 40)] * 3))
+    origin = draw(st.tuples(*[st.floats(-200, 200)] * 3))
+    order = draw(st.permutations(range(3)))
+    signs = draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    affine[:3, :3] = turn @ (np.eye(3)[list(order)] * signs) * sizes
+    affine[:3, 3] = origin
+    return Grid(shape, affine)
+
+
+def _places(grid):
+    """World coordinates (mm) of all voxel centres, (..., 3), one matrix product a voxel."""
+    found = np.empty((*grid.shape, 3))
+    for index in itertools.product(*(range(n) for n in grid.shape)):
+        found[index] = (grid.affine @ [*index, 1])[:3]
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(grid=grids())
+def test_a_voxel_of_any_grid_keeps_its_place_in_ras_order_and_comes_back(grid):
+    """Oracle: an image that holds its own world coordinates."""
+    places = _places(grid)
+    for axis in range(3):
+        stored = Image(places[..., axis], grid.affine)
+        ras = spaces.reorient(stored)
+        np.testing.assert_allclose(ras.data, _places(ras)[..., axis], atol=1e-6)
+        np.testing.assert_array_equal(spaces.restore_orientation(ras.data, stored), stored.data)
+    # Each axis runs most along its own: no other order of them is nearer to RAS+.
+    directions = ras.affine[:3, :3] / spaces.voxel_sizes(ras.affine)
+    own = np.trace(directions)
+    for order in itertools.permutations(range(3)):
+        assert np.abs(directions[:, order].diagonal()).sum() <= own + 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(source=grids(), target=grids(), slope=st.tuples(*[st.floats(-2, 2)] * 3))
+def test_what_is_linear_in_the_world_is_read_off_exactly(source, target, slope):
+    values = _places(source) @ slope
+    middle = (source.affine @ [*((np.array(source.shape) - 1) / 2), 1])[:3]
+    about = target.affine.copy()
+    about[:3, 3] += middle - (about @ [*((np.array(target.shape) - 1) / 2), 1])[:3]
+    there = Grid(target.shape, about)
+    found = spaces.resample(Image(values, source.affine), there, cval=np.nan)
+    index = _places(Grid(there.shape, np.linalg.inv(source.affine) @ about))
+    last = np.array(source.shape) - 1
+    inner = ((index >= 0) & (index <= last)).all(axis=-1)
+    outer = ((index < -0.501) | (index > last + 0.501)).any(axis=-1)
+    scale = 1 + np.abs(values).max()
+    np.testing.assert_allclose(
+        found[inner] / scale, (_places(there) @ slope)[inner] / scale, atol=1e-4
+    )
+    assert np.isnan(found[outer]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(grid=grids(), spacing_mm=st.floats(0.7, 4))
+def test_cubic_grids_cover_any_field_of_view_and_no_voxel_more(grid, spacing_mm):
+    cubic = spaces.isotropic_grid(grid, spacing_mm)
+    np.testing.assert_allclose(spaces.voxel_sizes(cubic.affine), spacing_mm)
+    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in grid.shape))))
+    world = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    to_index = np.linalg.inv(cubic.affine)
+    index = world @ to_index[:3, :3].T + to_index[:3, 3]
+    last = np.array(cubic.shape) - 0.5
+    assert (index >= -0.5 - 1e-4).all()
+    assert (index <= last + 1e-4).all()
+    assert (index.min(axis=0) < 0.5 + 1e-4).all()
+    assert (index.max(axis=0) > last - 1 - 1e-4).all()

@@ -236,10 +236,10 @@ def hausdorff95_mm(truth: Image, found: np.ndarray) -> float:
     """Measure the distance of the surfaces, mm: modified (95th percentile) Hausdorff.
 
     A surface is what an erosion in the plane of axes 0 and 1 takes away; voxels beyond the
-    grid count as inside, as in ITK. Distances run between voxel centres in world
-    coordinates; of each direction the 95th percentile, of both the larger. Empty masks: 0
-    when both are, otherwise the distance between opposite corners of the grid, the worst
-    that this grid allows.
+    grid count as inside, as in ITK; of a mask that fills its slices all voxels are taken.
+    Distances run between voxel centres in world coordinates; of each direction the 95th
+    percentile, of both the larger. Empty masks: 0 when both are, otherwise the distance
+    between opposite corners of the grid, the worst that this grid allows.
     """
     truth_any, found_any = bool(np.any(truth.data)), bool(np.any(found))
     if not truth_any and not found_any:
@@ -317,10 +317,11 @@ def _harmonic_mean(recall: float, precision: float) -> float:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """(N, 3) voxel indices of a mask's in-plane boundary."""
+    """(N, 3) voxel indices of a mask's in-plane boundary; all, where it has none."""
     inside = np.asarray(mask, dtype=bool)
     eroded = ndimage.binary_erosion(inside, structure=_IN_PLANE, border_value=1)
-    return np.argwhere(inside & ~eroded).astype(float)
+    edge = inside & ~eroded
+    return np.argwhere(edge if edge.any() else inside).astype(float)
 
 
 def _longest_diagonal_mm(shape: tuple[int, ...], linear: np.ndarray) -> float:

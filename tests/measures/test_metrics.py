@@ -4,6 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from bagau_bids.measures import metrics
@@ -132,6 +135,53 @@ def test_scores_of_100_random_pairs_agree_with_the_naive_oracle(start):
         np.testing.assert_allclose(as_tuple(scores), oracle(reference, result, scaled), **exact)
         rest = oracle_of_the_rest(reference, result, scaled)
         np.testing.assert_allclose(rest_as_tuple(scores), rest, **exact)
+
+
+SHAPES = st.tuples(st.integers(2, 5), st.integers(2, 5), st.integers(1, 4))
+
+
+@st.composite
+def masks(draw):
+    """Two masks on one small grid, and a voxel size."""
+    shape = draw(SHAPES)
+    both = [draw(hnp.arrays(bool, shape)) for _ in range(2)]
+    sizes = draw(st.tuples(*[st.floats(0.4, 8)] * 3))
+    return both[0], both[1], np.diag([*sizes, 1.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(masks())
+def test_scores_of_any_two_masks_agree_with_the_naive_oracle(drawn):
+    truth, found, affine = drawn
+    assume(truth.any() and found.any())
+    assume(all(surface({tuple(v) for v in np.argwhere(m)}, m.shape) for m in (truth, found)))
+    scores = metrics.case_scores(Image(truth.astype(int), affine), found)
+    expected = oracle(truth.astype(int), found, affine)
+    np.testing.assert_allclose(as_tuple(scores), expected, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(masks())
+def test_scores_are_finite_and_turn_round_with_the_masks(drawn):
+    truth, found, affine = drawn
+    there = metrics.case_scores(Image(truth.astype(int), affine), found)
+    back = metrics.case_scores(Image(found.astype(int), affine), truth)
+    assert np.isfinite((*as_tuple(there), *rest_as_tuple(there))).all()
+    assert 0 <= there.dice <= 1
+    assert there.dice == back.dice
+    assert there.hausdorff95_mm == pytest.approx(back.hausdorff95_mm)
+    assert there.volume_difference_ml == -back.volume_difference_ml
+    assert (there.voxel_recall, there.voxel_precision) == (back.voxel_precision, back.voxel_recall)
+    assert (there.dice == 1) == np.array_equal(truth, found)
+
+
+def test_a_mask_that_fills_its_slices_has_a_distance_too():
+    full = np.zeros((3, 4, 5), bool)
+    full[:, :, 1:3] = True
+    assert metrics.hausdorff95_mm(Image(full, AFFINE), full) == 0
+    one = np.zeros_like(full)
+    one[:, :, 1] = True
+    assert metrics.hausdorff95_mm(Image(full, AFFINE), one) == pytest.approx(3.0)
 
 
 def test_random_pairs_have_lesions_of_all_sizes():

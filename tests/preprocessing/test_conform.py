@@ -4,6 +4,9 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import InputImageError
 from bagau_bids.preprocessing.conform import conform, to_source
@@ -103,6 +106,38 @@ def test_results_go_back_to_the_grid_and_header_of_the_source(tmp_path, kind, fo
         assert result.header[field].tobytes() == source.header[field].tobytes(), field
     assert np.array_equal(result.header["pixdim"][:4], source.header["pixdim"][:4])
     assert np.array_equal(result.get_fdata() == 1, source.get_fdata() > 100)
+
+
+def test_any_grid_conforms_and_its_results_lie_where_it_does(tmp_path):
+    """Oracle: an image that holds one world coordinate, whatever order and tilt it has."""
+    path = tmp_path / "sub-01_FLAIR.nii"
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        order=st.permutations(range(3)),
+        signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+        sizes=st.tuples(*[st.floats(0.3, 8)] * 3),
+        angles=st.tuples(*[st.floats(-40, 40)] * 3),
+        axis=st.integers(0, 2),
+    )
+    def check(order, signs, sizes, angles, axis):
+        affine = np.eye(4)
+        turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+        affine[:3, :3] = turn @ (np.eye(3)[list(order)] * signs) * sizes
+        affine[:3, 3] = -90.3, -126.7, -71.9
+        indices = np.stack(np.indices(SHAPE), axis=-1)
+        coordinate = (indices @ affine[:3, :3].T + affine[:3, 3])[..., axis]
+        nib.save(nib.Nifti1Image(coordinate.astype(np.float32), affine), path)
+        source, conformed = nib.load(path), conform(path)
+        assert nib.aff2axcodes(conformed.affine) == ("R", "A", "S")
+        there = np.stack(np.indices(conformed.shape), axis=-1)
+        world = (there @ conformed.affine[:3, :3].T + conformed.affine[:3, 3])[..., axis]
+        np.testing.assert_allclose(conformed.data, world, atol=1e-3)
+        back = to_source(conformed.data, source, np.float32)
+        np.testing.assert_array_equal(back.get_fdata(), source.get_fdata())
+        assert back.affine.tobytes() == source.affine.tobytes()
+
+    check()
 
 
 def test_sform_wins_and_the_mismatch_is_told(tmp_path):

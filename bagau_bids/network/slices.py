@@ -4,7 +4,8 @@ The plane of a scan has :data:`PLANE_SIZE` x :data:`PLANE_SIZE` pixels of 1 mm c
 brain. Its rows run along the first voxel axis of the RAS-ordered volume (left to right), its
 columns along the second (posterior to anterior), and its slices are those of the volume's
 third axis, not reordered; slices thinner than :data:`SLAB_MM` are averaged with their neighbours
-to that thickness. Training and inference both get their tensors
+to that thickness. So a scan of coronal or sagittal slices is seen in axial ones too, interpolated
+across its own. Training and inference both get their tensors
 from :func:`network_input` and from nowhere else.
 """
 
@@ -20,6 +21,9 @@ from bagau_bids.spaces import Image, voxel_sizes
 PLANE_SIZE = 200  # pixels of 1 mm
 LARGEST_PLANE_SIZE = 256  # a brain mask beyond this is not one of a human brain
 SLAB_MM = 3.0  # thickness that thinner slices are averaged to; thicker ones stay as they are
+# A voxel this long in the plane, and so many times as long as the other way, is one of a thick
+# slice that is not axial.
+THICK_MM, THICK_RATIO = 2.5, 1.5
 BRAIN_MARGIN_MM = 5.0  # FLAIR kept around the brain mask; everything farther out is 0
 Z_SCORE_PERCENTILES = (5.0, 95.0)
 Z_SCORE_LIMITS = (-6.0, 10.0)
@@ -50,6 +54,11 @@ class SlicePlane:
     spacing_mm: tuple[float, float]
     centre: tuple[float, float]
     size: int = PLANE_SIZE
+
+    def across_slices(self, axis: int) -> bool:
+        """Whether `axis` (0 or 1) runs across thick slices, which are not axial then."""
+        other = self.spacing_mm[1 - axis]
+        return self.spacing_mm[axis] >= max(THICK_MM, THICK_RATIO * other)
 
     def voxels_of_pixels(self, axis: int) -> NDArray[np.float64]:
         """Voxel coordinates along `axis` (0 or 1) of the plane's pixels, (size,) array."""
@@ -124,7 +133,8 @@ def network_input(
     brain = to_slices(mask, plane) >= 0.5
     thickness_mm = float(voxel_sizes(flair.affine)[2])
     counted = mask if excluded is None else mask & ~np.asarray(excluded, dtype=bool)
-    z_scored = normalise_flair(average_thin_slices(flair.data, thickness_mm), counted)
+    averaged = average_thin_slices(flair.data, thickness_mm)
+    z_scored = z_score(averaged, _values_seen(averaged, counted, plane), "FLAIR")
     atlas = to_slices(average_thin_slices(wm_probseg, thickness_mm), plane)
     return NetworkInput(
         {
@@ -187,7 +197,8 @@ def add_t1(inputs: NetworkInput, t1: Image, brain_mask: BoolArray) -> NetworkInp
     """
     mask = np.asarray(brain_mask, dtype=bool)
     averaged = average_thin_slices(t1.data, float(voxel_sizes(t1.affine)[2]))
-    slices = to_slices(_z_score(averaged, mask, "T1w"), inputs.plane)
+    z_scored = z_score(averaged, _values_seen(averaged, mask, inputs.plane), "T1w")
+    slices = to_slices(z_scored, inputs.plane)
     return inputs.with_channels(t1=_near_brain(slices, inputs.brain))
 
 
@@ -281,14 +292,27 @@ def place_plane(brain_mask: Image) -> tuple[SlicePlane, tuple[str, ...]]:
     return plane, notes
 
 
-def normalise_flair(flair: FloatArray, brain_mask: BoolArray) -> FloatArray:
-    """Z-score a FLAIR by the voxels of its brain between the 5th and 95th percentile.
+def _values_seen(image: FloatArray, counted: BoolArray, plane: SlicePlane) -> FloatArray:
+    """Values of the voxels that count for the z-score, (N,), as the network sees them.
+
+    Interpolation across thick slices that are not axial narrows the spread, by which lesions would
+    look fainter than in axial ones; elsewhere the voxels themselves are taken.
+    """
+    if plane.across_slices(0) or plane.across_slices(1):
+        return to_slices(image, plane)[to_slices(counted, plane) >= 0.5]
+    return image[counted]
+
+
+def z_score(image: FloatArray, inside: FloatArray, name: str) -> FloatArray:
+    """Z-score an image by the values of its brain between the 5th and 95th percentile.
 
     Parameters
     ----------
-    flair : (X, Y, Z) float array
-    brain_mask : (X, Y, Z) bool array
-        Voxels that count.
+    image : (X, Y, Z) float array
+    inside : (N,) float array
+        Values that count: those of the brain.
+    name : str
+        What the image is, for messages.
 
     Returns
     -------
@@ -298,18 +322,14 @@ def normalise_flair(flair: FloatArray, brain_mask: BoolArray) -> FloatArray:
     Raises
     ------
     ProcessingError
-        If the FLAIR is constant inside the mask, or the mask is empty.
+        If the image is constant inside the mask, or no voxel counts.
     """
-    return _z_score(flair, brain_mask, "FLAIR")
-
-
-def _z_score(image: FloatArray, brain_mask: BoolArray, name: str) -> FloatArray:
-    inside = image[brain_mask].astype(np.float64)
     if not inside.size:
         raise ProcessingError(
             f"no voxel of the brain counts for the z-score of the {name}: the mask of known "
             "lesions covers the whole brain mask; expected lesions within a brain: look at both"
         )
+    inside = inside.astype(np.float64)
     low, high = np.percentile(inside, Z_SCORE_PERCENTILES)
     middle = inside[(inside >= low) & (inside <= high)]
     spread = middle.std()
@@ -349,7 +369,9 @@ def to_slices(volume: NDArray, plane: SlicePlane) -> FloatArray:
 def from_slices(slices: FloatArray, plane: SlicePlane) -> FloatArray:
     """Sample slices of the network's plane on the volume's own grid.
 
-    The inverse of :func:`to_slices`, with the same kernel; 0 outside the plane.
+    The inverse of :func:`to_slices`, with the same kernel; 0 outside the plane. Along the voxels
+    of thick slices that are not axial each has the mean of the pixels in it: the kernel is twice
+    as wide as they are, and would spread what lies in one over its neighbours.
 
     Parameters
     ----------
@@ -362,8 +384,12 @@ def from_slices(slices: FloatArray, plane: SlicePlane) -> FloatArray:
     """
     if slices.shape != (plane.shape[2], plane.size, plane.size):
         raise ValueError(f"slices {slices.shape} are not those of {plane}")
-    rows = _interpolation_matrix(plane.pixels_of_voxels(0), plane.size)
-    columns = _interpolation_matrix(plane.pixels_of_voxels(1), plane.size)
+    rows, columns = (
+        (_averaging_matrix if plane.across_slices(axis) else _interpolation_matrix)(
+            plane.pixels_of_voxels(axis), plane.size
+        )
+        for axis in (0, 1)
+    )
     by_slice = rows @ slices.astype(np.float32) @ columns.T  # (Z, X, Y)
     return np.ascontiguousarray(np.moveaxis(by_slice, 0, 2), dtype=np.float32)
 
@@ -375,7 +401,19 @@ def _interpolation_matrix(positions: NDArray[np.float64], length: int) -> FloatA
     """
     step = positions[1] - positions[0] if len(positions) > 1 else 1.0
     distance = np.abs(positions[:, None] - np.arange(length)) / max(step, 1.0)
-    weights = np.clip(1.0 - distance, 0.0, None)
+    return _normalised(np.clip(1.0 - distance, 0.0, None), positions)
+
+
+def _averaging_matrix(positions: NDArray[np.float64], length: int) -> FloatArray:
+    """Weights of `length` samples within one step about each position, (positions, length)."""
+    step = positions[1] - positions[0] if len(positions) > 1 else 1.0
+    distance = np.abs(positions[:, None] - np.arange(length))
+    return _normalised(np.clip((step + 1) / 2 - distance, 0.0, 1.0), positions)
+
+
+def _normalised(weights: NDArray[np.float64], positions: NDArray[np.float64]) -> FloatArray:
+    """Weights that are 1 together; 0 for positions beyond the samples."""
+    length = weights.shape[1]
     outside = (positions < -0.5) | (positions > length - 0.5)
     weights[outside] = 0.0
     total = weights.sum(axis=1, keepdims=True)

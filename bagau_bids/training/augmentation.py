@@ -153,7 +153,7 @@ def vary_intensity(
     Returns
     -------
     flair : (N, 1, H, W) float tensor
-        Clipped to the limits of :func:`bagau_bids.network.slices.normalise_flair`.
+        Clipped to the limits of :func:`bagau_bids.network.slices.z_score`.
     """
     low, high = Z_SCORE_LIMITS
     draws = 2 * _uniform((3, len(flair), 1, 1, 1), generator) - 1

@@ -14,10 +14,10 @@ from bagau_bids.network.inference import calibrated, choose_device
 from bagau_bids.network.slices import (
     add_t1,
     network_input,
-    normalise_flair,
     place_plane,
     require_white_matter,
     to_slices,
+    z_score,
 )
 from bagau_bids.network.weights import LoadedNetwork
 from bagau_bids.spaces import Image
@@ -320,7 +320,7 @@ def test_known_lesions_do_not_count_for_the_z_score():
     assert np.abs(inside - aside)[far == 0].max() > 0.5
     low, high = np.percentile(bright[counted], (5, 95))
     middle = bright[counted & (bright >= low) & (bright <= high)]
-    z_scored = normalise_flair(bright, counted)[40, 20, 3]
+    z_scored = z_score(bright, bright[counted], "FLAIR")[40, 20, 3]
     assert z_scored == pytest.approx((bright[40, 20, 3] - middle.mean()) / middle.std(), abs=1e-4)
 
 

@@ -12,10 +12,10 @@ from bagau_bids.network.slices import (
     average_thin_slices,
     from_slices,
     network_input,
-    normalise_flair,
     place_plane,
     require_white_matter,
     to_slices,
+    z_score,
 )
 from bagau_bids.spaces import Image, reorient
 
@@ -77,6 +77,46 @@ def test_round_trip_inside_the_brain(spacing):
     assert np.abs(back - flair)[brain].max() < 1.0  # of a contrast of 60
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_voxels_of_thick_slices_that_are_not_axial_have_the_mean_of_their_pixels(axis):
+    """Oracle: each pixel in a hundred parts, which count for the voxel that their middle is in."""
+    spacing, shape = [1.0, 1.0], [180, 180, 2]
+    spacing[axis], shape[axis] = 6.0, 30
+    plane = SlicePlane(tuple(shape), tuple(spacing), tuple((n - 1) / 2 for n in shape[:2]))
+    slices = np.random.default_rng(0).random((2, PLANE_SIZE, PLANE_SIZE)).astype(np.float32)
+    found = from_slices(slices, plane)
+    parts = np.repeat(np.moveaxis(slices, 1 + axis, 0), 100, axis=0)
+    place_mm = (np.arange(100 * PLANE_SIZE) + 0.5) / 100 - PLANE_SIZE / 2
+    voxel = np.floor(place_mm / 6 + 15).astype(int)
+    across = np.stack([parts[voxel == number].mean(axis=0) for number in range(30)])
+    expected = np.moveaxis(across, 1, -1)[:, 10:-10]  # (slice, other axis) -> (.., slice)
+    np.testing.assert_allclose(np.moveaxis(found, axis, 0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "across"),
+    [
+        ((1, 1), (False, False)),
+        ((3, 3), (False, False)),
+        ((1, 2.4), (False, False)),
+        ((2, 2.6), (False, False)),
+        ((1, 2.5), (False, True)),
+        ((6, 1), (True, False)),
+    ],
+)
+def test_which_axis_runs_across_thick_slices(spacing, across):
+    plane = SlicePlane((9, 9, 9), spacing, (4.0, 4.0))
+    assert (plane.across_slices(0), plane.across_slices(1)) == across
+
+
+def test_a_lesion_in_one_thick_slice_stays_in_it():
+    plane = SlicePlane((180, 30, 2), (1.0, 6.0), (89.5, 14.5))
+    volume = np.zeros(plane.shape, np.float32)
+    volume[80:100, 12] = 1
+    back = from_slices((to_slices(volume, plane) >= 0.5).astype(np.float32), plane)
+    np.testing.assert_array_equal(back >= 0.5, volume >= 0.5)
+
+
 def test_round_trip_follows_the_anatomy_in_every_orientation(oriented_image):
     """The plane is laid in the RAS-ordered volume, so storage order does not matter."""
     stored = Image(oriented_image.get_fdata(dtype=np.float32), oriented_image.affine)
@@ -100,13 +140,28 @@ def test_z_score_between_the_percentiles():
     flair = rng.normal(300, 20, (20, 20, 5)).astype(np.float32)
     flair[0, 0, 0], flair[1, 1, 1] = 1e6, -1e6
     brain = np.ones(flair.shape, bool)
-    result = normalise_flair(flair, brain)
+    result = z_score(flair, flair[brain], "FLAIR")
     ordered = np.sort(flair.ravel())
     middle = ordered[(ordered >= np.percentile(flair, 5)) & (ordered <= np.percentile(flair, 95))]
     expected = (flair[2] - middle.mean()) / middle.std()
     np.testing.assert_allclose(result[2], expected, rtol=1e-3, atol=1e-3)
     assert result.max() == 10
     assert result.min() == -6
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_slices_that_are_not_axial_are_normalised_as_they_are_seen(axis):
+    """The brain of the network's slices has the spread that it has in axial scans: 1."""
+    spacing = [1.0, 1.0]
+    spacing[axis] = 6.0
+    flair, brain, affine = head(spacing)
+    flair += np.random.default_rng(0).normal(0, 20, flair.shape).astype(np.float32)
+    inputs = network_input(Image(flair, affine), brain, brain.astype(np.float32))
+    seen = inputs.channels["flair"][inputs.brain]
+    low, high = np.percentile(seen, (5, 95))
+    middle = seen[(seen >= low) & (seen <= high)]
+    assert middle.std() == pytest.approx(1, abs=0.01)
+    assert middle.mean() == pytest.approx(0, abs=0.01)
 
 
 def test_network_input_is_zero_beyond_five_mm_of_the_brain_in_plane():

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.bids.scans import Scan, find_t1w
 from bagau_bids.errors import InputImageError, ProcessingError, UsageError
-from bagau_bids.files import replacing
+from bagau_bids.files import read_arrays, replacing
 from bagau_bids.network.cards import DEFAULT_INPUTS, T1, find_weights, read_card
 from bagau_bids.network.slices import (
     NetworkInput,
@@ -27,6 +27,12 @@ from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
 
 if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
+
+KEPT = (
+    *("flair", "atlas", "brain", "notes", "brain_mask", "reference", "affine"),
+    *(f"plane_{field.name}" for field in fields(SlicePlane)),
+)
+DAMAGED_HINT = "expected what an earlier run prepared; remove the file, it is then made anew"
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +224,8 @@ def prepare_scan(
     InputImageError
         If the FLAIR cannot be processed, the mask does not lie on its grid, or there is no
         T1w and one is wanted.
+    UsageError
+        If what an earlier run made of it is damaged.
     """
     name = labelled.scan.path.name.split(".")[0]
     outliner = read_card(find_weights("brain")).sha256
@@ -231,8 +239,7 @@ def prepare_scan(
         with threadpool_limits(1, user_api="blas"):  # as in the workflow: the same bits
             arrays = _preprocess(labelled, template, registration)
         _save_arrays(cached, arrays)
-    with np.load(cached, allow_pickle=False) as stored:
-        scan = _scan_from(labelled, name, {key: stored[key] for key in stored.files})
+    scan = _scan_from(labelled, name, read_arrays(cached, KEPT, DAMAGED_HINT))
     scan = replace(scan, key=cached.stem)
     return scan if t1w is None else _with_t1(scan, labelled, t1w, cached)
 
@@ -286,9 +293,9 @@ def _with_t1(scan: TrainingScan, labelled: LabelledScan, t1w: Path, cached: Path
         _save_arrays(
             of_t1, {"t1": inputs.channels["t1"], "notes": np.array(t1.notes, dtype=np.str_)}
         )
-    with np.load(of_t1, allow_pickle=False) as stored:
-        notes = (*scan.inputs.notes, *stored["notes"].tolist())
-        inputs = replace(scan.inputs.with_channels(t1=stored["t1"]), notes=notes)
+    stored = read_arrays(of_t1, ("t1", "notes"), DAMAGED_HINT)
+    notes = (*scan.inputs.notes, *stored["notes"].tolist())
+    inputs = replace(scan.inputs.with_channels(t1=stored["t1"]), notes=notes)
     return replace(scan, inputs=inputs, key=of_t1.stem)
 
 

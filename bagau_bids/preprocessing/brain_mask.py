@@ -23,6 +23,9 @@ SIZE_MULTIPLE = 8
 _CONSTANT_BACKGROUND_FRACTION = 0.2
 _SCALP_DISTANCE_MM = 5.0
 _SCALP_FRACTION = 0.08
+# Distributions of a brain and of all around it differ at some value by more than this part.
+_DIFFERENT = 0.05
+_SOME_VOXELS = 20_000
 # Around a stripped brain that was normalised the value may lie amid the brain's own, with at
 # least so much of the rest below it. Air is darkest, but for ringing (3 % below it at most).
 _BELOW_BACKGROUND_FRACTION = 0.2
@@ -103,7 +106,7 @@ def brain_mask(
     Raises
     ------
     ProcessingError
-        If nothing is found.
+        If nothing is found, or what is found looks like all around it.
     MissingResourceError
         If the network's weights are missing or damaged.
     """
@@ -115,11 +118,26 @@ def brain_mask(
             "brain mask: the network found no brain, expected 1000 to 1900 ml; look at the image, "
             "or give a mask of your own with --derivatives or a stripped image"
         )
+    _refuse_noise(flair.data, mask)
     foreground = stripped_foreground(flair, mask)
     if foreground is None:
         return BrainMask(mask, stripped=False, notes=())
     note = "the image came without its skull; its foreground is the brain mask"
     return BrainMask(foreground, stripped=True, notes=(note,))
+
+
+def _refuse_noise(flair: NDArray, mask: NDArray[np.bool_]) -> None:
+    """Refuse an image that is the same within the outline of a brain and around it."""
+    from scipy import stats
+
+    inside, around = (
+        some[:: max(1, some.size // _SOME_VOXELS)] for some in (flair[mask], flair[~mask])
+    )
+    if around.size and stats.ks_2samp(inside, around).statistic <= _DIFFERENT:
+        raise ProcessingError(
+            "brain mask: what was taken for the brain looks like all around it, expected a head: "
+            "the image holds noise alone; look at it"
+        )
 
 
 def on_dark_background(flair: NDArray) -> NDArray:

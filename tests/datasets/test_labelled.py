@@ -307,3 +307,21 @@ def test_cache_is_used_until_the_input_changes(tmp_path, labelled, quick_steps):
     assert first.key == again.key
     assert (tmp_path / "cache" / f"{first.key}.npz").is_file()
     assert all(p.suffix == ".npz" for p in (tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("which", ["", "_t1"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "others"])
+def test_a_damaged_file_of_the_cache_is_named(tmp_path, labelled, quick_steps, t1w, which, damage):
+    cache = tmp_path / "cache"
+    prepare_scan(labelled, TEMPLATE, "robust", cache, inputs=("flair", "t1"))
+    (path,) = (one for one in cache.iterdir() if ("_t1_" in one.name) == bool(which))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    damaged = {"cut": content[: len(content) // 2], "flipped": content, "empty": b""}
+    if damage == "others":
+        np.savez(path, other=np.zeros(3))
+    else:
+        path.write_bytes(damaged[damage])
+    with pytest.raises(UsageError, match="remove the file, it is then made anew") as told:
+        prepare_scan(labelled, TEMPLATE, "robust", cache, inputs=("flair", "t1"))
+    assert str(told.value).startswith(f"{path}: ")

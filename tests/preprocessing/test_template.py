@@ -155,6 +155,25 @@ def test_without_network_the_message_is_the_same_list_and_no_debris_is_left(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name]
 
 
+def test_a_network_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    """A server that takes the connection and says nothing, as behind some firewalls."""
+    import requests
+
+    patience, get = [], requests.get
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+
+        def ask(_, *, timeout, **options):
+            patience.append(timeout)
+            return get(url, timeout=0.3, **options)
+
+        monkeypatch.setattr(requests, "get", ask)
+        with pytest.raises(MissingResourceError, match=r"the download failed \(ReadTimeout\)"):
+            find_template(NAME, tmp_path)
+    assert 0 < max(patience) <= 60  # seconds without a byte
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_download_is_told(tmp_path, monkeypatch):
     import requests
 

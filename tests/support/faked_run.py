@@ -1,7 +1,8 @@
 """The program on tiny FLAIRs with quick stand-ins for the slow steps, as a process to be killed.
 
-``python faked_run.py DATA_FOLDER OUTPUT_FOLDER WORK_FOLDER STORE NPROCS [SLOW_STEP]``: processes
-the data set; the slow step waits when it has begun, so that it can be ended there.
+``python faked_run.py DATA_FOLDER OUTPUT_FOLDER WORK_FOLDER STORE NPROCS [slow | hungry]``:
+processes the data set; the slow registration waits when it has begun, so that it can be ended
+there, the hungry one takes all the memory there is for the first scan.
 """
 
 import logging
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import workflow_fakes as fakes
 
@@ -26,6 +28,20 @@ class SlowRegistration(fakes.FakedRegistration):
         return super()._process(folder)
 
 
+class HungryRegistration(fakes.FakedRegistration):
+    """Registration that asks for more and more memory, 256 GiB at most, and touches none of it."""
+
+    def _process(self, folder):
+        if "sub_01_wf" in folder.parts:
+            held = []
+            for _ in range(256):
+                held.append(np.empty(2**30, np.uint8))
+        return super()._process(folder)
+
+
+REGISTRATIONS = {"slow": SlowRegistration, "hungry": HungryRegistration}
+
+
 class QuickBiasField(fakes._Faked, preprocessing.BiasField):
     """Bias field by its stand-in."""
 
@@ -41,7 +57,7 @@ class Printer(fakes.Listener):
         self._stop.check()
 
 
-def main(data, out, work, store, nprocs, slow=""):
+def main(data, out, work, store, nprocs, registration=""):
     def action(stop: StopRequest) -> int:
         config = fakes.make_config(Path(data), Path(out), Path(work), nprocs=int(nprocs))
         template = Template("MNI152NLin2009cSym", *sorted_paths(Path(store)))
@@ -55,8 +71,9 @@ def main(data, out, work, store, nprocs, slow=""):
         fakes.install(monkeypatch, Path(store))
         fakes.install_in_workers(monkeypatch)
         monkeypatch.setattr("bagau_bids.workflow.flair.BiasField", QuickBiasField)
-        if slow:
-            monkeypatch.setattr("bagau_bids.workflow.flair.Registration", SlowRegistration)
+        if registration:
+            step = REGISTRATIONS[registration]
+            monkeypatch.setattr("bagau_bids.workflow.flair.Registration", step)
         return exit_code_of("bagau-bids", action)
 
 

@@ -8,12 +8,14 @@ import socket
 
 import nibabel as nib
 import pytest
+from browser import OpenedPage, started_browser
 from faked_run import sorted_paths
 from workflow_fakes import (
     AFFINE,
     Listener,
     head,
     install,
+    install_everything,
     make_config,
     make_dataset,
     make_template,
@@ -95,6 +97,79 @@ def test_pages_hold_no_markup_of_the_data_set(processed):
         text = page.read_text(encoding="utf-8")
         for markup in ("<script>alert", "<img src=x", "<b>age", "</style><script>"):
             assert markup not in text, page.name
+
+
+# Each would be run where a page took it for markup; no slash, which a file's name cannot have.
+SCHEME = "javascript:window.hacked=1"
+HOSTILE = (
+    "<img src=x onerror=window.hacked=1>'\"><svg onload=window.hacked=1>"
+    "<script>window.hacked=1<\\script>${window.hacked=1}"
+)
+
+
+def quiet(path):
+    """Open a page in a real browser, click its links within it, and see that nothing is run."""
+    with started_browser() as browser:
+        context = browser.new_context(offline=True)
+        opened, dialogs = OpenedPage(context, path), []
+        opened.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        opened.page.evaluate(
+            "document.querySelectorAll(\"a[href^='#'], a[href^='javascript'], summary, button\")"
+            ".forEach((one) => one.click())"
+        )
+        hacked = opened.page.evaluate("window.hacked")
+        handlers = opened.page.evaluate(
+            "[...document.querySelectorAll('*')].filter((one) => [...one.attributes].some("
+            "(it) => /hacked/.test(it.value) && /^(on|src$|srcdoc$|style$)/.test(it.name))).length"
+        )
+        scheme = opened.page.evaluate(
+            "[...document.querySelectorAll('a')].filter((a) => a.protocol == 'javascript:').length"
+        )
+        found = (hacked, handlers, scheme, opened.outside, opened.complaints, dialogs)
+        context.close()
+    assert found == (None, 0, 0, [], [], []), path.name
+
+
+@pytest.mark.slow
+def test_a_real_browser_runs_nothing_of_the_data_set(tmp_path, monkeypatch):
+    """Hostile words as the name of the folder, in JSON, and as columns and values of tables."""
+    words = HOSTILE
+    bids = make_dataset(tmp_path / words, "sub-01", "sub-02")
+    described = {"Name": words, "BIDSVersion": "1.10.0", "Authors": [words], "License": words}
+    described |= {"DatasetDOI": SCHEME, "ReferencesAndLinks": [SCHEME], "HowToAcknowledge": words}
+    (bids / "dataset_description.json").write_text(json.dumps(described))
+    (bids / "sub-01" / "anat" / "sub-01_FLAIR.json").write_text(
+        json.dumps({"SeriesDescription": words, "Manufacturer": words, "InversionTime": words})
+    )
+    (bids / "participants.tsv").write_text(
+        f"participant_id\tage\tsex\t{words}\nsub-01\t70\t{words}\t1\nsub-02\t60\tF\t{words}\n"
+    )
+    (bids / "participants.json").write_text(json.dumps({"sex": {"Description": words}}))
+    make_template(tmp_path / "store")
+    install(monkeypatch, tmp_path / "store")
+    config = make_config(bids, tmp_path / "out", tmp_path / "work")
+    template = Template("MNI152NLin2009cSym", *sorted_paths(tmp_path / "store"))
+    assert all(one.ok for one in process_scans(config, scans_of(bids), template, Listener()))
+    write_participant_report(tmp_path / "out", "01")
+    write_group(tmp_path / "out")
+    pages = list((tmp_path / "out").rglob("*.html"))
+    assert len(pages) >= 2
+    for page in pages:
+        quiet(page)
+
+
+@pytest.mark.slow
+def test_a_real_browser_runs_nothing_of_a_files_name(tmp_path, monkeypatch):
+    from bagau_bids.cli.toolbox import main
+
+    words = HOSTILE
+    install_everything(monkeypatch, tmp_path / "store")
+    path = tmp_path / f"{words}.nii.gz"
+    nib.Nifti1Image(head(), AFFINE).to_filename(path)
+    words_of_run = ["segment", str(path), str(tmp_path / "out"), "--nprocs", "1"]
+    assert main([*words_of_run, "--device", "cpu"]) == 0
+    (page,) = (tmp_path / "out" / words).glob("*.html")
+    quiet(page)
 
 
 def test_nothing_is_written_outside_the_output_and_work_folders(processed):

@@ -27,6 +27,11 @@ RULE_TEXTS = {
         "doi:10.1016/j.biopsych.2008.03.024)."
     ),
 }
+REPRODUCIBLE = (
+    "The same FLAIR, version, options, seed and number of threads give the same bytes on the same "
+    "processor. With other numbers of threads or of slices at once the masks have a Dice of 0.995 "
+    "or more with each other, as measured on a few scans."
+)
 VENTRICLE_TEXTS = {
     "flair": "Dark CSF of the FLAIR that hangs together with the template's ventricles.",
     "template": "Ventricles of the registered template: CSF could not be told from tissue.",
@@ -100,6 +105,7 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
     assert masked  # whose files are described has all steps behind it
     assert segmented
     assert regions
+    assert steps.registration
     template = scan.template_uris
     known = [scan.uri("known_lesion_mask")] if scan.known_lesions_uri else []
     network = {
@@ -113,6 +119,10 @@ def image_sidecars(scan: Provenance) -> dict[str, dict[str, Any]]:
         "Device": segmented.device,
         "Precision": segmented.precision,
         "AveragedWithMirrored": segmented.tta,
+        "SlicesAtOnce": segmented.batch_size,
+        "Threads": steps.registration.threads,
+        "Seed": steps.registration.seed,
+        "Reproducibility": REPRODUCIBLE,
     }
     probabilities = ["wmh_probseg", "infarct_probseg"] if scan.infarct else ["wmh_probseg"]
     smallest = {

@@ -1,5 +1,6 @@
 """A tiny data set, and stand-ins for the slow steps, to run the real workflow in seconds."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import stand_ins
+from safetensors.numpy import save
 
 from bagau_bids.bids.scans import Scan, find_scans
 from bagau_bids.config import Config, Execution, Processing, Resources, Selection
@@ -164,8 +166,10 @@ def install(monkeypatch, tmp_path):
     for name, function in _fake_steps(calls).items():
         monkeypatch.setattr(f"bagau_bids.{name}", function)
     weights = tmp_path / "small.safetensors"
-    weights.write_bytes(b"weights")
-    weights.with_suffix(".json").write_text('{"architecture": "x", "config": {}, "sha256": "0"}')
+    weights.write_bytes(save({}))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    card = {"architecture": "x", "config": {}, "sha256": digest}
+    weights.with_suffix(".json").write_text(json.dumps(card))
     monkeypatch.setattr("bagau_bids.network.cards.find_weights", lambda name: weights)
     return calls
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.numpy import save
 from workflow_fakes import (
     Listener,
     head,
@@ -202,12 +203,14 @@ def test_sidecars_say_where_each_file_comes_from(go, tmp_path):
             "Name": "small",
             "Architecture": "bagau_net",
             "Version": "1",
-            "SHA256": hashlib.sha256(b"weights").hexdigest(),
+            "SHA256": hashlib.sha256(save({})).hexdigest(),
             "Outputs": ["wmh"],
             "ThresholdBeforeCalibration": 0.5,
         }
     ]
     assert probseg["Device"] == "cpu"
+    assert (probseg["SlicesAtOnce"], probseg["Threads"], probseg["Seed"]) == (8, 1, 0)
+    assert "the same bytes" in probseg["Reproducibility"]
     flair = json.loads((folder / "sub-01_desc-preproc_FLAIR.json").read_text())
     assert flair["SkullStripped"] is False
     links = json.loads((tmp_path / "out" / "dataset_description.json").read_text())["DatasetLinks"]

@@ -1,6 +1,7 @@
 # Commands for a fresh machine with Python 3.11:
 #   make demo    phantom data set, participant and group level, true against measured volumes
 #   make test    lint, types, import layers, documentation and every test
+#   make audit   known vulnerabilities of the installed packages, asked of PyPI
 #   make wheel   dist/bagau_bids-<version>-py3-none-any.whl, installed by pip on any machine
 #
 # `make test-images` builds the container images and runs them, where podman and buildah are
@@ -20,7 +21,7 @@ DEMO_SEED ?= 1
 PYTEST_OPTIONS ?= --durations=15
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint docs install wheel clean
+.PHONY: help demo test test-images lint docs install wheel audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +67,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run tools/*.sh
+
+# Known vulnerabilities of what is installed, asked of PyPI; one that cannot be looked up fails, too.
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > build/audit/packages.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip \
+	    --requirement build/audit/packages.txt
 
 # Links, anchors and pages outside the navigation are checked; a warning is an error.
 docs: $(VENV)/.installed-dev

@@ -166,6 +166,17 @@ def test_the_same_seed_gives_the_same_bits_and_storage_order_does_not_matter(res
     assert again.attempts == found.attempts
 
 
+def test_more_threads_give_next_to_the_same_map_and_the_same_bits_again(result, template):
+    found, affine, brain, _ = result
+    flair, *_ = make_scan(rotation(0, -8) @ rotation(2, 5))
+    scan = Image(flair, affine)
+    two, again = (
+        register_template(scan, brain, template, method="sloppy", threads=2) for _ in range(2)
+    )
+    np.testing.assert_array_equal(two.wm_probseg, again.wm_probseg)
+    assert dice(two.wm_probseg > 0.5, found.wm_probseg > 0.5) >= 0.995
+
+
 def test_another_storage_of_the_head_gives_the_same_alignment(result, template):
     flair, affine, brain, white = make_scan(rotation(0, -8) @ rotation(2, 5))
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+PHANTOM_NOTE = """\
+Lesions of a phantom are drawn, and networks that learned real ones find about half of them: this
+shows that everything runs, not how well. Usual on real scans: Dice 0.71 to 0.76 above 5 ml, 0.2
+below (bagau models small); a real one to try: bagau example DIR."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the subcommand is told."""
@@ -39,6 +45,7 @@ def run(options: Options) -> int:
 
     if options.compare:
         print(_side_by_side(compare_volumes(options.out, options.compare)))
+        print(PHANTOM_NOTE)
         return EXIT_OK
     make_phantom_dataset(
         options.out,

@@ -180,7 +180,8 @@ class Progress(AbstractContextManager["Progress"]):
             working = ", ".join(
                 f"{_words(step)} {duration(now - begun)}" for step, begun in list(steps.items())
             )
-            table.add_row(f"  {scan}", working or "waiting")
+            share = 100 * len(self._done_steps[scan]) // len(self._steps)
+            table.add_row(f"  {scan}  {share} %", working or "waiting")
         return table
 
 

@@ -12,6 +12,8 @@ from bagau_bids.errors import EXIT_OK, BagauError, InputImageError, ProcessingEr
 from bagau_bids.options import CommandParser, argument, option, option_words, part
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bagau_bids.cli.app import Ending
     from bagau_bids.cli.failure import StopRequest
     from bagau_bids.reports.results import ScanResults
@@ -90,7 +92,7 @@ def run(options: Options) -> int:
         ) from error
     run_of = _Run(options, scans, files, labels)
     code = exit_code_of("bagau segment", run_of.carry_out)
-    return _score(options, drawn) or code if run_of.ended else code
+    return _score(options, drawn, labels) or code if run_of.ended else code
 
 
 def _check(options: Options, scans: Mapping[str, Path]) -> None:
@@ -289,7 +291,23 @@ def _write_table(out: Path, results: "Sequence[ScanResults]", names: Mapping[Pat
     write_json(sidecar_path(out / TABLE), shown)
 
 
-def _score(options: Options, drawn: Mapping[str, Path]) -> int:
+def _usual(out: Path, labels: Mapping[str, str], cases: "pd.DataFrame") -> list[str]:
+    """Say what accuracy is usual for each volume that was found, by the card of the weights."""
+    from bagau_bids.reports.expectation import expectation
+    from bagau_bids.reports.results import find_results
+
+    lines = []
+    found = {scan.entities["sub"]: scan for scan in find_results(out / DERIVATIVES)}
+    for row in cases[cases["status"] == "scored"].to_dict("records"):
+        segmentation = found[labels[row["case"]]].steps.segmentation
+        if segmentation is not None:
+            usual = expectation(segmentation.models, row["result_ml"])
+            dice = f"Dice {usual.dice}. " if usual.dice else ""
+            lines.append(f"Usual for what was found in {row['case']}: {dice}{usual.words}")
+    return lines
+
+
+def _score(options: Options, drawn: Mapping[str, Path], labels: Mapping[str, str]) -> int:
     """Score the masks found against those drawn by hand; return the exit code."""
     if not drawn:
         return EXIT_OK
@@ -306,6 +324,6 @@ def _score(options: Options, drawn: Mapping[str, Path]) -> int:
         MaskPair(name, path, found[name]) for name, path in drawn.items() if found[name].is_file()
     ]
     cases = case_table(evaluate_pairs(pairs))
-    print("", in_columns(cases), sep="\n")
+    print("", in_columns(cases), *_usual(options.out, labels, cases), sep="\n")
     write_table(options.out / SCORES, cases)
     return report_problems(cases)

@@ -22,6 +22,7 @@ GROUPS = {
         "models": "list the packaged weights, or show and check a weights file",
     },
     "try and judge": {
+        "example": "write a real FLAIR to try the program on, with the lesions that raters drew",
         "phantom": "write a BIDS data set of synthetic FLAIRs with known lesions",
         "evaluate": "score masks against reference masks: Dice, H95, lesions, volumes",
         "import": "make a BIDS data set from a folder of FLAIRs, or from labelled data",

@@ -111,7 +111,10 @@ def test_drawn_masks_are_scored_in_the_order_of_the_scans(tmp_path, template, qu
     table = pd.read_csv(tmp_path / "out" / "evaluation.tsv", sep="\t").set_index("case")
     assert table.loc["b", "dice"] == 1
     assert table.loc["a", "dice"] == 0
-    assert "Dice" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Dice" in said
+    for name in names:
+        assert f"Usual for what was found in {name}: " in said
 
 
 def test_a_scan_that_fails_is_told_and_stops_no_other(tmp_path, template, quick_page, capsys):

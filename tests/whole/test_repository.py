@@ -78,7 +78,7 @@ def test_readme_options_exist(readme):
 
 def test_readme_make_targets_exist(repository, readme):
     targets = [words[1] for words in console_commands(readme) if words[0] == "make"]
-    assert targets == ["demo", "test"]
+    assert targets == ["install"]
     makefile = (repository / "Makefile").read_text(encoding="utf-8")
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
@@ -86,9 +86,9 @@ def test_readme_make_targets_exist(repository, readme):
 
 def test_makefile_uses_only_options_that_exist(repository):
     makefile = (repository / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    (command,) = re.findall(r"\$\(BIN\)/bagau-bids (.*)", makefile)
+    (command,) = re.findall(r"\$\(BIN\)/bagau segment (.*)", makefile)
     options = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", command))
-    assert {"--template", "--offline"} <= options <= app_options()
+    assert {"--template", "--offline", "--mask"} <= options <= app_options() | {"--mask"}
 
 
 def test_readme_links_lead_somewhere(repository, readme):

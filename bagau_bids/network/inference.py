@@ -1,5 +1,7 @@
 """From a preprocessed scan to the probability of white matter hyperintensity in each voxel."""
 
+import copy
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.cards import INFARCT, WMH
@@ -224,6 +227,25 @@ def _instructions_withheld() -> bool:
     return next((name for name in names if name), "").upper() in WITHOUT_BFLOAT16
 
 
+def for_inference(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in evaluation mode that computes the same, and faster.
+
+    Batch norms are folded into the convolutions before them, and kernels are laid out as the
+    slices are, which saves oneDNN turning the slices round at every convolution. A network without
+    batch norms is returned itself.
+    """
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        return model
+    quick = copy.deepcopy(model)
+    for block in quick.modules():
+        layers = list(block) if isinstance(block, nn.Sequential) else []
+        for index, (first, second) in enumerate(itertools.pairwise(layers)):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                block[index] = fuse_conv_bn_eval(first, second)
+                block[index + 1] = nn.Identity()
+    return quick.to(memory_format=torch.channels_last)
+
+
 class _Runner:
     """Runs slices through networks, remembering what batch size and device still work."""
 
@@ -243,7 +265,7 @@ class _Runner:
                 "it; expected all inputs that the card of the weights names"
             )
         given = {name: inputs.channels[name] for name in network.inputs}
-        model = network.model.to(self.device)
+        model = for_inference(network.model).to(self.device)
         while remaining.size:
             batch = remaining[: self.batch_size]
             try:

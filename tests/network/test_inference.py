@@ -12,7 +12,7 @@ from bagau_bids.measures.metrics import dice
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.cards import find_weights
-from bagau_bids.network.inference import calibrated, choose_device
+from bagau_bids.network.inference import calibrated, choose_device, for_inference
 from bagau_bids.network.slices import (
     add_t1,
     network_input,
@@ -21,6 +21,7 @@ from bagau_bids.network.slices import (
     to_slices,
     z_score,
 )
+from bagau_bids.network.unet import UNet, UNetConfig
 from bagau_bids.network.weights import LoadedNetwork, load_weights
 from bagau_bids.spaces import Image
 
@@ -390,3 +391,33 @@ def test_precision_is_single_without_onednn(monkeypatch):
     able(monkeypatch, avx512_bf16=True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert inference.working_precision(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BagauNet(BagauNetConfig(widths=(4, 6, 8, 10, 12), outputs=("wmh", "infarct"))),
+        lambda: BagauNet(BagauNetConfig(widths=(4, 6, 8, 10, 12), mam=False, afm=False)),
+        lambda: UNet(UNetConfig(inputs=("flair", "atlas"), widths=(4, 6, 8, 10, 12))),
+    ],
+)
+def test_what_computes_is_the_network_without_its_batch_norms(make):
+    torch.manual_seed(0)
+    model = make()
+    generator = torch.Generator().manual_seed(1)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for values in (layer.running_mean, layer.weight.data, layer.bias.data):
+                values.normal_(generator=generator)
+            layer.running_var.uniform_(0.5, 2, generator=generator)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = {name: torch.randn(2, 1, 36, 52, generator=generator) for name in model.inputs}
+    quick = for_inference(model)
+    with torch.inference_mode():
+        expected, found = model(**given), quick(**given)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -59,7 +59,7 @@ FAILED_OVERLAP = 0.60  # Dice of the brain masks below which there is no registr
 BSPLINE_TRIES = 3  # starts after which an affine that is good enough is taken
 FOLDED_FRACTION = 0.005  # of the brain; a B-spline that folds more than this is implausible
 TURNED = 1.2  # another direction of the head fits so much better: the header is wrong
-WHOLE_BRAIN_ML = 900  # half a head fits as badly in any direction, and is not refused for it
+WHOLE_BRAIN_ML = 900  # half a head fits as badly in any direction, and is not judged by it
 OVERLAP_LOSS = 0.02  # as is one that overlaps less than its affine by more than this
 
 Array = npt.NDArray[np.float64]
@@ -86,7 +86,8 @@ class Registration:
     notes
         What a user should know: retries, fallbacks, poor overlap.
     head_turn
-        How well the template fits in the best other direction, over the header's own.
+        How well the template fits in the best other direction, over the header's own; None of
+        less than a whole head, which tells nothing of it.
     """
 
     wm_probseg: npt.NDArray[np.float32]
@@ -174,7 +175,9 @@ def register_template(
     images = _load_template(template)
     fixed = _fixed(flair, brain_mask, excluded)
     direction = head_direction(fixed.image, fixed.brain, images.t1w, images.brain_mask)
-    _refuse_turned(direction, float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000)
+    whole = float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000 >= WHOLE_BRAIN_ML
+    if whole:
+        _refuse_turned(direction)
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
@@ -203,13 +206,13 @@ def register_template(
         used=used,
         attempts=tuple(attempts),
         notes=_notes(used, attempts),
-        head_turn=direction.ratio,
+        head_turn=direction.ratio if whole else None,
     )
 
 
-def _refuse_turned(direction: HeadDirection, brain_ml: float) -> None:
+def _refuse_turned(direction: HeadDirection) -> None:
     """Refuse a whole head that plainly lies in another direction than its header says."""
-    if direction.ratio > TURNED and brain_ml >= WHOLE_BRAIN_ML:
+    if direction.ratio > TURNED:
         raise ProcessingError(
             f"the header and the head disagree: {direction.words} (the template fits "
             f"{direction.ratio:.2f} times as well there); expected a header that says how the "

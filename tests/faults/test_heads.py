@@ -14,6 +14,7 @@ from bagau_bids.errors import ProcessingError
 from bagau_bids.measures.flags import raised_flags
 from bagau_bids.measures.metrics import dice
 from bagau_bids.measures.quality import Figures, cut_areas_cm2
+from bagau_bids.preprocessing import registration
 from bagau_bids.preprocessing.bias_field import correct_bias_field
 from bagau_bids.preprocessing.brain_mask import brain_mask
 from bagau_bids.preprocessing.registration import register_template
@@ -111,6 +112,18 @@ def test_half_a_head_raises_flags_and_is_outlined_as_far_as_it_goes(flair, brain
     )
     assert {flag.name for flag in raised_flags(figures)} <= {"brain mask", "field of view"}
     assert "brain mask" in {flag.name for flag in raised_flags(figures)}
+
+
+def test_the_direction_of_half_a_head_is_not_judged(flair, brain, template, monkeypatch):
+    """Its upper half fits the template better in another direction, and lies as it says."""
+    monkeypatch.setattr(registration, "_starts", lambda *_: iter([("none", np.eye(4))]))
+    part, mask = (array[:, :, 19:] for array in (flair.data, brain))
+    affine = flair.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * 19
+    upper = Image(np.ascontiguousarray(part), affine)
+    assert register_template(upper, mask, template, method="sloppy").head_turn is None
+    whole = register_template(flair, brain, template, method="sloppy")
+    assert 0 < whole.head_turn < 1
 
 
 def test_a_defaced_head_has_the_same_brain(flair, brain):

@@ -69,9 +69,8 @@ def direction(ratio):
     return HeadDirection(ratio, "left", "anterior", "inferior")
 
 
-def test_a_turned_head_is_refused_and_a_doubtful_one_or_half_a_head_is_not():
-    registration._refuse_turned(direction(1.1), 1200)
-    registration._refuse_turned(direction(1.5), 700)
+def test_a_turned_head_is_refused_and_a_doubtful_one_is_not():
+    registration._refuse_turned(direction(1.1))
     told = "calls right, anterior and superior looks like left, anterior and inferior of the head"
     with pytest.raises(ProcessingError, match=f"the header and the head disagree: .*{told}"):
-        registration._refuse_turned(direction(1.5), 1200)
+        registration._refuse_turned(direction(1.5))

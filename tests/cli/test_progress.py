@@ -47,6 +47,8 @@ def test_terminal_shows_scan_step_and_count():
     text = console.file.getvalue()
     assert "0/3 scans" in text
     assert "sub-01" in text
+    assert "sub-01  0 %" in text
+    assert "sub-01  50 %" in text
     assert "brain mask 0.0 s" in text
     assert "segment 0.0 s" in text
     assert "1/3 scans, 1 failed" in text

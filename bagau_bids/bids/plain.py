@@ -222,7 +222,7 @@ def take_results(
     complete : bool
         Whether the scan is done; else its page alone is copied, which says why.
     names : mapping of Path to Path
-        By what name of a file the page is to call it, see `renamed`.
+        By what name of a file the page is to call it.
     """
     there = {
         name: source
@@ -240,7 +240,9 @@ def take_results(
         return
     links = {path.relative_to(derivatives).as_posix(): name for name, path in there.items()}
     text = _linked(page.read_text(encoding="utf-8"), links)
-    write_text(folder / PAGE, renamed(text, names))
+    for path, name in names.items():  # as a page has them, in which a name may hold no markup
+        text = text.replace(escape(str(path)), escape(str(name)))
+    write_text(folder / PAGE, text)
 
 
 def _linked(page: str, links: Mapping[str, str]) -> str:
@@ -256,7 +258,7 @@ def _linked(page: str, links: Mapping[str, str]) -> str:
 
 
 def renamed(text: str, names: Mapping[Path, Path]) -> str:
-    """Call files in a text, or in that of a page, by other names: those that the user gave."""
+    """Call files in a text by other names: those that the user gave."""
     for path, name in names.items():
-        text = text.replace(str(path), str(name)).replace(escape(str(path)), escape(str(name)))
+        text = text.replace(str(path), str(name))
     return text

@@ -1,5 +1,6 @@
 """FLAIRs of any name: what their results are called, and the data set of links made of them."""
 
+import html
 import json
 
 import pytest
@@ -186,3 +187,13 @@ def test_links_of_the_page_lead_to_what_lies_beside_it_or_nowhere(tmp_path):
         '<a href="#part">down</a> <a href="https://doi.org/1">paper</a>\n'
         f'<a href="{PLAIN_NAMES["wmh_mask"]}">mask</a>, citation\nend'
     )
+
+
+def test_names_of_files_are_no_markup_on_the_page(tmp_path):
+    link = tmp_path / "bids" / "a&b.nii"
+    (tmp_path / "sub-x.html").write_text(f"{html.escape(str(link))}: damaged")
+    hostile = tmp_path / "<img src=x onerror=alert(1)>'.nii"
+    take_results(tmp_path, "x", tmp_path / "out", complete=False, names={link: hostile})
+    said = (tmp_path / "out" / PAGE).read_text()
+    assert said == f"{html.escape(str(hostile))}: damaged"
+    assert "<img" not in said

@@ -40,4 +40,4 @@ def test_every_cell_runs_and_gives_what_is_stored(tmp_path, monkeypatch):
         elif "head(" not in source:
             assert found == expected, source
     assert names["dice"] > 0.6
-    assert names["display"].cut_coords is not None
+    assert names["shown"].cut_coords is not None

@@ -240,8 +240,8 @@ def take_results(
         return
     links = {path.relative_to(derivatives).as_posix(): name for name, path in there.items()}
     text = _linked(page.read_text(encoding="utf-8"), links)
-    for path, name in names.items():  # as a page has them, in which a name may hold no markup
-        text = text.replace(escape(str(path)), escape(str(name)))
+    for link, called in names.items():  # as a page has them, in which a name may hold no markup
+        text = text.replace(escape(str(link)), escape(str(called)))
     write_text(folder / PAGE, text)
 
 

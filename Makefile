@@ -19,7 +19,7 @@ DEMO ?= demo
 PYTEST_OPTIONS ?= --durations=15
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-images lint docs install wheel audit clean
+.PHONY: help demo test test-images lint docs install wheel benchmark audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +58,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run tools/*.sh
+
+# Times of scans, as in make benchmark SCANS="/data/ds:01 /data/ds:02"; see docs/performance.md.
+benchmark: $(VENV)/.installed-dev
+	$(if $(SCANS),,$(error SCANS names no scan; expected some, each as DATASET:LABEL))
+	$(BIN)/python benchmarks/performance.py $(SCANS) --scratch build/benchmark \
+	    --store build/benchmark.json $(BENCHMARK_OPTIONS)
 
 # Known vulnerabilities of what is installed, asked of PyPI; one that cannot be looked up fails, too.
 audit: $(VENV)/.installed

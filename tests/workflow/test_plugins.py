@@ -1,5 +1,6 @@
 """Which nipype plugin a run gets, and the refusal of those that cannot be used."""
 
+import itertools
 import subprocess
 import sys
 
@@ -115,6 +116,29 @@ def test_pytorch_is_not_loaded_to_settle_a_device_or_to_check_weights():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["cpu", "False"], done.stderr
+
+
+@pytest.mark.slow
+def test_a_scan_is_finished_before_the_next_is_begun(tmp_path):
+    """So that the first results are there early, and work folders do not pile up."""
+    begun = []
+    plugin = choose_plugin(
+        Resources(nprocs=2, mem_gb=9.0, device="cuda:0"),
+        lambda node, status: begun.append(node.fullname) if status == "start" else None,
+    )
+    together = pe.Workflow("all", base_dir=tmp_path)
+    for scan in ("b", "a", "c"):
+        one = pe.Workflow(scan)
+        steps = [
+            pe.Node(Exclusive(card=str(tmp_path / "card")), f"step{number}") for number in range(3)
+        ]
+        for first, second in itertools.pairwise(steps):
+            one.connect(first, "done", second, "after")
+        together.add_nodes([one])
+    together.run(plugin=plugin)
+    scans = [name.split(".")[1] for name in begun]
+    assert [scan for scan, _ in itertools.groupby(scans)] == list(dict.fromkeys(scans)), begun
+    assert len(begun) == 9
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Elastix in a process of its own: a crash of the library ends the child, not the program.
 
-The parent writes a job into a folder (`run_elastix`); the child, ``python -m
-bagau_bids.preprocessing.elastix FOLDER PARENT``, reads it, registers and writes the transform
-parameters back. Images travel as ``.npy`` files with RAS+ affines; elastix itself works in
-ITK's LPS+ world.
+The child, ``python -m bagau_bids.preprocessing.elastix FOLDER PARENT``, loads elastix and waits
+for a line from the parent, which has written a job into the folder by then (`Elastix`); it
+registers and writes the transform parameters back. Images travel as ``.npy`` files with RAS+
+affines; elastix itself works in ITK's LPS+ world.
 """
 
 import json
@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,49 +28,68 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ParameterMap = dict[str, tuple[str, ...]]
 
 
-def run_elastix(
-    fixed: Image,
-    moving: Image,
-    fixed_mask: npt.NDArray[np.bool_],
-    parameter_maps: Sequence[ParameterMap],
-    start: npt.NDArray[np.float64],
-    *,
-    seed: int = 0,
-    threads: int = 1,
-) -> list[ParameterMap]:
-    """Register `moving` to `fixed` with one elastix stage a parameter map.
+class Elastix:
+    """elastix, each registration in a process of its own.
+
+    The first process is started with the context and loads elastix, which takes seconds, while
+    what it will register is still being prepared.
 
     Parameters
     ----------
-    fixed, moving
-        Images whose affines have orthogonal directions.
-    fixed_mask
-        (X, Y, Z) of `fixed`; samples are drawn inside it.
-    parameter_maps
-        elastix parameters, one map a stage, in order.
-    start
-        (4, 4) affine from fixed to moving points, mm, RAS+, where the first stage starts.
-    seed
-        Seed of the random sampler.
     threads
         Number of threads of elastix; results are equal for equal numbers.
-
-    Returns
-    -------
-    list of parameter maps
-        The transform of each stage, in ITK's LPS+ world, the start not included. The whole
-        transform takes a fixed point through the start, then through each stage in order.
-
-    Raises
-    ------
-    ProcessingError
-        When elastix fails or its process dies; the message ends with the elastix log's tail.
     """
-    with tempfile.TemporaryDirectory(prefix="bagau-elastix-") as name:
-        folder = Path(name)
-        for role, volume in (("fixed", fixed), ("moving", moving)):
-            np.save(folder / f"{role}.npy", volume.data.astype(np.float32))
-        np.save(folder / "fixed_mask.npy", fixed_mask.astype(np.uint8))
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._waiting: _Child | None = None
+
+    def __enter__(self) -> Self:
+        """Start the first process."""
+        self._waiting = _Child(self._threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End a process that was given nothing to do."""
+        if self._waiting is not None:
+            self._waiting.close()
+
+    def register(
+        self,
+        fixed: Image,
+        moving: Image,
+        fixed_mask: npt.NDArray[np.bool_],
+        parameter_maps: Sequence[ParameterMap],
+        start: npt.NDArray[np.float64],
+        *,
+        seed: int = 0,
+    ) -> list[ParameterMap]:
+        """Register `moving` to `fixed` with one elastix stage a parameter map.
+
+        Parameters
+        ----------
+        fixed, moving
+            Images whose affines have orthogonal directions.
+        fixed_mask
+            (X, Y, Z) of `fixed`; samples are drawn inside it.
+        parameter_maps
+            elastix parameters, one map a stage, in order.
+        start
+            (4, 4) affine from fixed to moving points, mm, RAS+, where the first stage starts.
+        seed
+            Seed of the random sampler.
+
+        Returns
+        -------
+        list of parameter maps
+            The transform of each stage, in ITK's LPS+ world, the start not included. The whole
+            transform takes a fixed point through the start, then through each stage in order.
+
+        Raises
+        ------
+        ProcessingError
+            When elastix fails or its process dies; the message ends with the elastix log's tail.
+        """
         stages = [
             {
                 **parameters,
@@ -84,42 +103,76 @@ def run_elastix(
             "moving_affine": moving.affine.tolist(),
             "start": start.tolist(),
             "stages": stages,
-            "threads": threads,
+            "threads": self._threads,
         }
-        (folder / "job.json").write_text(json.dumps(job))
-        _run_child(folder, threads)
-        results = json.loads((folder / "result.json").read_text())
-    return [{key: tuple(values) for key, values in result.items()} for result in results]
+        arrays = {
+            "fixed": fixed.data.astype(np.float32),
+            "moving": moving.data.astype(np.float32),
+            "fixed_mask": fixed_mask.astype(np.uint8),
+        }
+        child, self._waiting = self._waiting or _Child(self._threads), None
+        try:
+            results = child.do(job, arrays)
+        finally:
+            child.close()
+        return [{key: tuple(values) for key, values in result.items()} for result in results]
 
 
-def _run_child(folder: Path, threads: int) -> None:
-    environment = os.environ | {
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
-        "OMP_NUM_THREADS": "1",
-    }
-    with (folder / "child.log").open("w") as log:
-        done = subprocess.run(
-            module_command(__spec__.name, str(folder), str(os.getpid())),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            check=False,
+class _Child:
+    """A process that loads elastix, waits for one job in its folder, and does it."""
+
+    def __init__(self, threads: int) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="bagau-elastix-")
+        self._folder = Path(self._temporary.name)
+        environment = os.environ | {
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
+            "OMP_NUM_THREADS": "1",
+        }
+        with (self._folder / "child.log").open("w") as log:
+            self._process = subprocess.Popen(
+                module_command(__spec__.name, str(self._folder), str(os.getpid())),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def do(
+        self, job: Mapping[str, object], arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> list[dict[str, list[str]]]:
+        """Hand the job over, wait for its end, and return the parameters of each stage."""
+        for name, array in arrays.items():
+            np.save(self._folder / f"{name}.npy", array)
+        (self._folder / "job.json").write_text(json.dumps(job))
+        self._process.communicate(b"go\n")
+        done = self._folder / "result.json"
+        if self._process.returncode == 0 and done.is_file():
+            results: list[dict[str, list[str]]] = json.loads(done.read_text())
+            return results
+        raise ProcessingError(
+            f"the process of elastix {self._how_it_ended()} instead of returning a transform; "
+            f"its last words: {' | '.join(self._last_words()) or '(none)'}"
         )
-    if done.returncode == 0 and (folder / "result.json").is_file():
-        return
-    if done.returncode < 0:
-        how = f"was ended by signal {signal.Signals(-done.returncode).name}"
-    else:
-        how = f"ended with exit code {done.returncode}"
-    tail = []
-    for name in ("elastix.log", "child.log"):
-        if (folder / name).is_file():
-            tail += (folder / name).read_text(errors="replace").strip().splitlines()[-5:]
-    raise ProcessingError(
-        f"the process of elastix {how} instead of returning a transform; "
-        f"its last words: {' | '.join(tail) or '(none)'}"
-    )
+
+    def close(self) -> None:
+        """End the process, if it has not ended by itself, and remove its folder."""
+        self._process.kill()
+        self._process.communicate()
+        self._temporary.cleanup()
+
+    def _how_it_ended(self) -> str:
+        code = self._process.returncode
+        if code < 0:
+            return f"was ended by signal {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    def _last_words(self) -> list[str]:
+        tail = []
+        for name in ("elastix.log", "child.log"):
+            if (self._folder / name).is_file():
+                text = (self._folder / name).read_text(errors="replace")
+                tail += text.strip().splitlines()[-5:]
+        return tail
 
 
 def read_parameter_file(path: Path) -> ParameterMap:
@@ -141,6 +194,9 @@ def _register(folder: Path) -> None:
     from itk.elxParameterObjectPython import elastixParameterObject
     from itk.itkElastixRegistrationMethodPython import itkElastixRegistrationMethodIF3IF3
 
+    itk.image_from_array(np.zeros((2, 2, 2), np.float32))  # loads what it takes
+    if not sys.stdin.readline():
+        return  # the parent has nothing to register
     job = json.loads((folder / "job.json").read_text())
 
     def image(role: str, affine: list[list[float]]) -> Any:

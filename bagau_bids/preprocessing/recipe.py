@@ -11,7 +11,7 @@ from bagau_bids.spaces import Image
 
 # Raised with every change of a result, from reading the FLAIR to the tensors of the network:
 # what is kept of earlier runs and for trainings is then made anew.
-PREPROCESSING_VERSION = "1"
+PREPROCESSING_VERSION = "2"
 
 
 @dataclass(frozen=True)

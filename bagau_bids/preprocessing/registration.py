@@ -22,9 +22,9 @@ from scipy import ndimage, optimize
 from bagau_bids.bids.records import Attempt
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.elastix import (
+    Elastix,
     ParameterMap,
     read_parameter_file,
-    run_elastix,
 )
 from bagau_bids.preprocessing.head_direction import HeadDirection, head_direction
 from bagau_bids.preprocessing.template import Template
@@ -48,6 +48,9 @@ from bagau_bids.spaces import (
 METHODS = ("robust", "paper", "sloppy")
 
 FIXED_SPACING_MM = 2.0  # grid on which elastix sees the FLAIR
+# Grid on which elastix sees the template, where not its own of 1 mm: its pyramids take seconds
+# less, and the samples are enough for what is left to tell apart.
+MOVING_SPACING_MM = {"robust": 1.5, "sloppy": 2.0}
 MASK_DILATION_MM = 4.0  # rim of the brain mask kept in the images: the brain's edge guides
 EXCLUDED_SHARE = 0.1  # of a voxel of that grid: known lesions reach this far
 CLIP_PERCENTILE = 99.5  # of the FLAIR in the brain mask: lesions and vessels above it
@@ -55,6 +58,8 @@ SEARCH_SPACING_MM = 6.0  # points of the search for a start
 MARGIN_MM = 16.0  # field of view around the brain mask
 GOOD_OVERLAP = 0.88  # Dice of the brain masks below which other starts are tried
 GOOD_INFORMATION = 0.10  # mutual information in nats, likewise
+NEARLY_GOOD_OVERLAP = 0.84
+AGREEMENT = 0.01  # of the overlaps of two starts
 FAILED_OVERLAP = 0.60  # Dice of the brain masks below which there is no registration
 BSPLINE_TRIES = 3  # starts after which an affine that is good enough is taken
 FOLDED_FRACTION = 0.005  # of the brain; a B-spline that folds more than this is implausible
@@ -122,6 +127,9 @@ class _Fixed:
 
 @dataclass(frozen=True)
 class _TemplateImages:
+    """The template around its brain, and the T1w as elastix sees it."""
+
+    moving: Image
     t1w: Image
     brain_mask: Image
     wm_probseg: Image
@@ -172,21 +180,22 @@ def register_template(
     """
     if not brain_mask.any():
         raise ProcessingError("the brain mask is empty; registration needs a brain to align")
-    images = _load_template(template)
-    fixed = _fixed(flair, brain_mask, excluded)
-    direction = head_direction(fixed.image, fixed.brain, images.t1w, images.brain_mask)
-    whole = float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000 >= WHOLE_BRAIN_ML
-    if whole:
-        _refuse_turned(direction)
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
-    for name, start in _starts(fixed, images):
-        attempt, transform = _attempt(name, start, fixed, images, stages, seed, threads)
-        attempts.append(attempt)
-        transforms.append(transform)
-        if _enough(attempts):
-            break
+    with Elastix(threads) as elastix:
+        images = _load_template(template, MOVING_SPACING_MM.get(method))
+        fixed = _fixed(flair, brain_mask, excluded)
+        direction = head_direction(fixed.image, fixed.brain, images.t1w, images.brain_mask)
+        whole = float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000 >= WHOLE_BRAIN_ML
+        if whole:
+            _refuse_turned(direction)
+        for name, start in _starts(fixed, images):
+            attempt, transform = _attempt(name, start, fixed, images, (elastix, stages, seed))
+            attempts.append(attempt)
+            transforms.append(transform)
+            if _enough(attempts):
+                break
     best = max(range(len(attempts)), key=lambda i: _rank(attempts[i]))
     used = attempts[best]
     if used.overlap < FAILED_OVERLAP:
@@ -234,7 +243,7 @@ def load_parameters(method: str) -> list[ParameterMap]:
     ]
 
 
-def _load_template(template: Template) -> _TemplateImages:
+def _load_template(template: Template, spacing_mm: float | None) -> _TemplateImages:
     """Load the template, its T1w set to zero outside the brain, all cropped to the brain."""
     import nibabel as nib
 
@@ -253,7 +262,13 @@ def _load_template(template: Template) -> _TemplateImages:
     t1w = Image(np.where(brain, t1w.data, 0), t1w.affine)
     mask = Image(brain.astype(np.float32), mask.affine)
     box = _bounding_box(brain, margin=8)
-    return _TemplateImages(*(crop(volume, box) for volume in (t1w, mask, wm)))
+    t1w, mask, wm = (crop(volume, box) for volume in (t1w, mask, wm))
+    moving = t1w
+    if spacing_mm is not None:
+        grid = isotropic_grid(t1w, spacing_mm)
+        blurred = smooth(t1w, spacing_mm)
+        moving = Image(resample(blurred, grid).astype(np.float32), grid.affine)
+    return _TemplateImages(moving, t1w, mask, wm)
 
 
 def _fixed(
@@ -295,9 +310,9 @@ def brain_image(
     return crop(Image(scaled.astype(np.float32), grid.affine), box), mask[box]
 
 
-def smooth(image: Image) -> Image:
-    """Blur along axes finer than elastix's grid, so that resampling averages noise; float32."""
-    ratio = FIXED_SPACING_MM / voxel_sizes(image.affine)
+def smooth(image: Image, spacing_mm: float = FIXED_SPACING_MM) -> Image:
+    """Blur along axes finer than a coming grid, so that resampling averages noise; float32."""
+    ratio = spacing_mm / voxel_sizes(image.affine)
     sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
     return Image(ndimage.gaussian_filter(image.data.astype(np.float32), sigma), image.affine)
 
@@ -439,17 +454,14 @@ def _attempt(
     start: Array,
     fixed: _Fixed,
     images: _TemplateImages,
-    stages: Sequence[ParameterMap],
-    seed: int,
-    threads: int,
+    how: tuple[Elastix, Sequence[ParameterMap], int],
 ) -> tuple[Attempt, TemplateTransform]:
-    """Register from one start and judge the result."""
+    """Register from one start, with these stages and this seed, and judge the result."""
+    elastix, stages, seed = how
     rim = round(MASK_DILATION_MM / FIXED_SPACING_MM)
     compared = ndimage.binary_dilation(fixed.brain, iterations=rim) & ~fixed.excluded
     try:
-        maps = run_elastix(
-            fixed.image, images.t1w, compared, stages, start, seed=seed, threads=threads
-        )
+        maps = elastix.register(fixed.image, images.moving, compared, stages, start, seed=seed)
     except ProcessingError as error:
         return Attempt(name, "failed", note=str(error)), TemplateTransform(start)
     transform = from_elastix(start, maps)
@@ -524,14 +536,24 @@ def _enough(attempts: Sequence[Attempt]) -> bool:
     """Whether no further start is needed.
 
     A B-spline that was dropped is tried again from other starts: at the edge of what is
-    plausible a few voxels decide, and the affine alone fits much worse.
+    plausible a few voxels decide, and the affine alone fits much worse. Where B-splines of two
+    starts come to the same and nearly good overlap, the brain mask is at fault and no start.
     """
     good = [
         attempt
         for attempt in attempts
         if attempt.overlap >= GOOD_OVERLAP and attempt.mutual_information >= GOOD_INFORMATION
     ]
-    return len(good) >= BSPLINE_TRIES or any(attempt.stage == "bspline" for attempt in good)
+    if len(good) >= BSPLINE_TRIES or any(attempt.stage == "bspline" for attempt in good):
+        return True
+    nearly = sorted(
+        attempt.overlap
+        for attempt in attempts
+        if attempt.stage == "bspline"
+        and attempt.overlap >= NEARLY_GOOD_OVERLAP
+        and attempt.mutual_information >= GOOD_INFORMATION
+    )
+    return any(two - one <= AGREEMENT for one, two in itertools.pairwise(nearly))
 
 
 def _rank(attempt: Attempt) -> tuple[bool, float]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bagau_bids.errors import ProcessingError
-from bagau_bids.preprocessing.elastix import run_elastix
+from bagau_bids.preprocessing.elastix import Elastix
 from bagau_bids.preprocessing.registration import brain_image
 from bagau_bids.preprocessing.t1w import rigid_parameters
 from bagau_bids.preprocessing.transforms import TemplateTransform, from_elastix
@@ -67,11 +67,12 @@ def align_sessions(
                 f"a brain mask of shape {mask.shape} with {np.count_nonzero(mask)} voxels does "
                 f"not fit its FLAIR of shape {image.data.shape}; process the scan again"
             )
-    start = start_from_template(before, after)
-    fixed, fixed_mask = brain_image(before[0], before[1])
-    moving, _ = brain_image(after[0], after[1])
-    stages = [rigid_parameters() | SESSION_SEARCH]
-    maps = run_elastix(fixed, moving, fixed_mask, stages, start, threads=threads)
+    with Elastix(threads) as elastix:
+        start = start_from_template(before, after)
+        fixed, fixed_mask = brain_image(before[0], before[1])
+        moving, _ = brain_image(after[0], after[1])
+        stages = [rigid_parameters() | SESSION_SEARCH]
+        maps = elastix.register(fixed, moving, fixed_mask, stages, start)
     matrix = np.asarray(from_elastix(start, maps).affine, dtype=np.float64)
     overlap = brain_overlap(
         Image(before[1], before[0].affine),

@@ -18,7 +18,7 @@ from scipy import ndimage
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing.bias_field import correct_bias_field
 from bagau_bids.preprocessing.conform import conform
-from bagau_bids.preprocessing.elastix import ParameterMap, read_parameter_file, run_elastix
+from bagau_bids.preprocessing.elastix import Elastix, ParameterMap, read_parameter_file
 from bagau_bids.preprocessing.registration import mutual_information, search_start, smooth
 from bagau_bids.preprocessing.transforms import (
     TemplateTransform,
@@ -168,25 +168,25 @@ def register_rigidly(
     ProcessingError
         If elastix fails from every start.
     """
-    ours, theirs = on_search_grid(fixed), on_search_grid(moving)
-    brain = resample(Image(brain_mask, fixed.affine), ours) > 0.5
-    rim = ndimage.distance_transform_edt(~brain, sampling=SPACING_MM) <= RIM_MM
+    rigid = [rigid_parameters()]
     attempts: list[tuple[float, str, Array]] = []
     failures = []
-    for name, start in _starts(ours, theirs, brain):
-        try:
-            stages = run_elastix(
-                ours, theirs, rim, [rigid_parameters()], start, seed=seed, threads=threads
-            )
-        except ProcessingError as error:
-            failures.append(f"{name}: {error}")
-            continue
-        found = np.asarray(from_elastix(start, stages).affine, dtype=np.float64)
-        moved = _moved(theirs, found, ours)
-        information = mutual_information(ours.data[brain], moved[brain])
-        attempts.append((information, name, found))
-        if information >= GOOD_INFORMATION:
-            break
+    with Elastix(threads) as elastix:
+        ours, theirs = on_search_grid(fixed), on_search_grid(moving)
+        brain = resample(Image(brain_mask, fixed.affine), ours) > 0.5
+        rim = ndimage.distance_transform_edt(~brain, sampling=SPACING_MM) <= RIM_MM
+        for name, start in _starts(ours, theirs, brain):
+            try:
+                stages = elastix.register(ours, theirs, rim, rigid, start, seed=seed)
+            except ProcessingError as error:
+                failures.append(f"{name}: {error}")
+                continue
+            found = np.asarray(from_elastix(start, stages).affine, dtype=np.float64)
+            moved = _moved(theirs, found, ours)
+            information = mutual_information(ours.data[brain], moved[brain])
+            attempts.append((information, name, found))
+            if information >= GOOD_INFORMATION:
+                break
     if not attempts:
         raise ProcessingError(
             f"the T1w could not be registered to the FLAIR: {'; '.join(failures)}; look at both "

@@ -6,6 +6,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from fake_elastix import answering
 from msgspec import structs
 from scipy import ndimage
 
@@ -281,7 +282,8 @@ def test_a_folded_bspline_is_dropped_for_its_affine(monkeypatch, template):
         "GridDirection": ("1", "0", "0", "0", "1", "0", "0", "0", "1"),
         "TransformParameters": tuple(map(str, rng.normal(0, 30, 3 * 16**3))),
     }
-    monkeypatch.setattr(registration, "run_elastix", lambda *_, **__: [affine_stage(), wild])
+    wild_end = answering(lambda *_, **__: [affine_stage(), wild])
+    monkeypatch.setattr(registration, "Elastix", wild_end)
     flair, affine, brain, _ = make_scan(np.eye(3))
     found = register_template(Image(flair, affine), brain, template)
     assert found.used.stage == "affine"
@@ -301,9 +303,14 @@ def test_a_folded_bspline_is_dropped_for_its_affine(monkeypatch, template):
         (["affine", "bspline"], [0.95, 0.5], False),
         (["affine"] * 3, [0.95] * 3, True),
         (["affine"] * 3, [0.95, 0.5, 0.95], False),
+        (["bspline"], [0.87], False),
+        (["bspline", "bspline"], [0.87, 0.875], True),  # the brain mask is at fault, no start
+        (["bspline", "affine", "bspline"], [0.87, 0.86, 0.865], True),
+        (["bspline", "bspline"], [0.87, 0.85], False),
+        (["bspline", "bspline"], [0.83, 0.83], False),
     ],
 )
-def test_a_dropped_bspline_is_tried_again_from_up_to_two_more_starts(stages, overlaps, enough):
+def test_starts_are_tried_until_one_is_good_or_nothing_better_is_to_come(stages, overlaps, enough):
     attempts = [
         Attempt("", stage, overlap=overlap, mutual_information=0.3)
         for stage, overlap in zip(stages, overlaps, strict=True)
@@ -382,7 +389,7 @@ def test_known_lesions_are_compared_with_nothing(monkeypatch, template):
         seen.append(mask)
         return [affine_stage()]
 
-    monkeypatch.setattr(registration, "run_elastix", elastix_stages)
+    monkeypatch.setattr(registration, "Elastix", answering(elastix_stages))
     monkeypatch.setattr(registration, "_enough", lambda attempts: True)
     start = np.eye(4)
     start[:3, 3] = -15, 20, -30
@@ -432,7 +439,8 @@ def child(monkeypatch, tmp_path, script):
     os.chmod(program, 0o755)
     monkeypatch.setattr(elastix.sys, "executable", str(program))
     cube = Image(np.ones((4, 4, 4), np.float32), np.eye(4))
-    return elastix.run_elastix(cube, cube, cube.data > 0, [affine_stage()], np.eye(4))
+    with elastix.Elastix() as runner:
+        return runner.register(cube, cube, cube.data > 0, [affine_stage()], np.eye(4))
 
 
 def test_a_segmentation_fault_becomes_an_error(monkeypatch, tmp_path):
@@ -448,6 +456,15 @@ def test_an_error_of_elastix_is_quoted(monkeypatch, tmp_path):
 def test_an_unfinished_job_is_an_error(monkeypatch, tmp_path):
     with pytest.raises(ProcessingError, match="exit code 0 instead of returning a transform"):
         child(monkeypatch, tmp_path, "exit 0")
+
+
+def test_a_process_that_gets_no_job_ends_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(elastix.tempfile, "tempdir", str(tmp_path))
+    with elastix.Elastix() as runner:
+        process = runner._waiting._process
+        assert list(tmp_path.iterdir())
+    assert process.returncode is not None
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- parameters and measures ----

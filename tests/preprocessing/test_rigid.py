@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fake_derivatives import drawn_head
+from fake_elastix import answering
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing import rigid
@@ -131,7 +132,7 @@ def test_brains_that_do_not_meet_are_refused(sessions, monkeypatch):
         "CenterOfRotationPoint": ("0", "0", "0"),
         "TransformParameters": ("0", "0", "0", "0", "0", "90"),
     }
-    monkeypatch.setattr(rigid, "run_elastix", lambda *args, **options: [identity])
+    monkeypatch.setattr(rigid, "Elastix", answering(lambda *args, **options: [identity]))
     with pytest.raises(ProcessingError, match="could not be aligned: .* expected at least 0.85"):
         align_sessions(first, second)
 

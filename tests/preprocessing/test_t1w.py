@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from fake_elastix import answering
 from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import InputImageError, ProcessingError
@@ -139,7 +140,7 @@ def no_elastix(monkeypatch):
     def run_elastix(*args, **options):
         raise AssertionError("nothing should be registered")
 
-    monkeypatch.setattr(t1w, "run_elastix", run_elastix)
+    monkeypatch.setattr(t1w, "Elastix", answering(run_elastix))
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAS", "LPS"])
@@ -173,7 +174,7 @@ def stay(fixed, moving, mask, stages, start, **options):
 
 @pytest.fixture
 def lazy_elastix(monkeypatch):
-    monkeypatch.setattr(t1w, "run_elastix", stay)
+    monkeypatch.setattr(t1w, "Elastix", answering(stay))
     monkeypatch.setattr(t1w, "_starts", lambda *images: [("header", np.eye(4))])
 
 
@@ -212,7 +213,7 @@ def test_elastix_that_fails_from_every_start_is_told(tmp_path, flair, monkeypatc
     def run_elastix(*args, **options):
         raise ProcessingError("its last words: no")
 
-    monkeypatch.setattr(t1w, "run_elastix", run_elastix)
+    monkeypatch.setattr(t1w, "Elastix", answering(run_elastix))
     monkeypatch.setattr(t1w, "search_start", lambda fixed, moving, *points: np.eye(4))
     path = write_t1w(tmp_path / "t1.nii", np.eye(4))
     with pytest.raises(ProcessingError, match="could not be registered.*header: its last words"):

@@ -238,12 +238,19 @@ def for_inference(model: nn.Module) -> nn.Module:
         return model
     quick = copy.deepcopy(model)
     for block in quick.modules():
-        layers = list(block) if isinstance(block, nn.Sequential) else []
-        for index, (first, second) in enumerate(itertools.pairwise(layers)):
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                block[index] = fuse_conv_bn_eval(first, second)
-                block[index + 1] = nn.Identity()
-    return quick.to(memory_format=torch.channels_last)
+        if isinstance(block, nn.Sequential):
+            _fold(block)
+    for parameter in quick.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return quick
+
+
+def _fold(block: nn.Sequential) -> None:
+    for index, (first, second) in enumerate(itertools.pairwise(list(block))):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+            block[index] = fuse_conv_bn_eval(first, second)
+            block[index + 1] = nn.Identity()
 
 
 class _Runner:

@@ -105,7 +105,7 @@ class Elastix:
             "stages": stages,
             "threads": self._threads,
         }
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "fixed": fixed.data.astype(np.float32),
             "moving": moving.data.astype(np.float32),
             "fixed_mask": fixed_mask.astype(np.uint8),

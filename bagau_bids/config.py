@@ -30,9 +30,17 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def default_omp_nthreads(nprocs: int) -> int:
-    """Return the threads of one step where ``nprocs`` are allowed in total: all but one, to 8."""
-    return max(1, min(nprocs - 1, MAX_OMP_NTHREADS))
+def default_omp_nthreads(nprocs: int, scans: int) -> int:
+    """Return the threads of one step, up to 8: so many that all scans are at work at once.
+
+    Parameters
+    ----------
+    nprocs
+        Threads in total.
+    scans
+        Scans to process.
+    """
+    return max(1, min(nprocs // max(scans, 1), MAX_OMP_NTHREADS))
 
 
 def new_run_uuid() -> str:
@@ -209,12 +217,11 @@ class Resources:
         *("--nprocs", "--nthreads", "--n-cpus", "-n-cpus", "--ncpus", "--n-procs"),
         **values.at_least(1),
     )
-    omp_nthreads: int = option(
-        1,
-        "threads of one step (default: one less than --nprocs, up to 8)",
+    omp_nthreads: int | None = option(
+        None,
+        "threads of one step (default: as many of --nprocs as there are for each scan, up to 8)",
         "--omp-nthreads",
         "--ants-nthreads",
-        default=None,  # follows from nprocs
         **values.at_least(1),
     )
     mem_gb: float | None = option(

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 from bagau_bids import __version__, values
-from bagau_bids.config import ANALYSIS_LEVELS, Config, default_omp_nthreads
+from bagau_bids.config import ANALYSIS_LEVELS, Config
 from bagau_bids.errors import UsageError
 from bagau_bids.options import CommandParser
 
@@ -135,13 +135,11 @@ def _settled(config: Config, parser: CommandParser) -> Config:
         work_dir = values.readable_path(config.execution.work_dir.absolute())
     except argparse.ArgumentTypeError as error:
         parser.error(f"the work folder {error}")
-    nprocs, threads = config.resources.nprocs, config.resources.omp_nthreads
     return replace(
         config,
         analysis_levels=tuple(one for one in ANALYSIS_LEVELS if one in config.analysis_levels),
         selection=_once(config.selection),
         processing=_once(config.processing),
-        resources=replace(config.resources, omp_nthreads=threads or default_omp_nthreads(nprocs)),
         execution=replace(_once(config.execution), work_dir=work_dir),
     )
 
@@ -193,7 +191,7 @@ def _check_combinations(config: Config, parser: CommandParser) -> None:
         parser.error("--bids-database-wipe needs --bids-database-dir")
     if config.execution.reports_only and config.execution.boilerplate_only:
         parser.error("--reports-only and --boilerplate-only exclude each other")
-    if resources.omp_nthreads > resources.nprocs:
+    if (resources.omp_nthreads or 0) > resources.nprocs:
         print(
             f"bagau-bids: warning: --omp-nthreads {resources.omp_nthreads} is more than "
             f"--nprocs {resources.nprocs}",

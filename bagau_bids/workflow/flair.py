@@ -145,7 +145,7 @@ def _add(
     resources
         Threads, and whether time is given for disk space.
     """
-    threads = min(resources.omp_nthreads, resources.nprocs) if step.threaded else 1
+    threads = min(resources.omp_nthreads or 1, resources.nprocs) if step.threaded else 1
     step.inputs.compress = not resources.low_mem
     node = pe.Node(step, step.name, n_procs=threads, mem_gb=step.memory_gb)
     workflow.add_nodes([node])

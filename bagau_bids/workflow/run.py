@@ -27,7 +27,7 @@ from bagau_bids.bids.derivatives import bids_uri, derivative_path
 from bagau_bids.bids.description import write_dataset_files
 from bagau_bids.bids.records import Failure, Record, Steps
 from bagau_bids.bids.scans import Scan
-from bagau_bids.config import Config
+from bagau_bids.config import Config, default_omp_nthreads
 from bagau_bids.errors import InputImageError, UsageError
 from bagau_bids.files import write_json
 from bagau_bids.network.cards import T1, Networks
@@ -94,7 +94,7 @@ def run_participants(
         config.output_dir, bids_dir=config.bids_dir, processing=config.processing
     ):
         log.warning(note)
-    config = _with_device(config)
+    config = _with_resources(config, len(scans))
     tracker = Tracker(progress)
     with ExitStack() as stack:
         stack.enter_context(_configured_nipype(config))
@@ -117,10 +117,15 @@ def run_participants(
     return results
 
 
-def _with_device(config: Config) -> Config:
-    """Settle which device ``auto`` stands for, so that nipype knows whether a GPU is used."""
-    device = settle_device(config.resources)
-    return replace(config, resources=replace(config.resources, device=device))
+def _with_resources(config: Config, scans: int) -> Config:
+    """Settle the device, so that nipype knows whether a GPU is used, and the threads of a step."""
+    given = config.resources
+    settled = replace(
+        given,
+        device=settle_device(given),
+        omp_nthreads=given.omp_nthreads or default_omp_nthreads(given.nprocs, scans),
+    )
+    return replace(config, resources=settled)
 
 
 def _build_all(

@@ -57,8 +57,7 @@ def test_defaults_are_those_of_the_configuration(config_of, tmp_path):
     config = config_of()
     assert config.selection == Selection()
     assert config.processing == Processing()
-    threads = default_omp_nthreads(Resources().nprocs)
-    assert config.resources == dataclasses.replace(Resources(), omp_nthreads=threads)
+    assert config.resources == Resources()
     work_dir = tmp_path / "here" / "work"
     assert config.execution == dataclasses.replace(Execution(), work_dir=work_dir)
     assert config.bids_dir == tmp_path / "bids"
@@ -111,16 +110,19 @@ def test_session_prefix_is_dropped(config_of, option):
 )
 def test_nprocs_spellings(config_of, option):
     resources = config_of(option, "12").resources
-    assert (resources.nprocs, resources.omp_nthreads) == (12, 8)
+    assert (resources.nprocs, resources.omp_nthreads) == (12, None)
 
 
 def test_nprocs_default_is_the_affinity(config_of):
     assert config_of().resources.nprocs == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("nprocs", "threads"), [(1, 1), (2, 1), (5, 4), (9, 8), (64, 8)])
-def test_default_omp_nthreads(nprocs, threads):
-    assert default_omp_nthreads(nprocs) == threads
+@pytest.mark.parametrize(
+    ("nprocs", "scans", "threads"),
+    [(1, 1, 1), (2, 1, 2), (2, 2, 1), (2, 5, 1), (8, 3, 2), (64, 1, 8), (64, 100, 1), (4, 0, 4)],
+)
+def test_scans_share_the_threads(nprocs, scans, threads):
+    assert default_omp_nthreads(nprocs, scans) == threads
 
 
 def test_more_threads_than_processors_is_a_warning(config_of, capsys):

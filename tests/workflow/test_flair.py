@@ -142,8 +142,9 @@ def test_sloppy_chooses_the_quick_registration(build):
 @pytest.mark.parametrize(("nprocs", "threads"), [(8, 3), (2, 2)])
 def test_threads_stay_within_the_total(build, nprocs, threads):
     nodes = nodes_of(build(resources={"nprocs": nprocs}))
-    assert nodes["registration"].n_procs == threads
-    assert nodes["registration"].inputs.num_threads == threads
+    assert nodes["segmentation"].n_procs == threads
+    assert nodes["segmentation"].inputs.num_threads == threads
+    assert nodes["registration"].n_procs == 1  # so that its result depends on no number of them
     assert nodes["measure"].n_procs == 1
 
 

@@ -90,7 +90,7 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     known = reorient(Image(lesion > 0, AFFINE)).data
     brain = stand_ins.brain_mask(flair)
     corrected = stand_ins.correct_bias_field(flair, brain.mask & ~known)
-    elastix = {"seed": 7, "threads": 3}
+    elastix = {"seed": 7, "threads": 1}  # whatever the threads of a step, for the same result
     found = stand_ins.register_template(
         corrected, brain.mask, template, method="paper", excluded=known, **elastix
     )

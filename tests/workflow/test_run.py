@@ -27,7 +27,7 @@ from workflow_fakes import (
 from bagau_bids.config import Processing
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.cards import find_networks
-from bagau_bids.workflow.flair import STEPS, scan_steps
+from bagau_bids.workflow.flair import STEPS, init_flair_wf, scan_steps
 
 TEMPLATE = "MNI152NLin2009cSym"
 GOLDEN = """
@@ -384,6 +384,24 @@ def test_threads_device_and_compression_do_not_make_it_run_again(go, calls):
     counts = dict(calls.counts)
     go(batch_size=2, low_mem=True, omp_nthreads=4)
     assert calls.counts == counts
+
+
+@pytest.mark.parametrize(
+    ("asked", "scans", "threads"), [(None, 1, 6), (None, 2, 3), (None, 9, 1), (5, 2, 5)]
+)
+def test_steps_have_the_threads_that_their_number_of_scans_leaves(
+    go, monkeypatch, asked, scans, threads
+):
+    seen = set()
+
+    def build(**parts):
+        seen.add(parts["resources"].omp_nthreads)
+        return init_flair_wf(**parts)
+
+    monkeypatch.setattr("bagau_bids.workflow.run.init_flair_wf", build)
+    names = [f"sub-{number}" for number in range(scans)]
+    go(*names, nprocs=6, omp_nthreads=asked, dry_run=True)
+    assert seen == {threads}
 
 
 def test_other_threshold_runs_only_what_follows_from_it(go, calls, tmp_path):

@@ -48,7 +48,8 @@ def new_run_uuid() -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
 
 
-_segmentation = partial(option, group="segmentation")  # groups of the help
+_most_used = partial(option, group="most used")  # groups of the help; this one is first
+_segmentation = partial(option, group="segmentation")
 _preprocessing = partial(option, group="preprocessing")
 _outputs = partial(option, group="outputs")
 
@@ -62,7 +63,7 @@ def _accepted(name: str, text: str, **keywords: Any) -> Spelling:
 class Selection:
     """Which scans to process."""
 
-    participant_labels: tuple[str, ...] = option(
+    participant_labels: tuple[str, ...] = _most_used(
         (),
         "only these participants, with or without sub-; default: all",
         "--participant-label",
@@ -70,7 +71,7 @@ class Selection:
         metavar="LABEL",
         type=values.label("sub"),
     )
-    session_labels: tuple[str, ...] = option(
+    session_labels: tuple[str, ...] = _most_used(
         (),
         "only these sessions, with or without ses-; default: all",
         "--session-label",
@@ -106,7 +107,7 @@ class Selection:
 class Processing:
     """What is done to each scan; every field is part of what makes a result."""
 
-    model: str = _segmentation(
+    model: str = _most_used(
         "small", "packaged weights to use (default: %(default)s)", choices=MODELS
     )
     weights: tuple[Path, ...] = _segmentation(
@@ -119,7 +120,7 @@ class Processing:
     tta: bool = _segmentation(
         False, "average with the result of the mirrored FLAIR; takes the network twice as long"
     )
-    infarct: bool = _segmentation(
+    infarct: bool = _most_used(
         False,
         "put infarcts out too: a mask, a probability, their volume and their outline on the "
         "page; the weights must tell infarcts",
@@ -135,7 +136,7 @@ class Processing:
     ignore_lesion_roi: bool = _segmentation(
         False, "do not use *_label-lesion_roi beside the FLAIR"
     )
-    threshold: float = _segmentation(
+    threshold: float = _most_used(
         0.5,
         "probability from which on a voxel is WMH (default: %(default)s)",
         metavar="P",
@@ -170,7 +171,7 @@ class Processing:
         metavar="PATH",
         type=values.any_path,
     )
-    offline: bool = _preprocessing(False, "never try to use the network")
+    offline: bool = _most_used(False, "never try to use the network")
     registration: str = _preprocessing(
         "robust",
         "parameters of the registration of the template (default: %(default)s)",
@@ -204,14 +205,14 @@ class Processing:
 class Resources:
     """What the run may use; no field changes a result."""
 
-    device: str = option(
+    device: str = _most_used(
         "auto",
         "where the networks run; auto: CUDA if usable (default: %(default)s)",
         metavar="{auto,cpu,cuda,cuda:N}",
         type=values.device,
     )
     batch_size: int = option(8, "slices at once (default: %(default)s)", **values.at_least(1))
-    nprocs: int = option(
+    nprocs: int = _most_used(
         available_cpus,
         "threads in total (default: the cores this process may use, here %(default)s)",
         *("--nprocs", "--nthreads", "--n-cpus", "-n-cpus", "--ncpus", "--n-procs"),
@@ -224,7 +225,7 @@ class Resources:
         "--ants-nthreads",
         **values.at_least(1),
     )
-    mem_gb: float | None = option(
+    mem_gb: float | None = _most_used(
         None,
         "memory that may be used, with its unit, such as 16G or 16000M; default: 90 %% of "
         "what there is",
@@ -275,7 +276,7 @@ class Execution:
             )
         ],
     )
-    work_dir: Path = option(
+    work_dir: Path = _most_used(
         Path("work"),
         "folder of intermediate files; the same again continues an interrupted run "
         "(default: ./%(default)s)",

@@ -50,7 +50,7 @@ METHODS = ("robust", "paper", "sloppy")
 FIXED_SPACING_MM = 2.0  # grid on which elastix sees the FLAIR
 # Grid on which elastix sees the template, where not its own of 1 mm: its pyramids take seconds
 # less, and the samples are enough for what is left to tell apart.
-MOVING_SPACING_MM = {"robust": 1.5, "sloppy": 2.0}
+MOVING_SPACING_MM = {"robust": 1.25, "sloppy": 2.0}
 MASK_DILATION_MM = 4.0  # rim of the brain mask kept in the images: the brain's edge guides
 EXCLUDED_SHARE = 0.1  # of a voxel of that grid: known lesions reach this far
 CLIP_PERCENTILE = 99.5  # of the FLAIR in the brain mask: lesions and vessels above it

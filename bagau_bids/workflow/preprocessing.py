@@ -198,13 +198,16 @@ class BiasFieldOutputSpec(StepOutputSpec):
 
 
 class BiasField(Step):
-    """Correct intensity non-uniformity inside the brain."""
+    """Correct intensity non-uniformity inside the brain.
+
+    On one thread: N4's sums depend on their number, in the fifth digit, and the registration makes
+    another white-matter map of it.
+    """
 
     input_spec = BiasFieldInputSpec
     output_spec = BiasFieldOutputSpec
     name = "bias_field"
     memory_gb = 0.8
-    threaded = True
 
     def _process(self, folder: Path) -> BiasFieldRecord:
         from bagau_bids.preprocessing.bias_field import correct_bias_field

@@ -153,8 +153,8 @@ def _from_table(options: Options, stems: Mapping[str, str]) -> Iterator[tuple[st
         raise AssertionError("only asked with a table")
     folder = options.masks or options.table.parent
     for row in read_records(options.table, ("scan", "mask")):
-        scan, path = row["scan"].removesuffix("_FLAIR"), folder / row["mask"]
-        if scan not in stems:
+        scan, path = _known(row["scan"], stems), folder / row["mask"]
+        if scan is None:
             raise UsageError(
                 f"{options.table}: scan {row['scan']} is not in {options.out}; expected one of "
                 f"{', '.join([*stems][:5])}"
@@ -164,6 +164,11 @@ def _from_table(options: Options, stems: Mapping[str, str]) -> Iterator[tuple[st
         yield stems[scan], path
 
 
+def _known(name: str, stems: Mapping[str, str]) -> str | None:
+    """Return the name of a scan as `stems` has it: as it is, or without the suffix of a FLAIR."""
+    return next((one for one in (name, name.removesuffix("_FLAIR")) if one in stems), None)
+
+
 def _from_folder(folder: Path, stems: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     from bagau_bids.bids.masks import NIFTI_EXTENSION, extension_of, find_lesion_masks
 
@@ -171,8 +176,8 @@ def _from_folder(folder: Path, stems: Mapping[str, str]) -> Iterator[tuple[str, 
         raise UsageError(f"--masks {folder}: no such folder; expected one of edited masks")
     named = {mask.scan: mask.path for mask in find_lesion_masks(folder) if mask.space == "orig"}
     for path in sorted(folder.rglob("*.nii*")):
-        stem = NIFTI_EXTENSION.sub("", path.name).removesuffix("_FLAIR")
-        if extension_of(path) and stem in stems:
+        stem = _known(NIFTI_EXTENSION.sub("", path.name), stems)
+        if extension_of(path) and stem is not None:
             named.setdefault(stem, path)
     yield from ((stems[name], path) for name, path in named.items() if name in stems)
 

@@ -14,6 +14,7 @@ from page_checks import Page
 
 from bagau_bids.bids.derivatives import derivative_path
 from bagau_bids.bids.masks import find_lesion_masks
+from bagau_bids.cli.remeasure import _known
 from bagau_bids.cli.toolbox import main
 from bagau_bids.reports.group import write_group
 
@@ -96,6 +97,20 @@ def test_an_edited_mask_is_measured_and_marked(out, tmp_path, value, capsys):
     assert "edited" not in record_of(out, "02")
     group = pd.read_csv(write_group(out).path, sep="\t").set_index("participant_id")
     assert group["edited"].to_dict() == {"sub-01": "yes", "sub-02": "no"}
+
+
+@pytest.mark.parametrize(
+    ("name", "scan"),
+    [
+        ("example_FLAIR", "example_FLAIR"),  # as `bagau segment` names what has such a name
+        ("sub-01", "sub-01"),
+        ("sub-01_FLAIR", "sub-01"),
+        ("sub-02_FLAIR", None),
+        ("example", None),
+    ],
+)
+def test_scans_are_known_by_their_names_and_without_the_suffix(name, scan):
+    assert _known(name, {"example_FLAIR": "sub-exampleFLAIR", "sub-01": "sub-01"}) == scan
 
 
 def test_the_mask_of_the_network_gives_the_measures_of_the_network(out, tmp_path):

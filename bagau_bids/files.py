@@ -236,6 +236,12 @@ def remove_stale(paths: Iterable[Path], why: str) -> None:
             log.info("%s: removed, since %s", path, why)
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def copy_file(source: Path, path: Path) -> bool:
     """Copy a file in one step, unless its copy is there already; see `write_bytes`."""
     if _same_content(source, path):

@@ -54,6 +54,7 @@ class _Results:
 
     derivatives: Path
     plain: Path | None
+    scans: "Mapping[str, ScanResults]"  # by their stems
     names: Mapping[str, str]  # what the user calls a scan, by its stem
 
     def own_mask(self, scan: "ScanResults") -> Path:
@@ -72,12 +73,12 @@ def run(options: Options) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     found = _results(options.out)
-    scans = _scans(found)
-    given = dict(_given(options, found, scans))
+    scans = found.scans
+    given = dict(_given(options, found))
     if not given:
         raise UsageError(
             f"{options.masks or options.out}: holds no mask of the {len(scans)} scans of "
-            f"{options.out}; expected names such as {_expected_names(scans, found)}, or --table"
+            f"{options.out}; expected names such as {_expected_names(found)}, or --table"
         )
     changed, failed = list[str](), set[str]()
     for stem, path in given.items():
@@ -113,34 +114,29 @@ def _results(out: Path) -> _Results:
 
     plain = out if (out / segment.CLAIM).is_file() else None
     derivatives = out / segment.DERIVATIVES if plain else out
-    stems = [scan.stem for scan in find_results(derivatives)] if derivatives.is_dir() else []
-    if not stems:
+    results = find_results(derivatives) if derivatives.is_dir() else ()
+    scans = {scan.stem: scan for scan in results}
+    if not scans:
         raise UsageError(
             f"{out}: holds no results of a scan; expected the output folder of bagau-bids or of "
             "bagau segment"
         )
-    names = {stem: stem for stem in stems}
+    names = {stem: stem for stem in scans}
     if plain:
         rows = read_records(plain / segment.DATA_SET / PARTICIPANTS, ("participant_id", "scan"))
         names |= {row["participant_id"]: row["scan"] for row in rows}
-    return _Results(derivatives, plain, names)
+    return _Results(derivatives, plain, scans, names)
 
 
-def _scans(found: _Results) -> "dict[str, ScanResults]":
-    from bagau_bids.reports.results import find_results
-
-    return {scan.stem: scan for scan in find_results(found.derivatives)}
-
-
-def _given(
-    options: Options, found: _Results, scans: "Mapping[str, ScanResults]"
-) -> Iterator[tuple[str, Path]]:
+def _given(options: Options, found: _Results) -> Iterator[tuple[str, Path]]:
     """Pair scans, by their stems, with masks."""
-    stems = {found.names[stem]: stem for stem in scans} | {stem: stem for stem in scans}
+    stems = {found.names[stem]: stem for stem in found.scans} | {
+        stem: stem for stem in found.scans
+    }
     if options.table:
         yield from _from_table(options, stems)
     elif options.masks is None:
-        paths = {stem: found.own_mask(scan) for stem, scan in scans.items()}
+        paths = {stem: found.own_mask(scan) for stem, scan in found.scans.items()}
         yield from ((stem, path) for stem, path in paths.items() if path.is_file())
     else:
         yield from _from_folder(options.masks, stems)
@@ -182,8 +178,8 @@ def _from_folder(folder: Path, stems: Mapping[str, str]) -> Iterator[tuple[str, 
     yield from ((stems[name], path) for name, path in named.items() if name in stems)
 
 
-def _expected_names(scans: "Mapping[str, ScanResults]", found: _Results) -> str:
-    scan = next(iter(scans.values()))
+def _expected_names(found: _Results) -> str:
+    scan = next(iter(found.scans.values()))
     return f"{scan.path('wmh_mask').name} or {found.names[scan.stem]}.nii.gz"
 
 

@@ -41,7 +41,7 @@ from bagau_bids.experiments.records import (
     read_record,
 )
 from bagau_bids.experiments.threshold import IntensityThreshold, choose_threshold
-from bagau_bids.files import write_bytes, write_json
+from bagau_bids.files import file_digest, write_bytes, write_json
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.measures.metrics import challenge_scores
 from bagau_bids.network.cards import T1, Card
@@ -164,9 +164,7 @@ def job_key(job: Job, around: Shared) -> str:
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()
 
 
-@cache
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+_digest = cache(file_digest)
 
 
 def run_job(job: Job, around: Shared, scans: Mapping[LabelledScan, TrainingScan]) -> JobRecord:

@@ -137,7 +137,8 @@ def segment(
     runner = _Runner(chosen, batch_size)
     views = [inputs, mirror(inputs)] if tta else [inputs]
     found: dict[str, list[FloatArray]] = {WMH: [], INFARCT: []}
-    for network in networks:
+    for given in networks:
+        network = replace(given, model=for_inference(given.model))
         outputs = runner.probability(network, views[0])
         for mirrored in views[1:]:
             outputs = (outputs + runner.probability(network, mirrored)[:, :, ::-1]) * np.float32(
@@ -272,7 +273,7 @@ class _Runner:
                 "it; expected all inputs that the card of the weights names"
             )
         given = {name: inputs.channels[name] for name in network.inputs}
-        model = for_inference(network.model).to(self.device)
+        model = network.model.to(self.device)
         while remaining.size:
             batch = remaining[: self.batch_size]
             try:

@@ -6,7 +6,6 @@ ever replaces the other.
 """
 
 import gzip
-import hashlib
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 from bagau_bids.bids.derivatives import bids_uri
 from bagau_bids.errors import MissingResourceError
-from bagau_bids.files import replacing, write_text
+from bagau_bids.files import file_digest, replacing, write_text
 
 TEMPLATEFLOW_TEMPLATES = ("MNI152NLin2009cSym",)
 EMBEDDED_TEMPLATES = ("ICBM152NLin2009aSym",)
@@ -154,7 +153,7 @@ def verify_gzip(path: Path, name: str, home: Path) -> str:
             "expected a complete NIfTI file, and an interrupted download leaves such a file; "
             f"delete it and run: {fetch_command(name, home)}"
         ) from error
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_digest(path)
 
 
 def fetch_command(name: str, home: Path) -> str:

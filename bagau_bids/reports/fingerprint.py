@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bagau_bids import __version__
+from bagau_bids.files import file_digest
 
 # As `participant.html` writes it, near the top of a page.
 MARK = re.compile(rb'<meta name="made-from" content="([0-9a-f]{64})">')
@@ -55,10 +56,8 @@ def made_from(output_dir: Path, participant: str, most_sessions: int) -> str:
         *_further_pages(output_dir, participant),
         *sorted((output_dir / "logs").glob("CITATION.*")),
     ):
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
         name = path.relative_to(output_dir).as_posix()
-        digest.update(f"{name!a} {content}\n".encode())
+        digest.update(f"{name!a} {file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 

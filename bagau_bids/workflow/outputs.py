@@ -5,7 +5,6 @@ under its final name with its sidecar. Putting out copies what differs, each fil
 and runs every time, so that a result that someone deleted comes back without any computing.
 """
 
-import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from bagau_bids.bids.records import Options, Record, Steps
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
-from bagau_bids.files import copy_file, remove_stale, write_json
+from bagau_bids.files import copy_file, file_digest, remove_stale, write_json
 from bagau_bids.spaces import Image
 from bagau_bids.workflow.step import (
     Step,
@@ -290,12 +289,6 @@ def eight_bits(data: NDArray) -> NDArray[np.uint8]:
     low, high = min(0.0, float(data.min())), float(np.percentile(data, BRIGHTEST_PERCENTILE))
     scaled = (data - low) / ((high - low) or 1.0)
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

@@ -3,22 +3,16 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bagau_bids.measures.fazekas import fazekas_table
-from bagau_bids.measures.lesions import Anatomy, label_lesions, lesion_table, volume_table
-from bagau_bids.measures.quality import normal_white_matter, white_matter_level
 from bagau_bids.measures.regions import (
     SIDES,
     VENTRICLES_NUMBER,
-    distance_mm,
-    infratentorial,
     region_number,
     regions_of_rule,
-    ventricles_seen,
 )
+from bagau_bids.measures.wmh import Head, WmhMeasures, measure_wmh
 from bagau_bids.spaces import Image
 
 
@@ -51,16 +45,7 @@ class Processed:
     template_points: Image
 
 
-@dataclass(frozen=True)
-class EditedMeasures:
-    """What is measured of an edited mask: labelled images, and tables by their keys."""
-
-    lesions: NDArray
-    wmh_regions: NDArray[np.uint8]
-    tables: dict[str, pd.DataFrame]
-
-
-def measure_edited(mask: NDArray[np.bool_], scan: Processed, rule: str) -> EditedMeasures:
+def measure_edited(mask: NDArray[np.bool_], scan: Processed, rule: str) -> WmhMeasures:
     """Measure a mask as `measures.scan.measure_scan` measures that of the network.
 
     Parameters
@@ -76,30 +61,17 @@ def measure_edited(mask: NDArray[np.bool_], scan: Processed, rule: str) -> Edite
     The map of the brain's regions has the ventricles where the regions went on; a voxel of the
     mask in them belongs to the region around them, on the side of the nearest other voxel.
     """
-    distance = distance_mm(scan.ventricles, scan.flair.affine)
-    seen = ventricles_seen(distance)
-    regions = _without_ventricles(scan.brain_regions, rule)
-    labels, wmh = label_lesions(mask), Image(mask, scan.flair.affine)
-    healthy = np.where(np.any([*scan.others.values()], axis=0), 0, scan.wm_probseg)
-    anatomy = Anatomy(
-        regions=regions,
-        ventricle_distance_mm=distance,
+    head = Head(
+        flair=scan.flair,
+        brain_mask=scan.brain_mask,
+        ventricles=scan.ventricles,
+        healthy=np.where(np.any([*scan.others.values()], axis=0), 0, scan.wm_probseg),
+        probability=scan.probability,
+        regions=_without_ventricles(scan.brain_regions, rule),
+        others=scan.others,
         template_points=scan.template_points,
-        white_matter=white_matter_level(
-            scan.flair.data, normal_white_matter(scan.brain_mask, healthy, mask)
-        ),
     )
-    tables = {
-        "volumes_table": volume_table(
-            wmh, scan.brain_mask, regions, rule, ventricles=seen, others=scan.others
-        ),
-        "lesions_table": lesion_table(
-            Image(labels, wmh.affine), scan.probability, scan.flair.data, scan.brain_mask, anatomy
-        ),
-        "fazekas_table": fazekas_table(wmh, distance, regions),
-    }
-    told = mask & (infratentorial(regions) | seen)
-    return EditedMeasures(labels, np.where(told, regions, 0).astype(np.uint8), tables)
+    return measure_wmh(mask, head, rule)
 
 
 def _without_ventricles(brain_regions: NDArray[np.uint8], rule: str) -> NDArray[np.uint8]:

@@ -8,24 +8,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bagau_bids.measures import plausibility
-from bagau_bids.measures.fazekas import fazekas_table
 from bagau_bids.measures.flags import Flag, quality_table, raised_flags
 from bagau_bids.measures.infarcts import Found, find
-from bagau_bids.measures.lesions import Anatomy, label_lesions, lesion_table, volume_table
 from bagau_bids.measures.quality import (
     Figures,
     Registered,
-    normal_white_matter,
     scan_quality,
-    white_matter_level,
 )
 from bagau_bids.measures.regions import (
-    distance_mm,
-    infratentorial,
     lookup_table,
-    ventricles_seen,
 )
 from bagau_bids.measures.suspects import Suspect, places_in_words, suspect_figures
+from bagau_bids.measures.wmh import Head, measure_wmh
 from bagau_bids.spaces import Image
 
 NO_VENTRICLES = (
@@ -163,50 +157,36 @@ def measure_scan(
         min_size_mm3=min_size_mm3,
         wanted=infarct_wanted,
     )
-    labels = label_lesions(found.wmh)
-    distance = distance_mm(maps.ventricles, maps.flair.affine)
-    seen = ventricles_seen(distance)
     # Neither infarcts nor known lesions are normal white matter, or WMH that one doubts.
     healthy = np.where(found.infarct, 0, maps.wm_probseg)
     if maps.known_lesions is not None:
         healthy[maps.known_lesions] = 0
     figures = _figures(maps, found, probability, healthy, noticed)
-    anatomy = Anatomy(
+    head = Head(
+        flair=maps.flair,
+        brain_mask=maps.brain_mask,
+        ventricles=maps.ventricles,
+        healthy=healthy,
+        probability=probability,
         regions=maps.regions,
-        ventricle_distance_mm=distance,
+        others={"infarct": found.reported, "known_lesion": maps.known_lesions},
         template_points=maps.template_points,
-        white_matter=white_matter_level(
-            maps.flair.data, normal_white_matter(maps.brain_mask, healthy, found.wmh)
-        ),
     )
-    wmh = Image(found.wmh, maps.flair.affine)
-    tables = {
-        "volumes_table": volume_table(
-            wmh,
-            maps.brain_mask,
-            maps.regions,
-            rule,
-            ventricles=seen,
-            others={"infarct": found.reported, "known_lesion": maps.known_lesions},
-        ),
-        "lesions_table": lesion_table(
-            Image(labels, wmh.affine), probability, maps.flair.data, maps.brain_mask, anatomy
-        ),
-        "regions_table": lookup_table(rule),
-        "fazekas_table": fazekas_table(wmh, distance, maps.regions),
-        "quality_table": quality_table(figures),
-    }
-    told = found.wmh & (infratentorial(maps.regions) | seen)
+    wmh = measure_wmh(found.wmh, head, rule)
     infarct_ml = found.infarct_ml(maps.flair.affine)
     return Measured(
         found=found,
-        lesions=labels,
-        wmh_regions=np.where(told, maps.regions, 0),
-        tables=tables,
+        lesions=wmh.lesions,
+        wmh_regions=wmh.regions,
+        tables={
+            **wmh.tables,
+            "regions_table": lookup_table(rule),
+            "quality_table": quality_table(figures),
+        },
         figures=figures,
         flags=raised_flags(figures, places_in_words(noticed.suspects)),
         infarct_ml=infarct_ml,
-        notes=tuple(_notes(maps, seen, None if infarct_wanted else infarct_ml)),
+        notes=tuple(_notes(maps, wmh.ventricles_seen, None if infarct_wanted else infarct_ml)),
     )
 
 

@@ -15,7 +15,8 @@ from bagau_bids.bids.records import Edited
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.evaluation.scoring import check_grid, read_result_mask
 from bagau_bids.files import read_json, remove_stale, replacing, write_json, write_table
-from bagau_bids.measures.edited import EditedMeasures, Processed, measure_edited
+from bagau_bids.measures.edited import Processed, measure_edited
+from bagau_bids.measures.wmh import WmhMeasures
 from bagau_bids.preprocessing.conform import read_volume, to_source
 from bagau_bids.preprocessing.transforms import lattice_field, read_itk_forward
 from bagau_bids.reports.results import COMPLETE, ScanResults, load_image, load_image_on
@@ -112,13 +113,13 @@ def _check_apart(
             )
 
 
-def _write(scan: ScanResults, mask: NDArray[np.bool_], measures: EditedMeasures) -> None:
+def _write(scan: ScanResults, mask: NDArray[np.bool_], measures: WmhMeasures) -> None:
     """Put images and tables in the place of those that are there."""
     source = nib.load(scan.path("wmh_mask"))
     images = {
         "wmh_mask": mask,
         "lesions_dseg": measures.lesions,
-        "regions_dseg": measures.wmh_regions,
+        "regions_dseg": measures.regions,
     }
     made = {
         key: to_source(data, source, catalogue().files[key].dtype) for key, data in images.items()

@@ -128,10 +128,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="take every n-th label map")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    for stage in ("both", "affine", "bspline"):
-        parser.add_argument(
-            f"--{stage}", nargs="+", default=[], metavar="NAME=VALUES", help="of elastix"
-        )
+    elastix = {"nargs": "+", "default": [], "metavar": "NAME=VALUES"}
+    parser.add_argument("--both", **elastix, help="parameters of elastix in both stages")
+    parser.add_argument("--affine", **elastix, help="in the affine stage alone")
+    parser.add_argument("--bspline", **elastix, help="in the B-spline stage alone")
     parser.add_argument("--moving-mm", type=float, help="grid of the template for elastix")
     return parser.parse_args()
 

@@ -95,6 +95,7 @@ def test_a_map_that_no_scan_belongs_to_any_more_is_removed(tmp_path, caplog):
     assert all(path.is_file() for path in both)
     assert not other.exists()
     derivative_path(tmp_path, {"sub": "1"}, "template_to_flair_xfm", template=TEMPLATE).unlink()
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         (one,) = write_frequency_maps(tmp_path, find_results(tmp_path))
     assert one.picture is None

@@ -29,6 +29,8 @@ from bagau_bids.training.pack import GREY_LEVELS, RealSlices, encode_atlas, enco
 from bagau_bids.training.stroke import unpack_infarcts
 
 _SIZE_STEPS = 16  # codes of a lesion's size for each doubling of its pixels
+# On a CPU the memory of many slices is asked for anew each time, which took half of all time.
+_SLICES_AT_ONCE = {"cpu": 8, "cuda": 64}
 _IN_PLANE = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
@@ -249,7 +251,7 @@ class StrokeSource:
 
     @torch.no_grad()
     def label_by(
-        self, network: Callable[[Tensor, Tensor], Tensor], shift: float, batch_size: int = 64
+        self, network: Callable[[Tensor, Tensor], Tensor], shift: float
     ) -> None:
         """Label all slices by what a network says of them and of their mirror images.
 
@@ -257,9 +259,10 @@ class StrokeSource:
         ----------
         network : callable
             Of FLAIR and atlas, (N, 1, 200, 200) tensors, to the probability of WMH.
-        shift, batch_size
-            Of the thresholds, as :meth:`label`; slices at once.
+        shift : float
+            Of the thresholds, as :meth:`label`.
         """
+        batch_size = _SLICES_AT_ONCE["cuda" if self.device.type == "cuda" else "cpu"]
         found = torch.zeros(self.flair.shape, device=self.device)
         guide = self.levels[len(self.levels) // 2]
         for first in range(0, len(found), batch_size):

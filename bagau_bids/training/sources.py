@@ -250,9 +250,7 @@ class StrokeSource:
         self.restore(target.cpu().numpy())
 
     @torch.no_grad()
-    def label_by(
-        self, network: Callable[[Tensor, Tensor], Tensor], shift: float
-    ) -> None:
+    def label_by(self, network: Callable[[Tensor, Tensor], Tensor], shift: float) -> None:
         """Label all slices by what a network says of them and of their mirror images.
 
         Parameters

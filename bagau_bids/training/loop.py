@@ -223,6 +223,7 @@ class Trainer:
         self.total_steps: int | None = settings.steps
         self.warm_up_steps = 0
         self.step, self.elapsed = 0, 0.0
+        self.waited = 0.0  # seconds for slices since the last line of the log
         self.stop: list[int] = []  # signals that came
         self._logged = (0, 0.0)  # step and time of the last line of the log
 
@@ -323,7 +324,9 @@ class Trainer:
 
     def train_step(self) -> None:
         """Draw a batch and have all networks learn from it."""
+        began = time.monotonic()
         batch, rate = self.draw(), self.rate()
+        self.waited += time.monotonic() - began
         remedy = go_on_from(self.output_dir / CHECKPOINT, self.next_try)
         for learner in self.learners:
             learner.learn(self.losses(learner, batch), rate, self.step, remedy)
@@ -336,25 +339,35 @@ class Trainer:
         losses = {one.name: float(one.loss_sum) / steps for one in self.learners}
         for learner in self.learners:
             learner.loss_sum.zero_()
-        self.record(losses, (time.monotonic() - self._logged[1]) / steps)
+        seconds = time.monotonic() - self._logged[1]
+        self.record(losses, seconds / steps, self.waited / max(seconds, 1e-9))
         self._restart_clock()
 
-    def record(self, losses: Mapping[str, float], seconds_per_step: float) -> None:
-        """Put mean losses into the table and the log."""
+    def record(
+        self, losses: Mapping[str, float], seconds_per_step: float, waiting_share: float
+    ) -> None:
+        """Put mean losses, and what of the time was spent until slices were there, on record."""
         row = {
             "step": self.step,
             "loss": losses[self.learners[0].name],
             "learning_rate": self.rate(),
             "seconds_per_step": seconds_per_step,
+            "waiting_share": round(waiting_share, 4),
             **self.notes(),
             **({f"loss_{k}": v for k, v in losses.items()} if len(losses) > 1 else {}),
         }
         append_rows(self.output_dir / TRAINING, [row])
         shown = (f"{losses[one.name]:.4f} ({one.name})" for one in self.learners)
-        log.info("%s: loss %s, %.3f s a step", self.position, ", ".join(shown), seconds_per_step)
+        log.info(
+            "%s: loss %s, %.3f s a step, %.1f %% of it for slices to come",
+            self.position,
+            ", ".join(shown),
+            seconds_per_step,
+            100 * waiting_share,
+        )
 
     def _restart_clock(self) -> None:
-        self._logged = (self.step, time.monotonic())
+        self._logged, self.waited = (self.step, time.monotonic()), 0.0
 
     def check_finite(self) -> None:
         """Make sure that nothing was learned that is no number."""

@@ -493,6 +493,29 @@ def test_training_ends_by_the_clock(packed, tmp_path, monkeypatch):
     assert trainer.elapsed >= 12
 
 
+@pytest.mark.usefixtures("coarse")
+def test_the_log_tells_how_much_of_the_time_slices_are_waited_for(packed, tmp_path, monkeypatch):
+    """A clock that runs only while a batch is drawn (3 s) and learned from (1 s)."""
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def taking(seconds, what):
+        def slow(*args):
+            now[0] += seconds
+            return what(*args)
+
+        return slow
+
+    trainer = made(replace(QUICK, validate_at=(1.0,), relabel_at=()), packed, tmp_path / "out")
+    monkeypatch.setattr(trainer, "draw", taking(3, trainer.draw))
+    (learner,) = trainer.learners
+    monkeypatch.setattr(learner, "learn", taking(1, learner.learn))
+    trainer.run()
+    shares = [float(row["waiting_share"]) for row in rows(tmp_path / "out" / "training.csv")]
+    assert shares
+    assert shares == pytest.approx([0.75] * len(shares))
+
+
 def test_both_or_no_ending_is_refused(packed, tmp_path):
     with pytest.raises(UsageError, match="expected one of them"):
         made(replace(QUICK, steps=None), packed, tmp_path / "a")

@@ -69,17 +69,22 @@ def main() -> None:
     print("\t".join(["weights and scan", "threshold", *(name for name, _ in COLUMNS)]))
     for path in args.weights:
         network = load_weights(path)
-        own = network.card.calibration.threshold if args.own else None
+        own = network.card.calibration if args.own else None
         verdict = judge(path.stem, network, [*labelled, *synthetic], infarcts or None, device, own)
         for line in verdict.lines:
             figures = [f"{getattr(line, name):.{digits}f}" for name, digits in COLUMNS]
             print("\t".join([line.scan, f"{line.threshold:.2f}", *figures]), flush=True)
-        print(f"{path.stem}\t{verdict.threshold:.2f}\tscore {verdict.score:.4f}", flush=True)
+        point = verdict.calibration
+        print(
+            f"{path.stem}\t{point.threshold:.2f}\tscore {verdict.score:.4f}\t"
+            f"infarcts from {point.infarct_threshold:.2f}",
+            flush=True,
+        )
         for name in args.atlas:
             wrong = [replace(one, scan=_with_atlas(one.scan, name)) for one in labelled]
-            again = judge(path.stem, network, wrong, None, device, verdict.threshold)
+            again = judge(path.stem, network, wrong, None, device, point)
             told = "\t".join(f"{line.dice:.3f}" for line in again.lines)
-            print(f"{path.stem}, atlas {name}\t{verdict.threshold:.2f}\t{told}", flush=True)
+            print(f"{path.stem}, atlas {name}\t{point.threshold:.2f}\t{told}", flush=True)
 
 
 def _with_atlas(scan, name):

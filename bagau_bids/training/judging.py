@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.measures.infarcts import tell_apart
 from bagau_bids.measures.metrics import comparable_masks, lesion_detection
-from bagau_bids.network.cards import INFARCT, UNCALIBRATED, Calibration
-from bagau_bids.network.inference import segment
+from bagau_bids.network import cards
+from bagau_bids.network.cards import UNCALIBRATED, Calibration
+from bagau_bids.network.inference import calibrated, segment
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import LoadedNetwork
 from bagau_bids.spaces import Image, voxel_sizes
@@ -78,13 +79,13 @@ class Judgement:
         With the name of the network before it.
     style : str
     threshold : float
-        At which the rest was measured; of the network's own probability.
+        At which the rest was measured; of the network's own probability of WMH.
     dice, lesion_recall, lesion_f1 : float
     reference_ml, result_ml : float
     infarct_called_wmh : float
         Of all slices with infarcts, the share of the infarct's area.
     infarct_dice : float
-        Of the output for infarcts, at one half.
+        Of the output for infarcts, at its own threshold.
     wmh_outside_cm2 : float
         WMH outside of the infarct, of a slice.
     """
@@ -111,13 +112,13 @@ class Verdict:
     score : float
         Mean Dice of the labelled scans, less the share of infarcts called WMH, less a tenth for
         each ml found in a healthy head (median).
-    threshold : float
-        Where volumes fit.
+    calibration : Calibration
+        Where volumes of WMH, and areas of infarct, fit.
     lines : tuple of Judgement
     """
 
     score: float
-    threshold: float
+    calibration: Calibration
     lines: tuple[Judgement, ...]
 
 
@@ -173,7 +174,7 @@ def judge(
     scans: Sequence[JudgedScan],
     infarcts: InfarctSlices | None,
     device: torch.device,
-    threshold: float | None = None,
+    calibration: Calibration | None = None,
 ) -> Verdict:
     """Segment everything once and measure it, where volumes fit if nothing else is said.
 
@@ -186,8 +187,8 @@ def judge(
     scans : sequence of JudgedScan
     infarcts : InfarctSlices or None
     device : torch.device
-    threshold : float, optional
-        Of the network's own probability; the fitting one without it.
+    calibration : Calibration, optional
+        The fitting one without it.
     """
     network.model.eval()
     bare = network.calibrated(Calibration())
@@ -195,20 +196,37 @@ def judge(
         segment([bare], one.scan.inputs, one.scan.brain_mask, device=device, batch_size=32)
         for one in scans
     ]
-    if threshold is None:
-        threshold = fitting_threshold(scans, [one.probability for one in found])
+    in_slices = None if infarcts is None else _of_slices(network, infarcts, device)
+    if calibration is None:
+        calibration = Calibration(
+            fitting_threshold(scans, [one.probability for one in found]),
+            UNCALIBRATED
+            if infarcts is None or in_slices is None or in_slices.infarct is None
+            else fitting_area(in_slices.infarct, infarcts.infarct),
+        )
     lines = [
         _line(
             name,
             one,
-            tell_apart(result.probability, result.infarct_probability, threshold)[0],
-            threshold,
+            _told_apart(result.probability, result.infarct_probability, calibration)[0],
+            calibration.threshold,
         )
         for one, result in zip(scans, found, strict=True)
     ]
-    if infarcts is not None:
-        lines.append(_infarct_line(name, network, infarcts, threshold, device))
-    return Verdict(_score(lines), threshold, tuple(lines))
+    if infarcts is not None and in_slices is not None:
+        lines.append(_infarct_line(name, infarcts, in_slices, calibration))
+    return Verdict(_score(lines), calibration, tuple(lines))
+
+
+def _told_apart(
+    wmh: NDArray, infarct: NDArray | None, calibration: Calibration
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """WMH and infarct, as they are told apart where the network is used."""
+    return tell_apart(
+        calibrated(wmh, calibration.threshold),
+        None if infarct is None else calibrated(infarct, calibration.infarct_threshold),
+        UNCALIBRATED,
+    )
 
 
 def fitting_threshold(scans: Sequence[JudgedScan], probabilities: Sequence[NDArray]) -> float:
@@ -233,6 +251,23 @@ def fitting_threshold(scans: Sequence[JudgedScan], probabilities: Sequence[NDArr
     if not offs:
         return UNCALIBRATED
     return float(levels[int(np.argmin(np.mean(offs, axis=0)))])
+
+
+def fitting_area(probability: NDArray, truth: NDArray[np.bool_]) -> float:
+    """Threshold within :data:`FITTING_RANGE` at which an area is off by the smallest factor.
+
+    Of several the one nearest to one half.
+
+    Parameters
+    ----------
+    probability, truth : (N, H, W) arrays
+        Of pixels of one size.
+    """
+    levels = [level for level in THRESHOLDS if FITTING_RANGE[0] <= level <= FITTING_RANGE[1]]
+    areas = np.array([np.count_nonzero(probability >= level) for level in levels])
+    offs = np.abs(np.log(np.maximum(areas, 1) / max(np.count_nonzero(truth), 1)))
+    best = np.flatnonzero(offs == offs.min())
+    return min((levels[index] for index in best), key=lambda level: abs(level - UNCALIBRATED))
 
 
 def _line(name: str, one: JudgedScan, wmh: NDArray[np.bool_], threshold: float) -> Judgement:
@@ -268,36 +303,42 @@ def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return tuple(sides)
 
 
+@dataclass(frozen=True)
+class _SliceProbabilities:
+    """What a network says of slices with infarcts, (N, 200, 200) each."""
+
+    wmh: NDArray[np.float32]
+    infarct: NDArray[np.float32] | None
+
+
 @torch.no_grad()
-def _infarct_line(
-    name: str,
-    network: LoadedNetwork,
-    slices: InfarctSlices,
-    threshold: float,
-    device: torch.device,
-) -> Judgement:
-    tells = INFARCT in network.outputs
-    called, area, outside, both, said = 0, 0, 0, 0, 0
+def _of_slices(
+    network: LoadedNetwork, slices: InfarctSlices, device: torch.device
+) -> _SliceProbabilities:
+    found = []
     for first in range(0, len(slices.flair), 32):
         flair = decode(torch.from_numpy(slices.flair[first : first + 32]).to(device))[:, None]
         atlas = (torch.from_numpy(slices.atlas).to(device).float() / 255).expand_as(flair)
-        probability = network.model(flair=flair, atlas=atlas).float().sigmoid().cpu().numpy()
-        wmh, infarct = tell_apart(
-            probability[:, 0], probability[:, 1] if tells else None, threshold
-        )
-        truth, brain = slices.infarct[first : first + 32], slices.flair[first : first + 32] > 0
-        called += int((wmh & truth & brain).sum())
-        outside += int((wmh & ~truth & brain).sum())
-        area += int(truth.sum())
-        both += int((infarct & truth).sum())
-        said += int(infarct.sum())
+        found.append(network.model(flair=flair, atlas=atlas).float().sigmoid().cpu().numpy())
+    outputs = np.concatenate(found).swapaxes(0, 1)
+    by_name = dict(zip(network.outputs, outputs, strict=True))
+    return _SliceProbabilities(by_name[cards.WMH], by_name.get(cards.INFARCT))
+
+
+def _infarct_line(
+    name: str, slices: InfarctSlices, found: _SliceProbabilities, calibration: Calibration
+) -> Judgement:
+    wmh, infarct = _told_apart(found.wmh, found.infarct, calibration)
+    truth, brain = slices.infarct, slices.flair > 0
+    area = int(truth.sum())
+    both, said = int((infarct & truth).sum()), int(infarct.sum())
     return Judgement(
         scan=f"{name}: {INFARCTS}",
         style=INFARCTS,
-        threshold=threshold,
-        infarct_called_wmh=called / max(area, 1),
-        infarct_dice=2 * both / max(said + area, 1) if tells else np.nan,
-        wmh_outside_cm2=outside / 100 / max(len(slices.flair), 1),
+        threshold=calibration.threshold,
+        infarct_called_wmh=int((wmh & truth & brain).sum()) / max(area, 1),
+        infarct_dice=np.nan if found.infarct is None else 2 * both / max(said + area, 1),
+        wmh_outside_cm2=int((wmh & ~truth & brain).sum()) / 100 / max(len(truth), 1),
     )
 
 

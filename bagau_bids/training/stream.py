@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bagau_bids.errors import UsageError
-from bagau_bids.network.cards import UNCALIBRATED
+from bagau_bids.network.cards import INFARCT, UNCALIBRATED
 from bagau_bids.network.inference import choose_device
 from bagau_bids.network.weights import LoadedNetwork, build_network, in_training
 from bagau_bids.synthesis.heads import load_training_heads
@@ -394,14 +394,17 @@ class StreamTrainer(Trainer):
             verdict = judge(
                 learner.name, network, self.data.scans, self.data.infarcts, self.device
             )
-        learner.threshold = verdict.threshold
+        point = verdict.calibration
+        learner.threshold = point.threshold
+        told = {"infarct_threshold": point.infarct_threshold} if INFARCT in network.outputs else {}
         calibration = {
-            "threshold": verdict.threshold,
+            "threshold": point.threshold,
+            **told,
             "by": "volumes of all styles of labels that the training was validated on",
         }
         return Judged(
             verdict.score,
-            f"{learner.name} scores {verdict.score:.4f} at {verdict.threshold:.2f}",
+            f"{learner.name} scores {verdict.score:.4f} at {point.threshold:.2f}",
             verdict.lines,
             {"score": round(verdict.score, 5), "calibration": calibration},
         )

@@ -15,6 +15,7 @@ from synthetic_heads import draw_coarsely, register_nothing, write_inputs
 from bagau_bids.datasets.labelled import TrainingScan
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
+from bagau_bids.network.cards import Calibration
 from bagau_bids.network.slices import network_input
 from bagau_bids.network.weights import in_training, load_weights, save_weights
 from bagau_bids.preprocessing.template import Template
@@ -406,6 +407,7 @@ def test_verdict_counts_infarcts_and_healthy_heads():
     assert infarcts.infarct_called_wmh == pytest.approx(0.2)
     assert infarcts.wmh_outside_cm2 == pytest.approx(1.0)
     assert infarcts.infarct_dice == pytest.approx(2 * 100 / (100 + 200))
+    assert verdict.calibration.infarct_threshold == 0.5
     line = by_scan["net: sub-5_FLAIR"]
     assert verdict.score == pytest.approx(line.dice - 0.2)
     healthy = replace(scan, reference=np.zeros_like(scan.reference))
@@ -415,6 +417,35 @@ def test_verdict_counts_infarcts_and_healthy_heads():
     found_ml = next(one.result_ml for one in both.lines if one.style == HEALTHY)
     assert found_ml > 0
     assert both.score == pytest.approx(both.lines[0].dice - 0.2 - found_ml / 10)
+
+
+def test_infarcts_are_called_from_where_their_area_fits():
+    """The infarct is told with 0.62 where it is, WMH with 0.55; around it with 0.4 and 0.3."""
+
+    class Says(torch.nn.Module):
+        def forward(self, flair, atlas):
+            told = torch.where(flair > 4, 0.62, torch.where(flair > 2, 0.4, 0.01))
+            wmh = torch.where(flair > 4, 0.55, torch.where(flair > 2, 0.3, 0.01))
+            return torch.cat((wmh, told), dim=1).logit()
+
+    flair = np.zeros((3, 200, 200), np.float32)
+    flair[:, 20:60, 20:60], flair[:, 30:50, 30:50] = 3, 7
+    slices = judging.InfarctSlices(
+        pack.encode_flair(flair), flair > 4, np.full((200, 200), 200, np.uint8)
+    )
+    says = loaded(Says(), outputs=("wmh", "infarct"))
+    scan = scan_of("5")
+    healthy = JudgedScan(replace(scan, reference=np.zeros_like(scan.reference)), HEALTHY)
+    fitted = judging.judge("net", says, [healthy], slices, CPU)
+    assert 0.4 < fitted.calibration.infarct_threshold <= 0.62
+    assert fitted.lines[-1].infarct_dice == pytest.approx(1)
+    assert fitted.lines[-1].infarct_called_wmh == 0
+    wide = Calibration(threshold=0.25, infarct_threshold=0.35)
+    given = judging.judge("net", says, [healthy], slices, CPU, wide)
+    assert given.calibration == wide
+    # Moved to one half, 0.55 is more of WMH than 0.62 is of infarct: odds of 3.7 and 3.0.
+    assert given.lines[-1].infarct_called_wmh == 1
+    assert given.lines[-1].infarct_dice == 0
 
 
 # --- the training

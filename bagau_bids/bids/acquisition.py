@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,23 @@ SHORTEST = {"InversionTime": 1.2, "EchoTime": 0.04, "RepetitionTime": 3.0}
 MILLISECONDS = 60.0  # a time longer than this was written in ms
 
 
-def sidecars_of(image: Path) -> tuple[Path, ...]:
+def json_files(folder: Path) -> tuple[Path, ...]:
+    """Return the JSON files of a folder, in no order."""
+    return tuple(folder.glob("*.json"))
+
+
+def sidecars_of(
+    image: Path, json_files: Callable[[Path], Sequence[Path]] = json_files
+) -> tuple[Path, ...]:
     """Find the JSON files that apply to an image by the inheritance principle of BIDS.
 
     Parameters
     ----------
     image : Path
         In a BIDS data set; outside of one only its own folder is looked at.
+    json_files : callable
+        Returns the JSON files of a folder. For many images one that remembers them: the root of
+        a data set holds a folder for each participant, which take long to go through.
 
     Returns
     -------
@@ -38,8 +48,9 @@ def sidecars_of(image: Path) -> tuple[Path, ...]:
         folders = folders[:1]
     found = []
     for folder in reversed(folders):
-        for path in sorted(folder.glob(f"*{parts[-1]}.json"), key=lambda one: len(one.name)):
-            if set(path.stem.split("_")) <= set(parts):
+        for path in sorted(json_files(folder), key=lambda one: len(one.name)):
+            own = path.stem.split("_")
+            if own[-1] == parts[-1] and set(own) <= set(parts):
                 found.append(path)
     return tuple(found)
 

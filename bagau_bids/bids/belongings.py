@@ -1,9 +1,10 @@
 """What belongs to one FLAIR: its sidecars, T1w, brain mask and known lesions, found once."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bagau_bids.bids.acquisition import sidecars_of
+from bagau_bids.bids.acquisition import json_files, sidecars_of
 from bagau_bids.bids.derivatives import bids_uri
 from bagau_bids.bids.description import derivative_links, linked_folders
 from bagau_bids.bids.known_lesions import find_known_lesions
@@ -50,7 +51,12 @@ class Belongings:
 
 
 def find_belongings(
-    scan: Scan, bids_dir: Path, processing: Processing, *, with_t1w: bool
+    scan: Scan,
+    bids_dir: Path,
+    processing: Processing,
+    *,
+    with_t1w: bool,
+    json_files: Callable[[Path], Sequence[Path]] = json_files,
 ) -> Belongings:
     """Find what belongs to a FLAIR; no image is opened.
 
@@ -64,6 +70,8 @@ def find_belongings(
         Names the derivative data sets to look in.
     with_t1w
         Whether a T1w is wanted.
+    json_files
+        Returns the JSON files of a folder; see `sidecars_of`.
 
     Raises
     ------
@@ -89,7 +97,7 @@ def find_belongings(
     return Belongings(
         scan=scan,
         source=scan.path.relative_to(bids_dir).as_posix(),
-        sidecars=sidecars_of(scan.path),
+        sidecars=sidecars_of(scan.path, json_files),
         t1w=given(*t1w) if t1w else None,
         brain_mask=given(mask) if mask else None,
         known_lesions=given(lesions.path, lesions.note) if lesions else None,

@@ -169,5 +169,9 @@ def bids_uri(dataset: str, path: str | Path) -> str:
 
 def longest_name(entities: Mapping[str, Any], template: str) -> str:
     """Longest name of a file that is made from one scan, in bytes; sidecars are shorter."""
-    names = (derivative_path("", entities, name, template=template) for name in catalogue().files)
-    return max((path.name for path in names), key=lambda name: len(os.fsencode(name)))
+    stem = source_stem(entities)
+    names = (
+        described.name.format(source=stem, template=template)
+        for described in catalogue().files.values()
+    )
+    return max(names, key=lambda name: len(os.fsencode(name)))

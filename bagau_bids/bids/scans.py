@@ -187,7 +187,8 @@ def _named_subjects(query: Query) -> list[str]:
 
 
 def _check_labels(bids_dir: Path, what: str, wanted: Iterable[str], there: Sequence[str]) -> None:
-    unknown = [label for label in wanted if label not in there]
+    known = set(there)
+    unknown = [label for label in wanted if label not in known]
     if unknown:
         raise UsageError(
             f"{bids_dir} has no {what} {', '.join(unknown)}."

@@ -102,7 +102,7 @@ def run(
         config.execution.reports_only or config.execution.boilerplate_only
     )
     networks = find_networks(config.processing) if processes else None
-    scans = _find_scans(config) if processes else []
+    scans = _find_scans(config) if processes else {}
     _prepare_environment(config.execution.work_dir)
     console = console or Console(stderr=True)
     with run_log(config, console) as log_path, _debugger(config.execution.debug):
@@ -120,48 +120,44 @@ def run(
         return exit_code
 
 
-def _find_scans(config: Config) -> list["Scan"]:
-    from bagau_bids.bids.scans import find_scans
+def _find_scans(config: Config) -> dict["Scan", str]:
+    """Find the scans, each with the reason why it can have no result, or an empty text."""
+    from bagau_bids.bids.scans import find_scans, find_too_long, find_unavailable
 
     scans = find_scans(config.bids_dir, config.selection)
-    unavailable = _find_unavailable(config, scans)
+    too_long = find_too_long(scans, config.output_dir.absolute(), config.processing.template)
+    unavailable = too_long | find_unavailable(scans)
     if len(unavailable) == len(scans):
         reasons = "\n".join(f"  {reason}" for reason in unavailable.values())
         raise UsageError(f"None of the {len(scans)} FLAIR images found can be read:\n{reasons}")
-    return scans
-
-
-def _find_unavailable(config: Config, scans: list["Scan"]) -> dict["Scan", str]:
-    """Return the scans that can be told beforehand not to have a result, each with the reason."""
-    from bagau_bids.bids.scans import find_too_long, find_unavailable
-
-    template = config.processing.template
-    return find_too_long(scans, config.output_dir.absolute(), template) | find_unavailable(scans)
+    return {scan: unavailable.get(scan, "") for scan in scans}
 
 
 def _process(
     config: Config,
-    scans: list["Scan"],
+    scans: dict["Scan", str],
     networks: "Networks",
     console: "Console",
     stop: StopRequest,
 ) -> tuple[list["Row"], tuple[Path, ...]]:
-    """Process the scans and write the pages; return what became of each, and the pages."""
+    """Process the scans and write the pages; return what became of each, and the pages.
+
+    Scans with a text, which says why they can have no result, are only told of.
+    """
     from bagau_bids.bids.scans import find_missing
     from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
     from bagau_bids.workflow.flair import scan_steps
     from bagau_bids.workflow.run import run_participants
 
-    unavailable = _find_unavailable(config, scans)
     missing = find_missing(config.bids_dir, config.selection, scans)
     template = _check_resources(config, networks)
-    usable = [scan for scan in scans if scan not in unavailable]
+    usable = [scan for scan, reason in scans.items() if not reason]
     steps = scan_steps(config.processing, networks)
     with Progress(len(usable), steps, console, stop.check) as progress:
         results = run_participants(config, usable, template, networks, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
-    rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
+    rows += [Row(scan.stem, FAILED, reason) for scan, reason in scans.items() if reason]
     if config.execution.dry_run:
         return rows + [Row(scan.stem, TO_DO) for scan in usable], ()
     rows += [

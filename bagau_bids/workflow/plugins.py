@@ -53,6 +53,17 @@ def runs_in_this_process(resources: Resources, debug: Sequence[str] = ()) -> boo
     return "pdb" in debug or (resources.plugin_file is None and resources.nprocs == 1)
 
 
+def is_batch_system(resources: Resources) -> bool:
+    """Tell whether nodes are handed to a batch system.
+
+    Raises
+    ------
+    UsageError
+        If the plugin file cannot be read.
+    """
+    return bool(resources.plugin_file) and read_plugin_file(resources.plugin_file)[0] not in LOCAL
+
+
 def settle_device(resources: Resources) -> str:
     """Say which device ``auto`` stands for: CUDA if it is usable here.
 
@@ -64,7 +75,7 @@ def settle_device(resources: Resources) -> str:
     UsageError
         If the device cannot be used, or the plugin file cannot be read.
     """
-    if resources.plugin_file and read_plugin_file(resources.plugin_file)[0] not in LOCAL:
+    if is_batch_system(resources):
         return resources.device.replace("auto", "cpu")
     if resources.device == "cpu" or (resources.device == "auto" and not _may_have_gpu()):
         return "cpu"

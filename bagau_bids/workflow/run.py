@@ -1,6 +1,8 @@
 """Running all scans: workflows built, run by a plugin, and results gathered."""
 
+import functools
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -22,7 +24,8 @@ from nipype import config as nipype_config
 from nipype.pipeline import engine as pe
 
 from bagau_bids import __version__
-from bagau_bids.bids.belongings import find_belongings
+from bagau_bids.bids.acquisition import json_files
+from bagau_bids.bids.belongings import Belongings, find_belongings
 from bagau_bids.bids.derivatives import bids_uri, derivative_path
 from bagau_bids.bids.description import write_dataset_files
 from bagau_bids.bids.records import Failure, Record, Steps
@@ -36,6 +39,7 @@ from bagau_bids.workflow.flair import init_flair_wf, result_options
 from bagau_bids.workflow.plugins import (
     choose_plugin,
     close_plugin,
+    is_batch_system,
     runs_in_this_process,
     settle_device,
 )
@@ -46,6 +50,9 @@ if TYPE_CHECKING:
     from bagau_bids.preprocessing.template import Template
 
 PATIENCE_S = 5.0  # for workers to end by themselves
+# Scans that are worked on together, at least and for each process: so many that few processes are
+# idle while the last of them are finished, and so few that the first is begun at once.
+GROUP, GROUP_OF_EACH = 100, 16
 MEMORY_ADVICE = (
     "was killed while it worked, most likely for lack of memory (the log of the system or of the "
     "batch system says so); give the run more memory, or fewer steps at once with --nprocs or "
@@ -70,7 +77,8 @@ def run_participants(
     Parameters
     ----------
     config : Config
-        The run. With ``execution.dry_run`` the workflow is built and nothing is run.
+        The run. With ``execution.dry_run`` what belongs to the scans is looked for, the workflow
+        of one is built, and nothing is run.
     scans : sequence of Scan
         What to process.
     template : Template
@@ -96,19 +104,18 @@ def run_participants(
         log.warning(note)
     config = _with_resources(config, len(scans))
     tracker = Tracker(progress)
-    with ExitStack() as stack:
-        stack.enter_context(_configured_nipype(config))
-        workflows = _build_all(config, scans, template, networks, tracker)
-        if config.execution.write_graph and workflows:
-            _write_graph(config, workflows)
+    with _configured_nipype(config):
+        found = _find_belongings(config, scans, networks, tracker)
+        build = functools.partial(_build, config, template, networks)
+        if found and (config.execution.dry_run or config.execution.write_graph):
+            workflow = build(found[0])  # all scans have the same
+            if config.execution.write_graph:
+                _write_graph(config, workflow)
         if config.execution.dry_run:
             return []
-        free = _enter_work_folders(config, workflows, tracker, stack)
-        _run_all(config, free, tracker)
+        _run_all(config, found, build, tracker)
     results = [tracker.result(scan) for scan in scans]
     for result in results:
-        if result.ok and config.execution.rm_work_on_success:
-            remove_work(config, result.scan)
         if result.scan in tracker.failed:
             try:
                 _record_failure(config, result)
@@ -128,54 +135,54 @@ def _with_resources(config: Config, scans: int) -> Config:
     return replace(config, resources=settled)
 
 
-def _build_all(
-    config: Config,
-    scans: Sequence[Scan],
-    template: "Template",
-    networks: Networks,
-    tracker: Tracker,
-) -> dict[Scan, pe.Workflow]:
-    """Build the workflow of each scan for which that is possible."""
-    workflows = {}
+def _find_belongings(
+    config: Config, scans: Sequence[Scan], networks: Networks, tracker: Tracker
+) -> list[Belongings]:
+    """Find what belongs to each scan; those that lack what they need are told and left out."""
+    list_json, found = functools.cache(json_files), []
     for scan in scans:
         try:
-            workflows[scan] = _build(config, scan, template, networks)
+            found.append(
+                find_belongings(
+                    scan,
+                    config.bids_dir,
+                    config.processing,
+                    with_t1w=networks.take(T1),
+                    json_files=list_json,
+                )
+            )
         except InputImageError as error:
             tracker.fail(scan, str(error))
-    tracker.watch(workflows)
-    return workflows
+    return found
 
 
 def _enter_work_folders(
-    config: Config,
-    workflows: Mapping[Scan, pe.Workflow],
-    tracker: Tracker,
-    stack: ExitStack,
-) -> dict[Scan, pe.Workflow]:
-    """Take the work folder of each scan, and return the workflows of those that were free."""
-    if not may_open(len(workflows)):
+    config: Config, found: Sequence[Belongings], tracker: Tracker, stack: ExitStack
+) -> list[Belongings]:
+    """Take the work folder of each scan, and return the scans whose folders were free."""
+    if not may_open(len(found)):
         raise UsageError(
-            f"{len(workflows)} scans at once need a file open each, which is more than this "
+            f"{len(found)} scans at once need a file open each, which is more than this "
             "system allows a process; raise the limit (ulimit -Hn), or process fewer "
             "participants in one run with --participant-label"
         )
-    free = {}
-    for scan, workflow in workflows.items():
+    free = []
+    for one in found:
         try:
-            stack.enter_context(own_work_folder(config, scan))
+            stack.enter_context(own_work_folder(config, one.scan))
         except UsageError as error:
-            tracker.fail(scan, str(error))
+            tracker.fail(one.scan, str(error))
         else:
-            free[scan] = workflow
+            free.append(one)
     return free
 
 
-def _build(config: Config, scan: Scan, template: "Template", networks: Networks) -> pe.Workflow:
+def _build(
+    config: Config, template: "Template", networks: Networks, belongings: Belongings
+) -> pe.Workflow:
     """Build the workflow of one scan, its crash files going to the participant's folder."""
     workflow = init_flair_wf(
-        belongings=find_belongings(
-            scan, config.bids_dir, config.processing, with_t1w=networks.take(T1)
-        ),
+        belongings=belongings,
         template=template,
         networks=networks,
         output_dir=config.output_dir,
@@ -183,19 +190,44 @@ def _build(config: Config, scan: Scan, template: "Template", networks: Networks)
         resources=config.resources,
     )
     for node in _nodes(workflow):
-        node.config = {"execution": {"crashdump_dir": str(_crash_folder(config, scan))}}
+        node.config = {"execution": {"crashdump_dir": str(_crash_folder(config, belongings.scan))}}
         node.inputs.debug = "pdb" in config.execution.debug
     return workflow
 
 
-def _run_all(config: Config, workflows: Mapping[Scan, pe.Workflow], tracker: Tracker) -> None:
-    """Run all workflows; scans that a killed worker took down are tried again, one by one."""
-    serial = runs_in_this_process(config.resources, config.execution.debug)
-    groups = [[scan] for scan in workflows] if serial else [list(workflows)]
-    for group in groups:
-        _run({scan: workflows[scan] for scan in group}, config, tracker)
+def _run_all(
+    config: Config,
+    found: Sequence[Belongings],
+    build: Callable[[Belongings], pe.Workflow],
+    tracker: Tracker,
+) -> None:
+    """Run all scans, a group after another: building takes time and memory, and so does nipype.
+
+    A batch system is given all at once, since its jobs wait in a queue.
+    """
+    size = max(GROUP, GROUP_OF_EACH * config.resources.nprocs)
+    if runs_in_this_process(config.resources, config.execution.debug):
+        size = 1
+    elif is_batch_system(config.resources):
+        size = len(found)
+    rest = iter(found)
+    while group := list(itertools.islice(rest, size)):
+        with ExitStack() as stack:
+            free = _enter_work_folders(config, group, tracker, stack)
+            _run_group(config, {one.scan: build(one) for one in free}, tracker)
         if config.execution.stop_on_first_crash and tracker.failed:
             return
+        for one in group:
+            if config.execution.rm_work_on_success and tracker.result(one.scan).ok:
+                remove_work(config, one.scan)
+
+
+def _run_group(config: Config, workflows: Mapping[Scan, pe.Workflow], tracker: Tracker) -> None:
+    """Run some scans; those that a killed worker took down are tried again, one by one."""
+    tracker.watch(workflows)
+    _run(workflows, config, tracker)
+    if config.execution.stop_on_first_crash and tracker.failed:
+        return
     for scan in tracker.take_killed():
         log.warning("%s: a worker was killed; trying again with nothing beside it", scan.stem)
         _run({scan: workflows[scan]}, config, tracker)
@@ -336,9 +368,8 @@ def _keep_resource_monitor(config: Config) -> None:
         shutil.copyfile(measured, config.log_dir / measured.name)
 
 
-def _write_graph(config: Config, workflows: Mapping[Scan, pe.Workflow]) -> None:
-    """Write the graph of one scan beside the log; all scans have the same."""
-    workflow = next(iter(workflows.values()))
+def _write_graph(config: Config, workflow: pe.Workflow) -> None:
+    """Write the graph of a scan beside the log."""
     config.log_dir.mkdir(parents=True, exist_ok=True)
     workflow.write_graph(
         dotfilename=str(config.log_dir / "graph.dot"),

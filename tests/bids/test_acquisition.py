@@ -1,10 +1,16 @@
 """What the metadata say of the sequence, and which files say it."""
 
+import functools
 import json
 
 import pytest
 
-from bagau_bids.bids.acquisition import read_sidecars, sidecars_of, signs_of_another_sequence
+from bagau_bids.bids.acquisition import (
+    json_files,
+    read_sidecars,
+    sidecars_of,
+    signs_of_another_sequence,
+)
 
 FLAIRS = [
     {},
@@ -70,6 +76,23 @@ def test_the_nearer_file_overrides_and_others_do_not_apply(tmp_path):
     write(root / "T1w.json", {"EchoTime": 5})
     assert sidecars_of(image) == (first, second, third)
     assert read_sidecars(sidecars_of(image)) == {"EchoTime": 3, "RepetitionTime": 1}
+
+
+def test_folders_are_gone_through_by_what_may_remember_them(tmp_path):
+    write(tmp_path / "dataset_description.json", {})
+    shared = write(tmp_path / "FLAIR.json", {})
+    asked = []
+
+    @functools.cache
+    def remembered(folder):
+        asked.append(folder)
+        return json_files(folder)
+
+    for name in ("01", "02"):
+        image = tmp_path / f"sub-{name}" / "anat" / f"sub-{name}_FLAIR.nii.gz"
+        assert sidecars_of(image, remembered) == (shared,)
+    assert asked.count(tmp_path) == 1
+    assert len(asked) == 5
 
 
 def test_outside_a_data_set_only_the_folder_counts(tmp_path):

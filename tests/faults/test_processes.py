@@ -183,7 +183,7 @@ def test_a_step_of_an_earlier_run_that_is_still_at_work_is_waited_for_and_named(
 def test_more_scans_than_files_may_be_open_are_refused_with_a_way_out(folder, monkeypatch):
     install(monkeypatch, folder / "store")
     monkeypatch.setattr("bagau_bids.workflow.run.may_open", lambda count: count < 2)
-    config = make_config(folder / "data", folder / "out", folder / "work")
+    config = make_config(folder / "data", folder / "out", folder / "work", nprocs=2)
     template = Template("MNI152NLin2009cSym", *sorted_paths(folder / "store"))
     with pytest.raises(UsageError, match="2 scans at once .* with --participant-label"):
         process_scans(config, scans_of(folder / "data"), template, Listener())

@@ -573,6 +573,19 @@ def test_rm_work_on_success_keeps_the_work_of_failures(go, tmp_path):
     assert folders == ["sub_02_wf"]
 
 
+def test_work_of_a_scan_is_removed_before_another_is_begun(go, calls, tmp_path):
+    there = []
+
+    def look(data):
+        (top,) = (tmp_path / "work").iterdir()
+        there.append([path.name for path in top.glob("sub_*_wf")])
+        return False
+
+    calls.fail_on["registration"] = (look, KeyError())
+    go("sub-01", "sub-02", rm_work_on_success=True)
+    assert there == [["sub_01_wf"], ["sub_02_wf"]]
+
+
 def test_clean_workdir_computes_anew(go, calls):
     go("sub-01")
     go(clean_workdir=True)

@@ -10,17 +10,21 @@ on every slice say so.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from contourpy import LineType, contour_generator
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
+from matplotlib.collections import PathCollection
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from bagau_bids.spaces import voxel_sizes
 
@@ -63,9 +67,8 @@ class Tile:
 
     def sample(self, data: np.ndarray) -> np.ndarray:
         """Read a volume off at the tile's pixels, (rows, columns) float array, linearly."""
-        plane = np.moveaxis(data, self.axis, 0)[self.index].astype(np.float32)
-        grid = np.meshgrid(self.columns, self.rows)
-        return ndimage.map_coordinates(plane, grid, order=1, mode="nearest")
+        plane = np.moveaxis(data, self.axis, 0)[self.index].astype(np.float32)  # (across, down)
+        return _between(_between(plane, self.columns).T, self.rows)
 
     @property
     def place(self) -> tuple[slice, slice]:
@@ -272,12 +275,11 @@ def draw_slices(layout: Mosaic, data: np.ndarray, window: tuple[float, float]) -
     window : tuple of float
         Values shown black and white.
     """
-    figure, axes = _empty_figure(layout, transparent=False)
+    figure, axes = _empty_figure(layout)
     low, high = window
-    canvas = layout.assemble(data, low)
-    axes.imshow(canvas, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    slices = colormaps["gray"](Normalize(low, high)(layout.assemble(data, low)), bytes=True)
     _annotate(axes, layout)
-    return figure_image(figure).convert("L")
+    return figure_image(figure, slices).convert("L")
 
 
 def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0.5) -> Image.Image:
@@ -285,17 +287,26 @@ def draw_outline(layout: Mosaic, mask: np.ndarray, colour: str, level: float = 0
 
     The contour is where the linearly interpolated volume crosses `level`.
     """
-    figure, axes = _empty_figure(layout, transparent=True)
+    figure, axes = _empty_figure(layout)
+    paths = []
     for tile in layout.tiles:
         values = tile.sample(mask)
         if values.max() <= level:
             continue
         rows, columns = (np.arange(piece.start, piece.stop) for piece in tile.place)
         # A frame of zeros closes contours that run out of the picture.
-        closed = np.pad(values, 1)
-        columns = np.r_[columns[0], columns, columns[-1]]
-        rows = np.r_[rows[0], rows, rows[-1]]
-        axes.contour(columns, rows, closed, levels=[level], colors=[colour], linewidths=1.1)
+        contours = contour_generator(
+            x=np.r_[columns[0], columns, columns[-1]],
+            y=np.r_[rows[0], rows, rows[-1]],
+            z=np.pad(values, 1),
+            line_type=LineType.ChunkCombinedCode,
+        )
+        points, codes = cast(tuple[list[NDArray], list[NDArray]], contours.lines(level))
+        paths.append(Path(points[0], codes[0]))
+    axes.add_collection(
+        PathCollection(paths, facecolors="none", edgecolors=colour, linewidths=1.1),
+        autolim=False,
+    )
     return figure_image(figure)
 
 
@@ -311,22 +322,16 @@ def draw_heat(
 
     Values below `lowest` stay invisible; opacity grows with the probability up to `highest`.
     """
-    figure, axes = _empty_figure(layout, transparent=True)
+    figure, _ = _empty_figure(layout)
     values = np.clip(layout.assemble(probability), 0, highest)
-    shown = axes.imshow(
-        values,
-        cmap=colour_map,
-        vmin=0,
-        vmax=highest,
-        interpolation="nearest",
-        alpha=np.where(values < lowest, 0, 0.35 + 0.5 * values / highest),
-    )
+    opacity = np.where(values < lowest, 0, 0.35 + 0.5 * values / highest)
+    drawn = colormaps[colour_map](Normalize(0, highest)(values), alpha=opacity, bytes=True)
     bar_axes = figure.add_axes(
         (1 - 260 / layout.width, 20 / layout.height, 240 / layout.width, 8 / layout.height)
     )
     bar_axes.imshow(
         np.linspace(lowest, highest, 256)[None],
-        cmap=shown.cmap,
+        cmap=colour_map,
         vmin=0,
         vmax=highest,
         aspect="auto",
@@ -335,7 +340,7 @@ def draw_heat(
     bar_axes.set_xticks([0, 255], labels=[f"{lowest:.2g}", f"{highest:.2g}"])
     bar_axes.tick_params(colors="white", labelsize=8, length=0, pad=2)
     bar_axes.set_title(title, color="white", fontsize=8, loc="center", y=-2.6)
-    return figure_image(figure)
+    return figure_image(figure, drawn)
 
 
 def draw_regions(
@@ -438,9 +443,18 @@ def _positions(bounds: tuple[float, float], spacing_mm: float, pixel_mm: float) 
     return high - (np.arange(count) + 0.5) * (high - low) / count
 
 
-def _empty_figure(layout: Mosaic, *, transparent: bool) -> tuple[Figure, Axes]:
+def _between(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values between the rows of an array, (len(places), ...), linearly; the edge beyond it."""
+    places = np.clip(places, 0, len(rows) - 1)
+    before = np.minimum(places.astype(int), max(len(rows) - 2, 0))
+    after = np.minimum(before + 1, len(rows) - 1)
+    share = (places - before).astype(np.float32)[:, None]
+    return rows[before] * (1 - share) + rows[after] * share
+
+
+def _empty_figure(layout: Mosaic) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(layout.width / DPI, layout.height / DPI), dpi=DPI)
-    figure.patch.set_facecolor(to_rgba("black", 0.0 if transparent else 1.0))
+    figure.patch.set_visible(False)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(-0.5, layout.width - 0.5)
@@ -490,8 +504,18 @@ def slice_position_mm(
     return float((affine @ voxel)[axis])
 
 
-def figure_image(figure: Figure) -> Image.Image:
-    """Draw a figure, RGBA."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.array(canvas.buffer_rgba()))
+def figure_image(figure: Figure, picture: NDArray[np.uint8] | None = None) -> Image.Image:
+    """Draw a figure, RGBA.
+
+    Parameters
+    ----------
+    figure : Figure
+    picture : (height, width, 4) uint8 array, optional
+        What to draw it over, pixel by pixel of the figure; much quicker than as its image.
+    """
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    pixels = np.asarray(renderer.buffer_rgba())
+    if picture is not None:
+        pixels[:] = picture
+    figure.draw(renderer)
+    return Image.fromarray(pixels.copy())

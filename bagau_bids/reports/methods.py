@@ -7,6 +7,7 @@
 import html
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from bibtexparser.bparser import BibTexParser
 from bibtexparser.customization import convert_to_unicode
@@ -37,8 +38,11 @@ class Methods:
     bibtex: str
 
 
+@cache
 def render_methods(markdown: str, bibtex: str) -> Methods:
     """Turn the methods text into HTML with numbered references.
+
+    The result is remembered: all pages of a run have it, and BibTeX takes long to read.
 
     Parameters
     ----------

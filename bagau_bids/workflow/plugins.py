@@ -61,7 +61,8 @@ def is_batch_system(resources: Resources) -> bool:
     UsageError
         If the plugin file cannot be read.
     """
-    return bool(resources.plugin_file) and read_plugin_file(resources.plugin_file)[0] not in LOCAL
+    path = resources.plugin_file
+    return path is not None and read_plugin_file(path)[0] not in LOCAL
 
 
 def settle_device(resources: Resources) -> str:

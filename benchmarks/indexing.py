@@ -1,8 +1,8 @@
 """Time until the scans of one participant are found in data sets that are generated here.
 
-Every participant has a session with a FLAIR, a T1w and a T2w, empty files with their sidecars; the
-images are not opened when scans are looked for. Each search runs in a process of its own; its
-time is that of `find_scans` without the import of pybids.
+Every participant has a session with a FLAIR, a T1w and a T2w, files of one byte with their
+sidecars; the images are not opened when scans are looked for. Each search runs in a process of
+its own; its time is that of `find_scans` without the import of pybids.
 
     python benchmarks/indexing.py /scratch/indexing --participants 1000 10000
 """
@@ -58,7 +58,7 @@ def generate(folder: Path, count: int) -> None:
         anat = folder / stem.split("_")[0] / "ses-1" / "anat"
         anat.mkdir(parents=True, exist_ok=True)
         for suffix in ("FLAIR", "T1w", "T2w"):
-            (anat / f"{stem}_{suffix}.nii.gz").write_bytes(b"")
+            (anat / f"{stem}_{suffix}.nii.gz").write_bytes(b"x")
             (anat / f"{stem}_{suffix}.json").write_text("{}")
     description = {"Name": f"{count} participants", "BIDSVersion": "1.10.0"}
     write_json(folder / "dataset_description.json", description)

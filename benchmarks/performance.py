@@ -60,7 +60,7 @@ def main() -> None:
     options += ["--nprocs", str(args.threads), "--omp-nthreads", str(args.threads)]
     found = {
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "threads": args.threads,
             "load_before": os.getloadavg()[0],
             "python": platform.python_version(),
@@ -201,7 +201,7 @@ def as_text(found: dict) -> str:
     return "\n".join(lines)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name of the processor and what it computes with."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""

@@ -193,6 +193,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
         what, _, how = TITLES[name].partition(": ")
         axes.set(xlabel=what, ylabel="CPU seconds", title=how)
         axes.set_xticks(counts, labels=[f"{count:,}" for count in counts], minor=False)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -252,13 +252,14 @@ def _write_pages(config: Config, subjects: Sequence[str]) -> tuple[list["Row"], 
     Returns a row for each that could not be written, and all pages there are.
     """
     from bagau_bids.cli.summary import FAILED, Row
-    from bagau_bids.reports.fingerprint import pages_in_place
+    from bagau_bids.reports.fingerprint import further_pages, pages_in_place
 
     most_sessions = config.execution.aggregate_session_reports
-    failed, pages = [], list[Path]()
+    failed, pages, further = [], list[Path](), further_pages(config.output_dir)
     for subject in subjects:
+        own = further.get(f"sub-{subject}", ())
         try:
-            there = pages_in_place(config.output_dir, f"sub-{subject}", most_sessions)
+            there = pages_in_place(config.output_dir, f"sub-{subject}", most_sessions, own)
             if there and not config.execution.reports_only:
                 pages += there
                 continue

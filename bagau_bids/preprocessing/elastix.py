@@ -188,8 +188,12 @@ def read_parameter_file(path: Path) -> ParameterMap:
 
 def _register(folder: Path) -> None:
     """Do the job in `folder`: the child's side."""
+    # Where PyTorch is installed, ITK's modules load it for arguments of its kind: 2 s, unused.
+    from itk.support import helpers
+
+    helpers._HAVE_TORCH = False
     # The public ``itk.ElastixRegistrationMethod`` loads every wrapped ITK module first, which
-    # takes 9 s; the module that holds the class takes 2 s.
+    # takes 9 s; the module that holds the class takes less than 1 s.
     import itk
     from itk.elxParameterObjectPython import elastixParameterObject
     from itk.itkElastixRegistrationMethodPython import itkElastixRegistrationMethodIF3IF3

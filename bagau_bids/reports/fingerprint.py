@@ -5,7 +5,7 @@ A page carries a digest of everything it was made from. Nothing here loads what 
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bagau_bids import __version__
@@ -16,7 +16,26 @@ MARK = re.compile(rb'<meta name="made-from" content="([0-9a-f]{64})">')
 HEAD_BYTES = 4096
 
 
-def pages_in_place(output_dir: Path, participant: str, most_sessions: int) -> tuple[Path, ...]:
+def further_pages(output_dir: Path) -> dict[str, tuple[Path, ...]]:
+    """Find the pages that participants have besides their own, of sessions or scans.
+
+    Of all at once: looking for those of one goes through the pages of all, too.
+
+    Returns
+    -------
+    dict of str to tuple of Path
+        Sorted, by participant (``sub-<label>``); those who have none are left out.
+    """
+    found: dict[str, tuple[Path, ...]] = {}
+    for page in sorted(output_dir.glob("sub-*_*.html")):
+        participant = page.name.split("_")[0]
+        found[participant] = (*found.get(participant, ()), page)
+    return found
+
+
+def pages_in_place(
+    output_dir: Path, participant: str, most_sessions: int, further: Sequence[Path]
+) -> tuple[Path, ...]:
     """Return the pages of a participant where none would come out differently now.
 
     Parameters
@@ -27,6 +46,8 @@ def pages_in_place(output_dir: Path, participant: str, most_sessions: int) -> tu
         ``sub-<label>``.
     most_sessions : int
         Sessions above which each has a page of its own.
+    further : sequence of Path
+        The participant's further pages that are there, see `further_pages`.
 
     Returns
     -------
@@ -39,12 +60,16 @@ def pages_in_place(output_dir: Path, participant: str, most_sessions: int) -> tu
         return ()
     with page.open("rb") as stream:
         found = MARK.search(stream.read(HEAD_BYTES))
-    if found is None or found[1].decode() != made_from(output_dir, participant, most_sessions):
+    if found is None:
         return ()
-    return (page, *_further_pages(output_dir, participant))
+    if found[1].decode() != made_from(output_dir, participant, most_sessions, further):
+        return ()
+    return (page, *further)
 
 
-def made_from(output_dir: Path, participant: str, most_sessions: int) -> str:
+def made_from(
+    output_dir: Path, participant: str, most_sessions: int, further: Sequence[Path]
+) -> str:
     """SHA-256, hexadecimal, of what the participant's page is made from and goes with.
 
     The version of the program, the option, the participant's files with their pictures and
@@ -53,7 +78,7 @@ def made_from(output_dir: Path, participant: str, most_sessions: int) -> str:
     digest = hashlib.sha256(f"{__version__}\n{most_sessions}\n".encode())
     for path in (
         *sorted(_files(output_dir / participant)),
-        *_further_pages(output_dir, participant),
+        *further,
         *sorted((output_dir / "logs").glob("CITATION.*")),
     ):
         name = path.relative_to(output_dir).as_posix()
@@ -63,7 +88,3 @@ def made_from(output_dir: Path, participant: str, most_sessions: int) -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _further_pages(output_dir: Path, participant: str) -> tuple[Path, ...]:
-    return tuple(sorted(output_dir.glob(f"{participant}_*.html")))

@@ -15,7 +15,7 @@ from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.files import remove_stale, write_text
 from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
 from bagau_bids.reports.expectation import Expectation, expectation
-from bagau_bids.reports.fingerprint import made_from
+from bagau_bids.reports.fingerprint import further_pages, made_from
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render
 from bagau_bids.reports.results import ScanResults, find_results
@@ -208,9 +208,9 @@ def write_participant_report(
     pages = _pages(participant, sections, aggregate_session_reports)
     own, *further = pages
     written = [_write_page(output_dir, name, pages, crashes) for name in further]
-    others = set(output_dir.glob(f"{participant}_*.html")) - set(written)
+    others = set(further_pages(output_dir).get(participant, ())) - set(written)
     remove_stale(sorted(others), f"what it showed is on {own}.html or linked there")
-    mark = made_from(output_dir, participant, aggregate_session_reports)
+    mark = made_from(output_dir, participant, aggregate_session_reports, sorted(written))
     return (_write_page(output_dir, own, pages, crashes, mark), *written)
 
 

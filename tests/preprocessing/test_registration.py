@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -465,6 +467,24 @@ def test_a_process_that_gets_no_job_ends_and_leaves_nothing(monkeypatch, tmp_pat
         assert list(tmp_path.iterdir())
     assert process.returncode is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_process_does_not_load_pytorch(tmp_path):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bagau_bids.preprocessing import elastix\n"
+        "elastix._register(Path(sys.argv[1]))\n"
+        "print('itk' in sys.modules, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr
 
 
 # ---- parameters and measures ----

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bagau_bids.reports.fingerprint import made_from, pages_in_place
+from bagau_bids.reports.fingerprint import further_pages, made_from, pages_in_place
 
 
 @pytest.fixture
@@ -14,16 +14,33 @@ def derivatives(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "CITATION.md").write_text("methods")
     (tmp_path / "sub-1_ses-b.html").write_text("b")
-    mark = made_from(tmp_path, "sub-1", 4)
+    mark = made_from(tmp_path, "sub-1", 4, [tmp_path / "sub-1_ses-b.html"])
     page = f'<!doctype html><head><meta name="made-from" content="{mark}"></head>'
     (tmp_path / "sub-1.html").write_text(page)
     return tmp_path
 
 
+def in_place(derivatives, most_sessions):
+    further = further_pages(derivatives).get("sub-1", ())
+    return pages_in_place(derivatives, "sub-1", most_sessions, further)
+
+
+def test_further_pages_are_found_of_all_participants(derivatives):
+    for name in ("sub-1_ses-a.html", "sub-2_run-1.html", "sub-2.html", "group_FLAIR.html"):
+        (derivatives / name).touch()
+    names = {
+        who: [page.name for page in pages] for who, pages in further_pages(derivatives).items()
+    }
+    assert names == {
+        "sub-1": ["sub-1_ses-a.html", "sub-1_ses-b.html"],
+        "sub-2": ["sub-2_run-1.html"],
+    }
+
+
 def test_pages_of_what_is_as_it_was_are_in_place(derivatives):
     (derivatives / "sub-2" / "anat" / "mask.nii.gz").write_text("another's")
     (derivatives / "sub-2.html").write_text("another's")
-    names = [path.name for path in pages_in_place(derivatives, "sub-1", 4)]
+    names = [path.name for path in in_place(derivatives, 4)]
     assert names == ["sub-1.html", "sub-1_ses-b.html"]
 
 
@@ -48,10 +65,10 @@ def test_pages_of_what_changed_are_to_be_written(derivatives, name, content):
         path.unlink()
     else:
         path.write_text(content)
-    assert pages_in_place(derivatives, "sub-1", 4) == ()
+    assert in_place(derivatives, 4) == ()
 
 
 def test_pages_of_another_option_or_version_are_to_be_written(derivatives, monkeypatch):
-    assert pages_in_place(derivatives, "sub-1", 5) == ()
+    assert in_place(derivatives, 5) == ()
     monkeypatch.setattr("bagau_bids.reports.fingerprint.__version__", "0.0.0")
-    assert pages_in_place(derivatives, "sub-1", 4) == ()
+    assert in_place(derivatives, 4) == ()

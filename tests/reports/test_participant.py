@@ -104,7 +104,7 @@ def test_page_says_what_was_found_and_how(finished):
 
 def test_page_bears_the_mark_of_what_it_was_made_from(finished):
     output_dir, path = finished
-    assert pages_in_place(output_dir, "sub-01", Execution.aggregate_session_reports) == (path,)
+    assert pages_in_place(output_dir, "sub-01", Execution.aggregate_session_reports, ()) == (path,)
 
 
 def test_page_made_again_is_the_same_file(finished):

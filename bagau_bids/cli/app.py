@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -154,7 +155,8 @@ def _process(
     template = _check_resources(config, networks)
     usable = [scan for scan, reason in scans.items() if not reason]
     steps = scan_steps(config.processing, networks)
-    with Progress(len(usable), steps, console, stop.check) as progress:
+    pages = _Pages(config, usable)
+    with Progress(len(usable), steps, console, stop.check, pages.scan_finished) as progress:
         results = run_participants(config, usable, template, networks, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in scans.items() if reason]
@@ -164,8 +166,54 @@ def _process(
         Row(it.scan.stem, DONE) if it.ok else Row(it.scan.stem, FAILED, it.reason)
         for it in results
     ]
-    failed, pages = _write_pages(config, sorted({scan.subject for scan in usable}))
-    return rows + failed, pages
+    pages.write_rest()
+    return rows + pages.failed, tuple(pages.written)
+
+
+class _Pages:
+    """The pages of a run: each is written once its participant is finished, or at the end.
+
+    So the first are there early, and are drawn while other processes are at work on what follows.
+
+    Parameters
+    ----------
+    config
+        The run.
+    scans
+        What is processed.
+
+    Attributes
+    ----------
+    failed
+        A row for each page that could not be written.
+    written
+        The pages there are.
+    """
+
+    def __init__(self, config: Config, scans: Sequence["Scan"]) -> None:
+        self._config = config
+        self._subjects = {scan.stem: scan.subject for scan in scans}
+        self._unfinished = Counter(self._subjects.values())
+        self.failed: list[Row] = []
+        self.written: list[Path] = []
+
+    def scan_finished(self, stem: str) -> None:
+        """Write the page of a participant whose last scan this is."""
+        subject = self._subjects[stem]
+        self._unfinished[subject] -= 1
+        if not self._unfinished[subject]:
+            del self._unfinished[subject]
+            self._write([subject])
+
+    def write_rest(self) -> None:
+        """Write the pages of participants some scans of whom failed."""
+        self._write(sorted(self._unfinished))
+        self.written.sort()
+
+    def _write(self, subjects: Sequence[str]) -> None:
+        failed, pages = _write_pages(self._config, subjects)
+        self.failed += failed
+        self.written += pages
 
 
 def _found(output_dir: Path, subjects: set[str]) -> dict[str, str]:

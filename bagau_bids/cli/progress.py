@@ -74,6 +74,8 @@ class Progress(AbstractContextManager["Progress"]):
         Where to show it; a display if it is a terminal, else one line for each event.
     check
         Called at every event; raises to stop the run.
+    finished
+        Called with the stem of a scan once all its outputs are written.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class Progress(AbstractContextManager["Progress"]):
         steps: tuple[str, ...],
         console: Console,
         check: Callable[[], None] = lambda: None,
+        finished: Callable[[str], None] = lambda scan: None,
     ) -> None:
         self._n_scans = n_scans
         self._steps = steps
         self._console = console
         self._check = check
+        self._finished = finished
         self._estimate = TimeLeft(n_scans, steps)
         self._started_s = time.monotonic()
         self._running: dict[str, dict[str, float]] = {}
@@ -143,6 +147,7 @@ class Progress(AbstractContextManager["Progress"]):
         """Say that all outputs of a scan are written."""
         self._end(scan)
         self._line(f"{scan}: done{self._left()}", always=True)
+        self._finished(scan)
 
     def scan_failed(self, scan: str, reason: str) -> None:
         """Say that a scan failed and why."""

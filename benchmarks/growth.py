@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,13 @@ def main() -> None:
         draw(curves, args.picture)
 
 
-def curve(counts: list[int], work: Callable[[int], None]) -> Curve:
-    """CPU seconds for each count."""
+def curve(counts: list[int], prepare: Callable[[int], Callable[[], object]]) -> Curve:
+    """CPU seconds of what is prepared for each count."""
     found = {}
     for count in counts:
+        work = prepare(count)
         before = cpu_seconds()
-        work(count)
+        work()
         found[count] = round(cpu_seconds() - before, 2)
     return found
 
@@ -92,17 +94,19 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def look(scratch: Path, participants: int, options: list[str]) -> None:
-    """Look through a generated data set as a run does before its first scan."""
+def look(scratch: Path, participants: int, options: list[str]) -> Callable[[], object]:
+    """Generate a data set, to be gone through as a run does before its first scan."""
     folder = scratch / f"n-{participants}"
     if not (folder / "dataset_description.json").is_file():
         generate(folder, participants)
-    _bagau_bids(scratch, folder, ["--dry-run", *options])
+    return partial(_bagau_bids, scratch, folder, ["--dry-run", *options])
 
 
-def run_scans(scratch: Path, dataset: Path, labels: list[str], options: list[str]) -> None:
-    """Process participants from end to end."""
-    _bagau_bids(scratch, dataset, ["--participant-label", *labels, *options])
+def run_scans(
+    scratch: Path, dataset: Path, labels: list[str], options: list[str]
+) -> Callable[[], object]:
+    """Say which participants are to be processed from end to end."""
+    return partial(_bagau_bids, scratch, dataset, ["--participant-label", *labels, *options])
 
 
 def _bagau_bids(scratch: Path, dataset: Path, options: list[str]) -> None:
@@ -113,13 +117,13 @@ def _bagau_bids(scratch: Path, dataset: Path, options: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def measure_lesions(count: int) -> None:
-    """Measure a scan with so many lesions."""
+def measure_lesions(count: int) -> Callable[[], object]:
+    """Make a scan with so many lesions, to be measured."""
     maps = head(SLICES)
     probability = np.zeros(maps.brain_mask.shape, np.float32)
     for x, y, z in places(maps.brain_mask, count):
         probability[x : x + 3, y : y + 3, z : z + 2] = 0.9
-    measure(maps, probability)
+    return partial(measure, maps, probability)
 
 
 def places(brain: np.ndarray, count: int) -> Iterator[tuple[int, int, int]]:
@@ -130,12 +134,15 @@ def places(brain: np.ndarray, count: int) -> Iterator[tuple[int, int, int]]:
     yield from np.random.default_rng(0).permutation(inside)[:count].tolist()
 
 
-def segment_slices(count: int, model: str) -> None:
-    """Segment a scan of so many slices, and measure what a network makes of noise."""
-    maps = head(count)
-    inputs = network_input(maps.flair, maps.brain_mask, maps.wm_probseg)
-    found = segment([load_weights(find_weights(model))], inputs, maps.brain_mask)
-    measure(maps, found.probability)
+def segment_slices(count: int, model: str) -> Callable[[], object]:
+    """Make a scan of so many slices, to be segmented and measured."""
+    maps, networks = head(count), [load_weights(find_weights(model))]
+
+    def work() -> None:
+        inputs = network_input(maps.flair, maps.brain_mask, maps.wm_probseg)
+        measure(maps, segment(networks, inputs, maps.brain_mask).probability)
+
+    return work
 
 
 def head(slices: int) -> Maps:

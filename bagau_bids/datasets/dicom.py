@@ -2,8 +2,9 @@
 
 import json
 import re
+import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ NAMES = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceDeta
 INVERSION_S = (1.4, 3.2)
 LEAST_ECHO_S = 0.06
 FEWEST_SLICES = 4  # fewer are a localiser
+_MOST_VISITS = 10  # folders that a message names
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,30 @@ def take_flair(folder: Path, target: Path, series: int | None = None) -> Series:
             what = "no FLAIR" if series is None else f"no series {series}"
             raise UsageError(
                 f"{folder}: {f'{len(chosen)} series' if chosen else what} of {len(found)} fit; "
-                f"expected one FLAIR: choose one by --series, or convert it and name the file\n"
-                + "\n".join(f"  {one}" for one in found)
+                f"expected one FLAIR: choose one by --series, or convert it and name the file"
+                f"{_visits(folder, chosen)}\n" + "\n".join(f"  {one}" for one in found)
             )
         copy_file(chosen[0].image, target)
         copy_file(sidecar_path(chosen[0].image), sidecar_path(target))
         return Series(target, chosen[0].header)
+
+
+def _visits(folder: Path, chosen: Sequence[Series]) -> str:
+    """Say how to take the FLAIR of each of several visits, where there are several FLAIRs."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    numbers = [one.number for one in chosen]
+    if len(chosen) < 2:
+        return ""
+    if len(below) > 1:
+        first = [shlex.quote(str(path)) for path in below[:_MOST_VISITS]]
+        more = " ..." if len(below) > _MOST_VISITS else ""
+        words = f"the folder of each: bagau segment {' '.join(first)}{more} OUT"
+    elif len(set(numbers)) == len(numbers):
+        each = (f"bagau segment {shlex.quote(str(folder))} OUT{n} --series {n}" for n in numbers)
+        words = f"each by itself: {'; '.join(each)}"
+    else:
+        return "; several have one number: put each visit into a folder of its own"
+    return f". If they are visits, name {words}"
 
 
 def _convert(folder: Path, into: Path) -> list[Series]:
@@ -167,6 +187,11 @@ def _convert(folder: Path, into: Path) -> list[Series]:
         for path in into.glob("*.nii.gz")
         if sidecar_path(path).is_file()
     ]
+    if not found and (images := sorted(path.name for path in folder.rglob("*.nii*"))):
+        raise UsageError(
+            f"{folder}: holds NIfTI files ({', '.join(images[:3])}) and no DICOM images; expected "
+            "the DICOM files of one study: name the NIfTI files themselves"
+        )
     if not found:
         said = " ".join(done.stdout.split())[-300:]
         raise UsageError(

@@ -20,6 +20,7 @@ from bagau_bids.files import claim_origin, copy_file, place_file, write_json, wr
 CLAIM = ".bagau-import.json"
 TABLE = Path("sourcedata", "import.tsv")
 COLUMNS = ("source", "became", "reason")
+MOST_TOLD = 10  # files left out that are named on the terminal
 # In names of images that are made from a FLAIR, or drawn on it.
 MADE = re.compile(
     r"(?<![a-z])(mask|label|seg|segmentation|lesions?|roi|prob|probseg|probability|wmh|bet)"
@@ -101,6 +102,14 @@ def find_sources(folder: Path) -> tuple[list[Source], list[Row]]:
     return _named(sorted(paths, key=lambda one: natural_key(str(one))), folder), left_out
 
 
+def left_out_lines(rows: Sequence[Row], more: str) -> Iterator[str]:
+    """Say of files that were left out why, of `MOST_TOLD` at most, and where the others are."""
+    for row in rows[:MOST_TOLD]:
+        yield f"left out: {row.source}: {row.reason}"
+    if len(rows) > MOST_TOLD:
+        yield f"left out: {len(rows) - MOST_TOLD} more{more}"
+
+
 def import_folder(
     folder: Path,
     out: Path,
@@ -116,7 +125,7 @@ def import_folder(
     how : {'hard', 'symlink', 'copy'}
         How NIfTI files get their place; DICOM files are converted.
     progress : callable
-        Gets a line for each.
+        Gets a line for each, and for the first that are left out.
 
     Returns
     -------
@@ -140,6 +149,8 @@ def import_folder(
         row = _place(source, folder, out, how)
         progress(f"{row.source}: {row.became or f'left out: {row.reason}'}")
         done.append(row)
+    for line in left_out_lines(rows, f", each with its reason in {out / TABLE}"):
+        progress(line)
     _write_tables(out, folder, sources, [*done, *rows])
     return [*done, *rows]
 
@@ -175,6 +186,11 @@ def _write_tables(out: Path, folder: Path, sources: Sequence[Source], rows: Sequ
     write_table(out / "participants.tsv", pd.DataFrame({"participant_id": there}))
     listed = [(row.source, row.became or "n/a", row.reason or "n/a") for row in rows]
     write_table(out / TABLE, pd.DataFrame(listed, columns=COLUMNS))
+
+
+def has_images(folder: Path) -> bool:
+    """Tell whether a folder holds NIfTI files, at any depth."""
+    return any(extension_of(path) for path in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[Path]:

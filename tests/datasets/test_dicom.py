@@ -1,5 +1,6 @@
 """Folders of DICOM: which series is the FLAIR, and that its voxels stay where they are."""
 
+import shlex
 import sys
 
 import nibabel as nib
@@ -58,6 +59,30 @@ def test_several_flairs_are_listed(tmp_path):
     assert not (tmp_path / "out").exists()
     assert take(tmp_path, series=7).number == 7
     assert take(tmp_path, series=2).names.startswith("t2")
+
+
+def test_of_several_visits_the_command_for_each_is_said(tmp_path):
+    study = tmp_path / "dicom"
+    for number in (5, 7):
+        write_series(study / "in one folder", number, "FLAIR")
+    with pytest.raises(UsageError, match="each by itself: ") as told:
+        take(tmp_path)
+    for number in (5, 7):
+        assert f"bagau segment {study} OUT{number} --series {number}" in str(told.value)
+    write_series(study / "second visit", 5, "FLAIR", echo_ms=88.0)
+    first, second = (shlex.quote(f"{study}/{name}") for name in ("in one folder", "second visit"))
+    with pytest.raises(UsageError) as told:
+        take(tmp_path)
+    assert f"the folder of each: bagau segment {first} {second} OUT" in str(told.value)
+
+
+def test_a_folder_of_nifti_files_is_no_study(tmp_path):
+    (tmp_path / "dicom").mkdir()
+    nib.Nifti1Image(np.zeros((5, 5, 5), np.uint8), np.eye(4)).to_filename(
+        tmp_path / "dicom" / "one.nii.gz"
+    )
+    with pytest.raises(UsageError, match=r"holds NIfTI files \(one.nii.gz\) and no DICOM images"):
+        take(tmp_path)
 
 
 @pytest.mark.parametrize(

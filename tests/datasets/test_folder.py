@@ -86,6 +86,13 @@ def test_a_data_set_is_made_and_found_again(tmp_path, capsys):
     assert people["participant_id"].tolist() == ["sub-anna", "sub-p2", "sub-p4"]
     said = capsys.readouterr().out
     assert "4 FLAIRs, 1 others left out" in said
+    others = [f"other{number}.nii" for number in range(12)]
+    touch(tmp_path / "in", *others)
+    assert main(["import", "folder", str(tmp_path / "in"), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "left out: other7.nii: its name does not say FLAIR, those of others do" in said
+    assert said.count("left out: other") == 10
+    assert f"left out: 2 more, each with its reason in {out}/sourcedata/import.tsv" in said
     touch(tmp_path / "in", "new_FLAIR.nii")
     assert main(["import", "folder", str(tmp_path / "in"), str(out)]) == 0
     assert (out / "sub-new" / "anat" / "sub-new_FLAIR.nii").is_file()

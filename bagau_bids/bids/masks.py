@@ -1,5 +1,6 @@
 """Masks of a BIDS derivative data set, each known by the scan it was drawn or made on."""
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from bagau_bids.errors import InputImageError
 NIFTI_EXTENSION = re.compile(r"\.nii(\.gz)?$")
 # What a mask's name may add to the entities of its scan.
 FREE_ENTITIES = ("space", "label", "desc", "res")
+# Data sets in a folder of results: masks that a person edited and others have replaced.
+KEPT = "derivatives/edited"
+KEPT_FOLDER = re.compile(r"edited([0-9]*)")
 
 
 def extension_of(path: Path) -> str | None:
@@ -68,9 +72,24 @@ def lesion_mask_at(path: Path) -> LesionMask | None:
 
 
 def find_lesion_masks(folder: Path) -> list[LesionMask]:
-    """Find the WMH masks below a folder, sorted by path; none where there is no such folder."""
+    """Find the WMH masks below a folder, sorted by path; none where there is no such folder.
+
+    Masks of earlier days that are kept in a folder of results (`KEPT`) do not count.
+    """
     paths = sorted(folder.rglob("*_mask.nii*")) if folder.is_dir() else []
-    return [mask for path in paths if (mask := lesion_mask_at(path)) is not None]
+    return [
+        mask
+        for path in paths
+        if not _is_kept(path.relative_to(folder)) and (mask := lesion_mask_at(path)) is not None
+    ]
+
+
+def _is_kept(path: Path) -> bool:
+    parent, *_ = Path(KEPT).parts
+    return any(
+        above == parent and KEPT_FOLDER.fullmatch(name)
+        for above, name in itertools.pairwise(path.parts)
+    )
 
 
 def find_brain_mask(derivatives: Mapping[str, Path], entities: Mapping[str, Any]) -> Path | None:

@@ -1,6 +1,7 @@
 """FLAIRs of any name and place: laid out as a BIDS data set, their results under plain names."""
 
 import itertools
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import pandas as pd
 
 from bagau_bids.bids.derivatives import derivative_path, sidecar_path
 from bagau_bids.bids.description import BIDS_VERSION
-from bagau_bids.bids.masks import NIFTI_EXTENSION, extension_of
+from bagau_bids.bids.masks import KEPT, NIFTI_EXTENSION, extension_of
 from bagau_bids.bids.tables import read_records
 from bagau_bids.errors import UsageError
 from bagau_bids.files import (
@@ -42,6 +43,7 @@ PLAIN_NAMES = {
     "quality_table": "quality.tsv",
 }
 PAGE = "report.html"
+OUT = "OUT"  # how a page calls the folder of the results in a command
 # Paragraphs of a page that hold nothing but links to files.
 _OF_FILES = re.compile(r'<p class="files">Get the picture: .*?</p>\n', re.DOTALL)
 
@@ -240,6 +242,9 @@ def take_results(
         return
     links = {path.relative_to(derivatives).as_posix(): name for name, path in there.items()}
     text = _linked(page.read_text(encoding="utf-8"), links)
+    kept = escape(f"{OUT}/{KEPT}")
+    below = Path(os.path.relpath(derivatives, folder.parent), KEPT)
+    text = text.replace(kept, escape(f"{OUT}/{below.as_posix()}"))
     for link, called in names.items():  # as a page has them, in which a name may hold no markup
         text = text.replace(escape(str(link)), escape(str(called)))
     write_text(folder / PAGE, text)

@@ -239,11 +239,15 @@ class Edited(Struct, frozen=True, kw_only=True):
         When it was measured.
     network_mm3
         Volume that the network had found; None where it is not known.
+    network_sha256
+        Of the network's voxels, eight a byte in RAS order, by which its mask is known when it is
+        given back; None where an older version did not write it.
     """
 
     mask: str
     at: str
     network_mm3: float | None
+    network_sha256: str | None = None
 
 
 class Record(Struct, frozen=True, kw_only=True):

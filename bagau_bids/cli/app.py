@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bagau_bids.cli.summary import Row
     from bagau_bids.network.cards import Networks
     from bagau_bids.preprocessing.template import Template
+    from bagau_bids.reports.results import ScanResults
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tell(config: Config, ending: Ending) -> str:
     """Return the summary of a run: what was found in each scan, the pages, the log."""
-    from bagau_bids.cli.summary import DONE, summary_text
+    from bagau_bids.cli.summary import DONE, GAVE_WAY, summary_text
+    from bagau_bids.reports.results import find_results
 
-    done = [row.name for row in ending.rows if row.status == DONE]
-    found = _found(
-        config.output_dir,
-        {name.split("_")[0].removeprefix("sub-") for name in done if name.startswith("sub-")},
-    )
+    done = {row.name for row in ending.rows if row.status == DONE}
+    subjects = {name.split("_")[0].removeprefix("sub-") for name in done if name[:4] == "sub-"}
+    scans = {
+        scan.stem: scan
+        for subject in sorted(subjects)
+        for scan in find_results(config.output_dir, subject)
+        if scan.stem in done
+    }
+    found = _found(scans.values())
     rows = [replace(row, found=found.get(row.name, "")) for row in ending.rows]
-    return summary_text(rows, ending.log_path, ending.pages)
+    notes = [
+        f"{stem}: {GAVE_WAY}{how}"
+        for stem, scan in scans.items()
+        if (how := take_again(config.output_dir, scan))
+    ]
+    return summary_text(rows, ending.log_path, ending.pages, notes)
+
+
+def take_again(out: Path, scan: "ScanResults") -> str:
+    """Return the command that takes the edited mask again which the network's has replaced.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results, as the user calls it.
+    scan : ScanResults
+
+    Returns
+    -------
+    str
+        Empty where there is no such mask.
+    """
+    from bagau_bids.bids.edited import how_to_take
+
+    return how_to_take(out, scan.replaced[-1], scan.entities) if scan.replaced else ""
 
 
 def run(
@@ -123,12 +153,14 @@ def run(
 
 def _find_scans(config: Config) -> dict["Scan", str]:
     """Find the scans, each with the reason why it can have no result, or an empty text."""
+    from bagau_bids.bids.derivatives import derivative_path
     from bagau_bids.bids.scans import find_scans, find_too_long, find_unavailable
 
     scans = find_scans(config.bids_dir, config.selection)
     too_long = find_too_long(scans, config.output_dir.absolute(), config.processing.template)
     unavailable = too_long | find_unavailable(scans)
-    if len(unavailable) == len(scans):
+    records = (derivative_path(config.output_dir, scan.entities, "record") for scan in scans)
+    if len(unavailable) == len(scans) and not any(path.is_file() for path in records):
         reasons = "\n".join(f"  {reason}" for reason in unavailable.values())
         raise UsageError(f"None of the {len(scans)} FLAIR images found can be read:\n{reasons}")
     return {scan: unavailable.get(scan, "") for scan in scans}
@@ -153,13 +185,15 @@ def _process(
 
     missing = find_missing(config.bids_dir, config.selection, scans)
     template = _check_resources(config, networks)
-    usable = [scan for scan, reason in scans.items() if not reason]
+    unavailable = {scan: reason for scan, reason in scans.items() if reason}
+    usable = [scan for scan in scans if scan not in unavailable]
     steps = scan_steps(config.processing, networks)
-    pages = _Pages(config, usable)
+    outdated = [] if config.execution.dry_run else _record_unavailable(config, unavailable)
+    pages = _Pages(config, [*usable, *outdated])
     with Progress(len(usable), steps, console, stop.check, pages.scan_finished) as progress:
         results = run_participants(config, usable, template, networks, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
-    rows += [Row(scan.stem, FAILED, reason) for scan, reason in scans.items() if reason]
+    rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
     if config.execution.dry_run:
         return rows + [Row(scan.stem, TO_DO) for scan in usable], ()
     rows += [
@@ -216,16 +250,30 @@ class _Pages:
         self.written += pages
 
 
-def _found(output_dir: Path, subjects: set[str]) -> dict[str, str]:
-    """Say what was found in each scan of participants, by the scan's stem."""
-    from bagau_bids.reports.results import find_results
+def _record_unavailable(config: Config, unavailable: Mapping["Scan", str]) -> list["Scan"]:
+    """Let results of an earlier run tell that their scan cannot be read now; return such scans."""
+    from bagau_bids.bids.derivatives import derivative_path
+    from bagau_bids.workflow.run import record_failure
+    from bagau_bids.workflow.tracker import ScanOutcome
+
+    there = [
+        scan
+        for scan in unavailable
+        if derivative_path(config.output_dir, scan.entities, "record").is_file()
+    ]
+    for scan in there:
+        record_failure(config, ScanOutcome(scan, False, unavailable[scan]))
+    return there
+
+
+def _found(scans: "Iterable[ScanResults]") -> dict[str, str]:
+    """Say what was found in each scan, by the scan's stem."""
     from bagau_bids.reports.scan_tables import headline
 
     found = {}
-    for subject in subjects:
-        for scan in find_results(output_dir, subject):
-            with suppress(ProcessingError):  # of a table; its page tells of that
-                found[scan.stem] = headline(scan)
+    for scan in scans:
+        with suppress(ProcessingError):  # of a table; its page tells of that
+            found[scan.stem] = headline(scan)
     return found
 
 

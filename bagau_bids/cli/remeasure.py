@@ -84,6 +84,8 @@ def run(options: Options) -> int:
     for stem, path in given.items():
         scan, name = scans[stem], found.names[stem]
         try:
+            if found.plain is not None:
+                segment.keep_saved_over(found.plain, name, scan.entities["sub"], path)
             if remeasure(scan, path):
                 changed.append(stem)
                 log.info("%s: measured anew from %s", name, path)
@@ -96,14 +98,14 @@ def run(options: Options) -> int:
         pages = write_participant_report(found.derivatives, subject)
         if found.plain is None:
             log.info("Page: %s", pages[0])
+    code = EXIT_OK
     if found.plain is not None and changed:
-        segment.refresh(
-            found.plain, {found.names[stem]: stem.removeprefix("sub-") for stem in changed}
-        )
+        labels = {found.names[stem]: scans[stem].entities["sub"] for stem in changed}
+        code = segment.refresh(found.plain, labels)
     if options.labels:
         good = {stem: path for stem, path in given.items() if stem not in failed}
         _copy_labels(options.labels, good)
-    return EXIT_SUBJECT_FAILED if failed else EXIT_OK
+    return EXIT_SUBJECT_FAILED if failed else code
 
 
 def _results(out: Path) -> _Results:
@@ -188,19 +190,11 @@ def _copy_labels(folder: Path, given: Mapping[str, Path]) -> None:
     import nibabel as nib
 
     from bagau_bids.bids.derivatives import derivative_path
-    from bagau_bids.bids.description import BIDS_VERSION
+    from bagau_bids.bids.edited import describe_edited
     from bagau_bids.evaluation.scoring import read_result_mask
-    from bagau_bids.files import replacing, write_json
+    from bagau_bids.files import replacing
 
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": "WMH masks edited by hand",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "bagau remeasure"}],
-        },
-    )
+    describe_edited(folder, "WMH masks edited by hand")
     for stem, path in given.items():
         mask = read_result_mask(path)
         entities = dict(part.split("-", 1) for part in stem.split("_"))

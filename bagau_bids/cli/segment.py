@@ -1,8 +1,11 @@
 """``bagau segment``: FLAIRs of any name, without BIDS, to masks, tables and pages."""
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bagau_bids import values
@@ -24,6 +27,7 @@ WORK = ".work"
 CLAIM = ".bagau-segment.json"
 TABLE, SCORES = "volumes.tsv", "evaluation.tsv"
 OWN_NAMES = {DATA_SET.name, WORK, TABLE, "volumes.json", SCORES}
+MOST_TOLD = 10  # scans that cannot be read, named in a message
 _OF_BIDS = ("bids_name", "participant_id", "session_id", "outliers")
 
 
@@ -32,8 +36,8 @@ class Options:
     """What the subcommand is told."""
 
     scans: tuple[Path, ...] = argument(
-        "FLAIRs: .nii or .nii.gz files of any name, or folders of DICOM files, of which the "
-        "series that is a FLAIR is taken",
+        "FLAIRs: .nii or .nii.gz files of any name, folders of them, or folders of DICOM files, "
+        "of which the series that is a FLAIR is taken",
         metavar="SCAN",
         type=values.any_path,
     )
@@ -71,28 +75,81 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
-    from bagau_bids.bids.plain import lay_out, name_scans
+    from bagau_bids.bids.plain import PARTICIPANTS, name_scans
+    from bagau_bids.files import copy_file
+
+    scans = name_scans([path for given in options.scans for path in _flairs_of(given)])
+    _check(options, scans)
+    if not options.execution.dry_run:
+        return _segment(options, scans)
+    with TemporaryDirectory(prefix="bagau-dry-") as folder:  # nothing is to be left anywhere
+        out = Path(folder, "out")
+        known = options.out / DATA_SET / PARTICIPANTS
+        if known.is_file():
+            copy_file(known, out / DATA_SET / PARTICIPANTS)
+        execution = replace(options.execution, work_dir=out / WORK)
+        try:
+            return _segment(replace(options, out=out, execution=execution), scans)
+        except BagauError as error:
+            raise type(error)(str(error).replace(str(out), str(options.out))) from error
+
+
+def _flairs_of(path: Path) -> list[Path]:
+    """Return a file or a folder of DICOM files as it is, and the FLAIRs of a folder of NIfTI."""
+    from bagau_bids.datasets.folder import find_sources, has_images, left_out_lines
+
+    if not path.is_dir() or not has_images(path):
+        return [path]
+    sources, left_out = find_sources(path)
+    for line in left_out_lines(left_out, f" of {path}"):
+        print(line)
+    return [one.path for one in sources]
+
+
+def _segment(options: Options, scans: Mapping[str, Path]) -> int:
+    """Lay the scans out, process them, and score them where masks are given."""
     from bagau_bids.cli.failure import exit_code_of
+
+    drawn = dict(zip(scans, options.masks, strict=False))
+    _check_masks(drawn, {name: path for name, path in scans.items() if path.is_file()})
+    made = [path for path in (options.out, *options.out.parents) if not path.exists()]
+    try:
+        files, labels = _lay_out(options, scans, drawn)
+    except BagauError:
+        _leave_nothing(options.out, made)
+        raise
+    run_of = _Run(options, scans, files, labels)
+    code = exit_code_of("bagau segment", run_of.carry_out)
+    return _score(options.out, labels, drawn) or code if run_of.ended else code
+
+
+def _lay_out(
+    options: Options, scans: Mapping[str, Path], drawn: Mapping[str, Path]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Make the data set of links; return the files by the names of scans, and their labels."""
+    from bagau_bids.bids.plain import lay_out
     from bagau_bids.datasets.dicom import convert_folders
     from bagau_bids.files import claim_origin
 
-    scans = name_scans(options.scans)
-    _check(options, scans)
-    drawn = dict(zip(scans, options.masks, strict=False))
-    _check_masks(drawn, {name: path for name, path in scans.items() if path.is_file()})
     try:
         claim_origin(options.out / CLAIM, {"command": "bagau segment"})
         files = convert_folders(scans, options.out / SOURCES, options.series, print)
         _check_masks(drawn, {name: files[name] for name in files if scans[name].is_dir()})
-        labels = lay_out(options.out / DATA_SET, files, scans)
+        return files, lay_out(options.out / DATA_SET, files, scans)
     except OSError as error:
         raise UsageError(
             f"{options.out}: cannot be written ({error.strerror}: {error.filename}); expected a "
             "folder of one's own, and names of an ordinary length"
         ) from error
-    run_of = _Run(options, scans, files, labels)
-    code = exit_code_of("bagau segment", run_of.carry_out)
-    return _score(options, drawn, labels) or code if run_of.ended else code
+
+
+def _leave_nothing(out: Path, made: Sequence[Path]) -> None:
+    """Remove what was begun of folders that were not there before."""
+    if out in made:
+        shutil.rmtree(out, ignore_errors=True)
+    for folder in made[1:]:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _check(options: Options, scans: Mapping[str, Path]) -> None:
@@ -108,7 +165,8 @@ def _check(options: Options, scans: Mapping[str, Path]) -> None:
             f"{out}: is not empty and holds no results of bagau segment; expected a new folder, "
             "or one of results, to which more may be added"
         )
-    if options.masks and not len(options.masks) == len(options.scans) == len(scans):
+    same = len(scans) if any(path.is_dir() for path in options.scans) else len(options.scans)
+    if options.masks and not len(options.masks) == same == len(scans):
         raise UsageError(
             f"--mask: {len(options.masks)} masks for {len(scans)} scans; expected one for each "
             "scan, in the same order"
@@ -119,6 +177,29 @@ def _check(options: Options, scans: Mapping[str, Path]) -> None:
             f"{out}: {' and '.join(sorted(taken))} are names of the program's own there, and of "
             "scans; rename these"
         )
+    _check_readable(options, scans)
+
+
+def _check_readable(options: Options, scans: Mapping[str, Path]) -> None:
+    """Refuse scans none of which can be read, where nothing is known of any.
+
+    Beside others, or with results of an earlier run, one that cannot be read is told of by the
+    processing, on its page and in the table.
+    """
+    from bagau_bids.preprocessing.conform import check_start
+
+    reasons = []
+    for name, path in scans.items():
+        if path.is_dir() or (options.out / name).exists():
+            return
+        try:
+            check_start(path)
+        except InputImageError as error:
+            reasons.append(str(error))
+        else:
+            return
+    shown = [*reasons[:MOST_TOLD], *(["..."] if len(reasons) > MOST_TOLD else [])]
+    raise UsageError("\n  ".join(["no scan can be read; expected FLAIRs as NIfTI files:", *shown]))
 
 
 def _check_masks(drawn: Mapping[str, Path], scans: Mapping[str, Path]) -> None:
@@ -162,15 +243,17 @@ class _Run:
     @property
     def names(self) -> dict[Path, Path]:
         """What the user calls each file of the data set of links."""
-        from bagau_bids.bids.masks import extension_of
+        from bagau_bids.bids.masks import NIFTI_EXTENSION, extension_of
 
-        root = (self.options.out / DATA_SET).absolute()
-        links = {
-            name: root / f"sub-{label}" / "anat" / f"sub-{label}_FLAIR{extension_of(path)}"
-            for name, label in self.labels.items()
-            for path in [self.files[name]]
-        }
-        return {link: self.scans[name] for name, link in links.items()}
+        root, names = (self.options.out / DATA_SET).absolute(), {}
+        for name, label in self.labels.items():
+            scan = self.scans[name]
+            link = root / f"sub-{label}" / "anat" / f"sub-{label}_FLAIR"
+            names[link.with_name(f"{link.name}{extension_of(self.files[name])}")] = scan
+            if scan.is_file():
+                beside = scan.with_name(NIFTI_EXTENSION.sub("", scan.name) + ".json")
+                names[link.with_name(f"{link.name}.json")] = beside
+        return names
 
     def carry_out(self, stop: "StopRequest") -> int:
         """Process the scans; errors name the user's files."""
@@ -192,6 +275,9 @@ class _Run:
                 )
 
         config = _config(self.options, self.labels.values())
+        if not config.execution.dry_run:
+            for name, label in self.labels.items():
+                keep_saved_over(self.options.out, name, label)
         try:
             return app.run(config, stop, self._tell, NamingConsole(stderr=True))
         except BagauError as error:
@@ -200,7 +286,8 @@ class _Run:
     def _tell(self, config: Config, ending: "Ending") -> str:
         """Take the results out and say what became of each scan."""
         from bagau_bids.bids.plain import PAGE, renamed, take_results
-        from bagau_bids.cli.summary import TO_DO
+        from bagau_bids.cli import app
+        from bagau_bids.cli.summary import GAVE_WAY, TO_DO
         from bagau_bids.reports.results import COMPLETE, find_results
 
         if config.execution.dry_run:
@@ -218,6 +305,8 @@ class _Run:
             said.append(f"{name}: {' '.join(renamed(told, self.names).split())}")
             if (folder / PAGE).is_file():
                 said.append(f"  {folder / PAGE}")
+            if scan is not None and (how := app.take_again(self.options.out, scan)):
+                said.append(f"  {GAVE_WAY}{how}")
             if page := reasons.get(f"page of sub-{label}"):
                 said.append(f"  its page could not be written: {page}")
         _write_table(self.options.out, list(results.values()), self.names)
@@ -226,8 +315,31 @@ class _Run:
         )
 
 
-def refresh(out: Path, labels: Mapping[str, str]) -> None:
-    """Take results out again that were measured anew, and write the table.
+def keep_saved_over(out: Path, name: str, label: str, unlike: Path | None = None) -> None:
+    """Keep the mask of a scan's folder where a person has saved over it and nobody measured it.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results.
+    name, label : str
+        Of the scan, and of its participant.
+    unlike : Path, optional
+        Mask that takes its place; by default that of the data set.
+    """
+    from bagau_bids.bids import edited
+    from bagau_bids.bids.derivatives import derivative_path
+    from bagau_bids.bids.plain import PLAIN_NAMES
+
+    derivatives, entities = out / DERIVATIVES, {"sub": label}
+    mask = out / name / PLAIN_NAMES["wmh_mask"]
+    if edited.saved_over(mask, derivatives, entities):
+        other = unlike or derivative_path(derivatives, entities, "wmh_mask")
+        edited.keep(mask, derivatives, entities, other)
+
+
+def refresh(out: Path, labels: Mapping[str, str]) -> int:
+    """Take results out again that were measured anew, write the table, and score them anew.
 
     Parameters
     ----------
@@ -235,6 +347,11 @@ def refresh(out: Path, labels: Mapping[str, str]) -> None:
         Folder of the results.
     labels : mapping of str to str
         Label of the participant by the name of the scan.
+
+    Returns
+    -------
+    int
+        Exit code: of scores, where masks drawn by hand were given before.
     """
     from bagau_bids.bids.plain import PAGE, take_results
     from bagau_bids.reports.results import find_results
@@ -244,6 +361,7 @@ def refresh(out: Path, labels: Mapping[str, str]) -> None:
         print(f"Page: {out / name / PAGE}")
     _write_table(out, find_results(out / DERIVATIVES), {})
     print(f"Volumes: {out / TABLE}")
+    return _score(out, labels, {})
 
 
 def _outcome(scan: "ScanResults") -> str:
@@ -307,11 +425,11 @@ def _usual(out: Path, labels: Mapping[str, str], cases: "pd.DataFrame") -> list[
     return lines
 
 
-def _score(options: Options, drawn: Mapping[str, Path], labels: Mapping[str, str]) -> int:
-    """Score the masks found against those drawn by hand; return the exit code."""
-    if not drawn:
-        return EXIT_OK
+def _score(out: Path, labels: Mapping[str, str], drawn: Mapping[str, Path]) -> int:
+    """Score masks against those drawn by hand, given now or before; return the exit code.
 
+    The table keeps what it has of other scans.
+    """
     from bagau_bids.bids.plain import PLAIN_NAMES
     from bagau_bids.cli.evaluate import in_columns, report_problems
     from bagau_bids.evaluation.pairs import MaskPair
@@ -319,11 +437,39 @@ def _score(options: Options, drawn: Mapping[str, Path], labels: Mapping[str, str
     from bagau_bids.evaluation.tables import case_table
     from bagau_bids.files import write_table
 
-    found = {name: options.out / name / PLAIN_NAMES["wmh_mask"] for name in drawn}
+    rows = _scored_before(out)
+    before = {} if rows is None else dict(zip(rows["case"], rows["reference"], strict=True))
+    references = {name: Path(path) for name, path in before.items() if name in labels}
+    references |= {name: path.absolute() for name, path in drawn.items()}
+    found = {name: out / name / PLAIN_NAMES["wmh_mask"] for name in references}
     pairs = [
-        MaskPair(name, path, found[name]) for name, path in drawn.items() if found[name].is_file()
+        MaskPair(name, path, found[name])
+        for name, path in references.items()
+        if found[name].is_file()
     ]
+    if not references:
+        return EXIT_OK
     cases = case_table(evaluate_pairs(pairs))
-    print("", in_columns(cases), *_usual(options.out, labels, cases), sep="\n")
-    write_table(options.out / SCORES, cases)
-    return report_problems(cases)
+    print("", in_columns(cases), *_usual(out, labels, cases), sep="\n")
+    cases.insert(1, "reference", [str(references[name]) for name in cases["case"]])
+    if rows is not None:
+        cases = _beside(rows[~rows["case"].isin(references)], cases)
+    write_table(out / SCORES, cases)
+    return report_problems(cases[cases["case"].isin(references)])
+
+
+def _scored_before(out: Path) -> "pd.DataFrame | None":
+    """Return the scores that there are, as text; None where there are none of this version."""
+    import pandas as pd
+
+    if not (out / SCORES).is_file():
+        return None
+    rows = pd.read_csv(out / SCORES, sep="\t", dtype=str, keep_default_na=False)
+    return rows if {"case", "reference"} <= set(rows.columns) else None
+
+
+def _beside(rows: "pd.DataFrame", cases: "pd.DataFrame") -> "pd.DataFrame":
+    """Put scores that were read as text above new ones."""
+    import pandas as pd
+
+    return pd.concat([rows, cases.astype(object)], ignore_index=True) if len(rows) else cases

@@ -9,6 +9,7 @@ DONE = "done"
 FAILED = "failed"
 NO_FLAIR = "no FLAIR"
 TO_DO = "would be processed"
+GAVE_WAY = "its edited mask gave way to the network's and is kept. To take it again: "
 MOST_PAGES = 3  # named at the end of a run
 
 
@@ -34,10 +35,15 @@ class Row:
     found: str = ""
 
 
-def summary_text(rows: Sequence[Row], log_path: Path, pages: Sequence[Path] = ()) -> str:
+def summary_text(
+    rows: Sequence[Row],
+    log_path: Path,
+    pages: Sequence[Path] = (),
+    notes: Sequence[str] = (),
+) -> str:
     """Return the summary for a person: how many of each kind, then each scan, then the pages.
 
-    What needs a look comes last, where it is seen.
+    What needs a look comes last, where it is seen, and then the notes.
     """
     counts = Counter(row.status for row in rows)
     width = max((len(row.name) for row in rows), default=0)
@@ -48,6 +54,7 @@ def summary_text(rows: Sequence[Row], log_path: Path, pages: Sequence[Path] = ()
         told = _one_line(row.reason or row.found)
         line = f"  {row.name:<{width}}  {row.status:<{status_width}}  {told}"
         lines.append(line.rstrip())
+    lines += notes
     lines += [f"Page: {path}" for path in pages[:MOST_PAGES]]
     if len(pages) > MOST_PAGES:
         lines.append(f"and {len(pages) - MOST_PAGES} more pages in that folder")

@@ -2,6 +2,8 @@
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,6 +119,26 @@ def conform(path: str | Path) -> Conformed:
     return Conformed(data, ras.affine, (*stored.notes, *value_notes), axes)
 
 
+def check_start(path: Path) -> None:
+    """Make sure that a file begins as an image does; the rest of it is not read.
+
+    Parameters
+    ----------
+    path : Path
+        As for `read_volume`.
+
+    Raises
+    ------
+    InputImageError
+        If the file is missing, not a NIfTI image, or of a size that no image has.
+    """
+    _check_file(path)
+    with _opened(path) as stream:
+        start = stream.read(LONGEST_HEADER)
+        header_class = _header_class(path, start)
+        _expected_bytes(path, header_class(start[: header_class.sizeof_hdr], check=False))
+
+
 def read_volume(path: Path) -> StoredVolume:
     """Read a file to its last byte as one volume with a usable geometry, whatever it shows.
 
@@ -228,21 +250,14 @@ def _read(path: Path) -> tuple[Any, list[str]]:
     """
     import nibabel as nib
 
-    with path.open("rb") as file:
-        stream = Stream(file, gzipped=path.suffix == ".gz")
-        try:
-            start = stream.read(LONGEST_HEADER)
-            header_class = _header_class(path, start)
-            expected = _expected_bytes(
-                path, header_class(start[: header_class.sizeof_hdr], check=False)
-            )
-            content = start + stream.read(expected - len(start))
-            beyond = len(stream.read(MOST_BEYOND + 1))
-        except (EOFError, OSError, zlib.error) as error:
-            raise InputImageError(
-                f"{path}: the gzip stream is truncated or damaged ({error}); copy the file again "
-                "from its source"
-            ) from error
+    with _opened(path) as stream:
+        start = stream.read(LONGEST_HEADER)
+        header_class = _header_class(path, start)
+        expected = _expected_bytes(
+            path, header_class(start[: header_class.sizeof_hdr], check=False)
+        )
+        content = start + stream.read(expected - len(start))
+        beyond = len(stream.read(MOST_BEYOND + 1))
     if beyond > MOST_BEYOND:
         raise InputImageError(
             f"{path}: goes on for more than {MOST_BEYOND // 2**20} MiB after the {expected} bytes "
@@ -260,6 +275,19 @@ def _read(path: Path) -> tuple[Any, list[str]]:
     if stream.garbage:
         notes.append("Something that is not gzipped follows the gzip stream; it was left out.")
     return image, notes
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[Stream]":
+    """Open a file; damage that is found while it is read is told of."""
+    with path.open("rb") as file:
+        try:
+            yield Stream(file, gzipped=path.suffix == ".gz")
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputImageError(
+                f"{path}: the gzip stream is truncated or damaged ({error}); copy the file again "
+                "from its source"
+            ) from error
 
 
 class Stream:

@@ -1,6 +1,7 @@
 """Whether a participant's page is still what its results would give: by what it was made from.
 
-A page carries a digest of everything it was made from. Nothing here loads what draws.
+A page carries a digest of everything it was made from, and of its own text. Nothing here loads
+what draws.
 """
 
 import hashlib
@@ -9,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bagau_bids import __version__
+from bagau_bids.bids.edited import kept_of
 from bagau_bids.files import file_digest
 
 # As `participant.html` writes it, near the top of a page.
-MARK = re.compile(rb'<meta name="made-from" content="([0-9a-f]{64})">')
-HEAD_BYTES = 4096
+MARK = re.compile(r'<meta name="made-from" content="([0-9a-f]{64})">')
+EMPTY_MARK = '<meta name="made-from" content="">'
+HEAD_LENGTH = 4096
 
 
 def further_pages(output_dir: Path) -> dict[str, tuple[Path, ...]]:
@@ -58,13 +61,32 @@ def pages_in_place(
     page = output_dir / f"{participant}.html"
     if not page.is_file():
         return ()
-    with page.open("rb") as stream:
-        found = MARK.search(stream.read(HEAD_BYTES))
+    text = page.read_bytes().decode("utf-8", "replace")
+    found = MARK.search(text, endpos=HEAD_LENGTH)
     if found is None:
         return ()
-    if found[1].decode() != made_from(output_dir, participant, most_sessions, further):
-        return ()
-    return (page, *further)
+    unmarked = text.replace(found[0], EMPTY_MARK, 1)
+    source = made_from(output_dir, participant, most_sessions, further)
+    return (page, *further) if found[1] == page_mark(source, unmarked) else ()
+
+
+def marked(text: str, source: str) -> str:
+    """Return a page with its mark.
+
+    Parameters
+    ----------
+    text : str
+        The page, its mark empty.
+    source : str
+        As by `made_from`.
+    """
+    mark = EMPTY_MARK.replace('""', f'"{page_mark(source, text)}"')
+    return text.replace(EMPTY_MARK, mark, 1)
+
+
+def page_mark(source: str, unmarked: str) -> str:
+    """SHA-256 of what a page was made from, and of the page without its mark."""
+    return hashlib.sha256(f"{source}\n{unmarked}".encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def made_from(
@@ -73,11 +95,12 @@ def made_from(
     """SHA-256, hexadecimal, of what the participant's page is made from and goes with.
 
     The version of the program, the option, the participant's files with their pictures and
-    crash files, its further pages, and the text of the methods.
+    crash files, edited masks that were kept, its further pages, and the text of the methods.
     """
     digest = hashlib.sha256(f"{__version__}\n{most_sessions}\n".encode())
     for path in (
         *sorted(_files(output_dir / participant)),
+        *kept_of(output_dir, participant),
         *further,
         *sorted((output_dir / "logs").glob("CITATION.*")),
     ):

@@ -298,7 +298,8 @@ def _summary(cohort: Cohort) -> Iterator[tuple[str, str]]:
     if judged := [row["n_flags"] for row in cohort.complete if row["n_flags"] is not None]:
         yield "Flagged", f"{sum(count > 0 for count in judged)} of {len(judged)} scans"
     if len(cohort.complete) >= FEWEST_VALUES:
-        yield "Outliers", f"{sum(bool(row['outliers']) for row in cohort.complete)} scans"
+        outlying = sum(bool(row["outliers"]) for row in cohort.complete)
+        yield "Outliers", f"{outlying} scan{'s' * (outlying != 1)}"
 
 
 def _figures(

@@ -33,6 +33,8 @@ SECTIONS = {
     "Quality": "quality",
     "Processing": "group",
 }
+# Quality figures that say nothing beside the volume of an edited mask.
+OF_NETWORKS_MASK = ("wmh_wm_contrast", "wmh_soft_to_hard")
 SCALES = ("periventricular", "deep")
 # What a scan of an older version does not have; it is complete all the same.
 LATER_FIGURES = {
@@ -205,6 +207,8 @@ def _processing(scan: ScanResults) -> dict[str, Any]:
         found["tta"] = "yes" if steps.segmentation.tta else "no"
         found["device"] = steps.segmentation.device
     found["edited"] = "yes" if scan.edited else "no"
+    if scan.edited:
+        found |= dict.fromkeys(OF_NETWORKS_MASK)
     if scan.judged:
         names = dict.fromkeys(flag.name for flag in scan.flags)
         found |= {"n_flags": len(names), "flags": ",".join(names) or None}

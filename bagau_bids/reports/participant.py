@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bagau_bids.bids.edited import how_to_take
+from bagau_bids.bids.plain import OUT
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.config import Execution
 from bagau_bids.errors import ProcessingError, UsageError
 from bagau_bids.files import remove_stale, write_text
 from bagau_bids.reports import scan_pictures, scan_tables, stacks, viewer
 from bagau_bids.reports.expectation import Expectation, expectation
-from bagau_bids.reports.fingerprint import further_pages, made_from
+from bagau_bids.reports.fingerprint import further_pages, made_from, marked
 from bagau_bids.reports.methods import Methods, render_methods
 from bagau_bids.reports.pages import Picture, render
 from bagau_bids.reports.results import ScanResults, find_results
@@ -148,6 +150,13 @@ class ScanSection:
         anchor = f"{self.anchor}_{FLAG_PARTS.get(flag, '')}"
         return anchor if anchor in dict(self.parts) else ""
 
+    @property
+    def how_to_take(self) -> str:
+        """Command that takes the latest edited mask that the network's has replaced."""
+        scan = self.results
+        inside = scan.replaced[-1].relative_to(scan.output_dir)
+        return how_to_take(Path(OUT), Path(OUT) / inside, scan.entities)
+
     def file(self, name: str) -> str:
         """Link to a derivative, empty where it is not there."""
         path = self.results.path(name)
@@ -210,8 +219,8 @@ def write_participant_report(
     written = [_write_page(output_dir, name, pages, crashes) for name in further]
     others = set(further_pages(output_dir).get(participant, ())) - set(written)
     remove_stale(sorted(others), f"what it showed is on {own}.html or linked there")
-    mark = made_from(output_dir, participant, aggregate_session_reports, sorted(written))
-    return (_write_page(output_dir, own, pages, crashes, mark), *written)
+    source = made_from(output_dir, participant, aggregate_session_reports, sorted(written))
+    return (_write_page(output_dir, own, pages, crashes, source), *written)
 
 
 def _pages(
@@ -258,9 +267,9 @@ def _write_page(
     name: str,
     pages: Mapping[str, Sequence[ScanSection]],
     crashes: Sequence[Crash],
-    mark: str = "",
+    source: str = "",
 ) -> Path:
-    """Write one of the pages; the first of them lists the scans of all, and has the mark."""
+    """Write one of the pages; the first lists the scans of all, and says what it is made from."""
     subject = name.split("_")[0]
     scans = [
         replace(section, viewer=viewer.scan_viewer(section.results, len(pages[name])))
@@ -278,7 +287,7 @@ def _write_page(
     }
     text = render(
         "participant.html",
-        made_from=mark,
+        made_from=source,
         participant=name,
         subject=subject,
         listed=listed,
@@ -291,7 +300,7 @@ def _write_page(
         viewer_code=viewer.viewer_code(),
     )
     path = output_dir / f"{name}.html"
-    write_text(path, text)
+    write_text(path, marked(text, source) if source else text)
     return path
 
 

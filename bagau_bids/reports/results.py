@@ -13,6 +13,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from bagau_bids.bids.derivatives import derivative_path, source_folder, source_stem
+from bagau_bids.bids.edited import kept_masks
 from bagau_bids.bids.records import Edited, Failure, Record, Steps, read_record
 from bagau_bids.bids.tables import natural_key
 from bagau_bids.errors import ProcessingError
@@ -113,6 +114,11 @@ class ScanResults:
     def edited(self) -> Edited | None:
         """That the mask was edited by hand, and how; None where it was not."""
         return (self.record.edited or None) if self.record else None
+
+    @property
+    def replaced(self) -> tuple[Path, ...]:
+        """Edited masks that were kept when the network's took their place, the latest last."""
+        return () if self.edited else kept_masks(self.output_dir, self.entities)
 
     @property
     def failure(self) -> Failure | None:

@@ -31,6 +31,8 @@ MEANINGS = {
     "juxtacortical": "Just below the cortex",
     "infratentorial": "In the brain stem and the cerebellum",
 }
+# Quality figures of the network's mask or probability, which say nothing of an edited mask.
+OF_NETWORK = ("wmh_wm_contrast", "wmh_soft_ml", "wmh_soft_to_hard", "wmh_entropy")
 UNITS = {"1": "", "cm^2": " cm²", "mm^3": " mm³"}
 
 
@@ -285,6 +287,8 @@ def quality_rows(scan: ScanResults) -> list[Shown]:
         if row.figure == "flags":  # counts the flags, and is no figure itself
             continue
         name, unit = _named(row.figure, described)
+        if scan.edited and row.figure in OF_NETWORK:
+            name += " (of the network's result, not of the edited mask)"
         rows.append(
             Shown(
                 name=name,

@@ -120,7 +120,8 @@ def init_flair_wf(
         known_lesions_uri=lesions.uri if lesions else "",
         options=structs.asdict(result_options(processing)),
     )
-    for step in (*steps, prepare, PutOut(output_dir=output_dir)):
+    put_out = PutOut(output_dir=output_dir, entities=dict(scan.entities))
+    for step in (*steps, prepare, put_out):
         _add(step, workflow, made, resources)
     return workflow
 

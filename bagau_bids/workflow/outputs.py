@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from bagau_bids import __version__
 from bagau_bids.bids.derivatives import catalogue, derivative_path, sidecar_path
+from bagau_bids.bids.edited import keep, was_edited
 from bagau_bids.bids.records import Options, Record, Steps
 from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sidecars
 from bagau_bids.bids.tables import column_descriptions
@@ -223,6 +224,7 @@ class PutOutInputSpec(StepInputSpec):
     stale = traits.List(traits.Str(), desc="likewise, of what this run does not make")
     digests = InputMultiObject(traits.Str(), mandatory=True, desc="SHA-256 of each")
     output_dir = Directory(mandatory=True, desc="root of the derivative data set")
+    entities = traits.Dict(mandatory=True, desc="entities of the scan's name")
 
 
 class PutOutOutputSpec(StepOutputSpec):
@@ -234,7 +236,8 @@ class PutOutOutputSpec(StepOutputSpec):
 class PutOut(Step):
     """Copy a scan's derivatives into the output folder, each in one step, where they differ.
 
-    Nothing is copied where one of them is not as it was when it was made.
+    Nothing is copied where one of them is not as it was when it was made. A mask that a person
+    has edited is kept before the network's takes its place.
     """
 
     input_spec = PutOutInputSpec
@@ -273,12 +276,18 @@ class PutOut(Step):
         for name, digest in zip(self.inputs.files, self.inputs.digests, strict=True):
             if not (tree / name).is_file() or file_digest(tree / name) != digest:
                 raise ProcessingError(damaged(tree / name, "not as it was written"))
+        self._keep_edited(output_dir, derivative_path(tree, self.inputs.entities, "wmh_mask"))
         self._results["written"] = [
             name for name in self.inputs.files if copy_file(tree / name, output_dir / name)
         ]
         if isdefined(self.inputs.stale):
             left = [output_dir / name for name in self.inputs.stale]
             remove_stale(left, "this run was not asked for it, or has no such mask")
+
+    def _keep_edited(self, output_dir: Path, made: Path) -> None:
+        entities = self.inputs.entities
+        if was_edited(output_dir, entities):
+            keep(derivative_path(output_dir, entities, "wmh_mask"), output_dir, entities, made)
 
 
 def eight_bits(data: NDArray) -> NDArray[np.uint8]:

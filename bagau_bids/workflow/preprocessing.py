@@ -158,8 +158,8 @@ class BrainMask(Step):
             mask, record = self._outlined(flair)
         if not mask.any():
             raise ProcessingError(
-                f"{self.inputs.flair}: the brain mask is empty; expected a FLAIR of a head: look "
-                "at the image, or give a mask with --derivatives"
+                "the brain mask is empty; expected a FLAIR of a head: look at the image, or give "
+                "a mask with --derivatives"
             )
         self._derive("brain_mask", folder, Image(mask, flair.affine), "brain_mask")
         voxel_ml = abs(np.linalg.det(flair.affine[:3, :3])) / 1000

@@ -1,5 +1,6 @@
 """Results of scans measured anew from masks that were edited by hand."""
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import msgspec
 import nibabel as nib
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from bagau_bids.bids.derivatives import catalogue, sidecar_path
+from bagau_bids.bids.edited import keep
 from bagau_bids.bids.records import Edited
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.evaluation.scoring import check_grid, read_result_mask
@@ -23,7 +26,13 @@ from bagau_bids.reports.results import COMPLETE, ScanResults, load_image, load_i
 from bagau_bids.reports.scan_tables import Volumes, read_rows, whole_brain
 from bagau_bids.spaces import Image
 
-NEEDED = ("wmh_mask", "ventricle_mask", "brain_regions_dseg", "template_to_flair_xfm")
+NEEDED = (
+    "wmh_mask",
+    "lesions_dseg",
+    "ventricle_mask",
+    "brain_regions_dseg",
+    "template_to_flair_xfm",
+)
 OTHERS = {"infarct": "infarct_mask", "known_lesion": "known_lesion_mask"}
 IN_TEMPLATE_SPACE = ("template_wmh_mask", "template_wmh_probseg", "template_flair")
 
@@ -33,7 +42,8 @@ def remeasure(scan: ScanResults, path: Path) -> bool:
 
     Mask, lesions, regions and the tables of volumes, lesions and Fazekas grades are replaced; the
     probability and the quality figures stay those of the network. Copies in template space are
-    removed.
+    removed. The network's own mask takes the mark away again; an edited one whose place it takes,
+    or that was never measured, is kept.
 
     Parameters
     ----------
@@ -62,22 +72,31 @@ def remeasure(scan: ScanResults, path: Path) -> bool:
             f"{scan.stem}: {found}; expected the complete results of a scan: process it "
             "again by this version"
         )
-    edited = read_result_mask(path)
-    check_grid(edited.stored, read_volume(scan.path("wmh_mask")))
-    mask = edited.data > 0
+    given = read_result_mask(path)
+    check_grid(given.stored, read_volume(scan.path("wmh_mask")))
+    mask = given.data > 0
     before = whole_brain(read_rows(scan, "volumes_table", Volumes))
     flair = load_image(scan.path("preproc_flair"))
     current = load_image_on(scan.path("wmh_mask"), flair) > 0
+    measured = load_image_on(scan.path("lesions_dseg"), flair) > 0
     counted = None if before is None else before.volume_voxels
-    if np.array_equal(mask, current) and counted == np.count_nonzero(mask):
+    unchanged = np.array_equal(mask, current) and np.array_equal(mask, measured)
+    if unchanged and counted == np.count_nonzero(mask):
         return False
     processed = _load(scan, flair)
     _check_apart(path, mask, scan, processed.others)
     measures = measure_edited(mask, processed, scan.steps.regions.rule)
+    edited = _edited(scan, path, _digest(measured), before.volume_mm3 if before else None)
+    given_back = edited.network_sha256 == _digest(mask)
+    if given_back or not np.array_equal(current, measured):
+        keep(scan.path("wmh_mask"), scan.output_dir, scan.entities, path)
     _write(scan, mask, measures)
-    found_mm3 = before.volume_mm3 if before else None
-    _mark(scan, path, found_mm3)
+    _mark(scan, UNSET if given_back else edited)
     return True
+
+
+def _digest(mask: NDArray[np.bool_]) -> str:
+    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
 
 
 def _load(scan: ScanResults, flair: Image) -> Processed:
@@ -133,19 +152,25 @@ def _write(scan: ScanResults, mask: NDArray[np.bool_], measures: WmhMeasures) ->
     remove_stale([one for path in left for one in (path, sidecar_path(path))], "it was not edited")
 
 
-def _mark(scan: ScanResults, path: Path, found_mm3: float | None) -> None:
-    """Write into record and sidecar that a person has edited the mask."""
-    record = scan.record
-    if record is None:
-        raise AssertionError("a complete scan has a record")
-    earlier = record.edited or None
-    edited = Edited(
+def _edited(
+    scan: ScanResults, path: Path, measured_sha256: str, measured_mm3: float | None
+) -> Edited:
+    """Say what was edited, and what the network had found: what was measured before any edit."""
+    earlier = scan.edited
+    return Edited(
         mask=path.name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        network_mm3=earlier.network_mm3 if earlier else found_mm3,
+        network_mm3=earlier.network_mm3 if earlier else measured_mm3,
+        network_sha256=earlier.network_sha256 if earlier else measured_sha256,
     )
-    write_json(scan.path("record"), msgspec.structs.replace(record, edited=edited))
+
+
+def _mark(scan: ScanResults, edited: Edited | UnsetType) -> None:
+    """Write into record and sidecars whether a person has edited the mask, and how."""
+    if scan.record is None:
+        raise AssertionError("a complete scan has a record")
+    write_json(scan.path("record"), msgspec.structs.replace(scan.record, edited=edited))
     for key in ("wmh_mask", "lesions_dseg", "regions_dseg"):
         sidecar = sidecar_path(scan.path(key))
         content = read_json(sidecar, dict[str, Any], "process the scan again", ProcessingError)
-        write_json(sidecar, content | {"Manual": True})
+        write_json(sidecar, content | {"Manual": edited is not UNSET})

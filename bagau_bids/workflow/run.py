@@ -117,10 +117,7 @@ def run_participants(
     results = [tracker.result(scan) for scan in scans]
     for result in results:
         if result.scan in tracker.failed:
-            try:
-                _record_failure(config, result)
-            except OSError as error:  # the failure itself is told in any case
-                log.warning("%s: its record was not written (%s)", result.scan.stem, error)
+            record_failure(config, result)
     return results
 
 
@@ -261,7 +258,7 @@ def _run(workflows: Mapping[Scan, pe.Workflow], config: Config, tracker: Tracker
     tracker.settle(workflows)
 
 
-def _record_failure(config: Config, result: ScanOutcome) -> None:
+def record_failure(config: Config, result: ScanOutcome) -> None:
     """Leave a processing record that says why a scan failed, for the reports."""
     crash_file: str | UnsetType = UNSET
     if result.crash_file is not None:
@@ -276,7 +273,10 @@ def _record_failure(config: Config, result: ScanOutcome) -> None:
         failure=Failure(step=result.step, message=result.reason, crash_file=crash_file),
         steps=Steps(),
     )
-    write_json(derivative_path(config.output_dir, result.scan.entities, "record"), record)
+    try:
+        write_json(derivative_path(config.output_dir, result.scan.entities, "record"), record)
+    except OSError as error:  # the failure itself is told in any case
+        log.warning("%s: its record was not written (%s)", result.scan.stem, error)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shlex
 import shutil
 
 import nibabel as nib
@@ -12,11 +13,13 @@ import pytest
 import workflow_fakes as fakes
 from page_checks import Page
 
-from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids.derivatives import derivative_path, sidecar_path
+from bagau_bids.bids.edited import kept_masks
 from bagau_bids.bids.masks import find_lesion_masks
 from bagau_bids.cli.remeasure import _known
 from bagau_bids.cli.toolbox import main
 from bagau_bids.reports.group import write_group
+from bagau_bids.reports.participant import write_participant_report
 
 TABLES = ("volumes_table", "lesions_table", "fazekas_table")
 IMAGES = ("wmh_mask", "lesions_dseg", "regions_dseg")
@@ -97,6 +100,8 @@ def test_an_edited_mask_is_measured_and_marked(out, tmp_path, value, capsys):
     assert "edited" not in record_of(out, "02")
     group = pd.read_csv(write_group(out).path, sep="\t").set_index("participant_id")
     assert group["edited"].to_dict() == {"sub-01": "yes", "sub-02": "no"}
+    # Of the network's mask, which is not that of the row.
+    assert group["wmh_soft_to_hard"].isna().to_dict() == {"sub-01": True, "sub-02": False}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_the_mask_of_the_network_gives_the_measures_of_the_network(out, tmp_path
     shutil.copy(of(out, "01", "wmh_mask"), original)
     edited(out, "01", tmp_path / "masks" / "sub-01.nii.gz")
     assert remeasure(out, "--masks", tmp_path / "masks") == 0
-    network_mm3 = record_of(out, "01")["edited"]["network_mm3"]
+    assert record_of(out, "01")["edited"]["network_mm3"] > 0
     assert remeasure(out, "--masks", original.parent) == 0
     after = contents(out, "01")
     for key in TABLES:
@@ -130,7 +135,10 @@ def test_the_mask_of_the_network_gives_the_measures_of_the_network(out, tmp_path
         pd.testing.assert_frame_equal(found, expected, rtol=1e-6)
     for key in IMAGES:
         assert np.array_equal(after[1][key], before[1][key]), key
-    assert record_of(out, "01")["edited"]["network_mm3"] == network_mm3
+    assert "edited" not in record_of(out, "01")
+    for key in IMAGES:
+        assert json.loads(sidecar_path(of(out, "01", key)).read_text())["Manual"] is False
+    assert kept_masks(out, {"sub": "01"})  # what was edited is still a person's work
 
 
 def test_a_mask_saved_over_the_network_s_is_taken(out, capsys):
@@ -142,6 +150,28 @@ def test_a_mask_saved_over_the_network_s_is_taken(out, capsys):
     assert "sub-01: nothing to do" in said
     assert "sub-02: measured anew" in said
     assert "edited" not in record_of(out, "01")
+
+
+def test_an_edit_that_moves_voxels_only_is_measured(out):
+    mask = of(out, "02", "wmh_mask")
+    image = nib.load(mask)
+    data = np.array(image.dataobj)
+    assert data[12, 15, 5]
+    data[12, 15, 5], data[13, 15, 5] = 0, 1
+    nib.Nifti1Image(data, image.affine).to_filename(mask)
+    assert remeasure(out) == 0
+    assert np.array_equal(np.asanyarray(nib.load(of(out, "02", "lesions_dseg")).dataobj) > 0, data)
+
+
+def test_an_edit_that_was_never_measured_is_kept_when_another_mask_is_taken(out, tmp_path):
+    data = edited(out, "01", of(out, "01", "wmh_mask"))
+    write = tmp_path / "masks" / "sub-01.nii.gz"
+    write.parent.mkdir()
+    nib.Nifti1Image(0 * data, nib.load(of(out, "01", "wmh_mask")).affine).to_filename(write)
+    assert remeasure(out, "--masks", tmp_path / "masks") == 0
+    (kept,) = kept_masks(out, {"sub": "01"})
+    assert np.array_equal(nib.load(kept).get_fdata(), data)
+    assert not nib.load(of(out, "01", "wmh_mask")).get_fdata().any()
 
 
 def test_any_names_by_a_table_and_labels_to_train_on(out, tmp_path):
@@ -214,15 +244,24 @@ def test_what_cannot_be_meant_is_refused(out, monkeypatch, capsys, words, table,
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_results_of_segment_are_taken_out_anew_and_the_page_says_so(tmp_path, monkeypatch):
+def segment(scan, out, *words):
+    command = ["segment", scan, out, *words, "--nprocs", "1", "--device", "cpu"]
+    return main([*map(str, command)])
+
+
+def test_a_mask_edited_in_a_folder_of_segment_is_measured_scored_and_never_lost(
+    tmp_path, monkeypatch, capsys
+):
     fakes.install_everything(monkeypatch, tmp_path / "store")
-    scan = tmp_path / "scan.nii.gz"
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
     nib.Nifti1Image(fakes.head(), fakes.AFFINE).to_filename(scan)
-    out = tmp_path / "out"
-    assert main(["segment", str(scan), str(out), "--nprocs", "1", "--device", "cpu"]) == 0
+    drawn = tmp_path / "drawn.nii.gz"
+    nib.Nifti1Image((fakes.head() > 150).astype(np.uint8), fakes.AFFINE).to_filename(drawn)
+    assert segment(scan, out, "--mask", drawn) == 0
+    dice = pd.read_csv(out / "evaluation.tsv", sep="\t").set_index("case").loc["scan", "dice"]
     mask = out / "scan" / "wmh_mask.nii.gz"
     image = nib.load(mask)
-    data = np.array(image.dataobj)
+    network, data = np.array(image.dataobj), np.array(image.dataobj)
     data[12:14, 8:10, 6] = 1
     nib.Nifti1Image(data, image.affine).to_filename(mask)
     assert remeasure(out) == 0
@@ -231,6 +270,54 @@ def test_results_of_segment_are_taken_out_anew_and_the_page_says_so(tmp_path, mo
     assert table.loc["scan", "edited"] == "yes"
     volumes = pd.read_csv(out / "scan" / "volumes.tsv", sep="\t").set_index("region")
     assert volumes.loc["all", "volume_voxels"] == data.sum()
+    scores = pd.read_csv(out / "evaluation.tsv", sep="\t").set_index("case")
+    assert scores.loc["scan", "dice"] < dice
+    assert scores.loc["scan", "reference"] == str(drawn)
     text = Page(out / "scan" / "report.html").text
     assert "The mask was edited by hand" in text
     assert "That of the person who edited the mask." in text
+    assert "of the network's result, not of the edited mask" in text
+
+    capsys.readouterr()
+    fakes.install_quick_page(monkeypatch)
+    for again in (data, np.flip(data, 0)):  # measured, and saved over the network's only
+        nib.Nifti1Image(again, image.affine).to_filename(mask)
+        assert segment(scan, out) == 0
+        said = capsys.readouterr().out
+        (line,) = {one for one in said.splitlines() if "its edited mask gave way" in one}
+        assert np.array_equal(nib.load(mask).get_fdata(), network)
+        log = max((out / "bids").rglob("bagau-bids.log"), key=lambda one: one.parent.name)
+        assert line in log.read_text()
+        words = shlex.split(line.partition("To take it again: ")[2])
+        assert words[:2] == ["bagau", "remeasure"]
+        assert main(words[1:]) == 0
+        assert np.array_equal(nib.load(mask).get_fdata(), again)
+
+
+def test_a_scan_that_is_processed_again_keeps_the_edited_mask_and_its_page_says_so(
+    tmp_path, monkeypatch
+):
+    template = fakes.install_everything(monkeypatch, tmp_path / "store")
+    data, out = fakes.make_dataset(tmp_path / "data", "sub-01"), tmp_path / "out"
+    config = fakes.make_config(data, out, tmp_path / "work")
+
+    def process():
+        (done,) = fakes.process_scans(config, fakes.scans_of(data), template, fakes.Listener())
+        assert done.ok
+
+    process()
+    network = contents(out, "01")[1]["wmh_mask"]
+    changed = edited(out, "01", of(out, "01", "wmh_mask"))
+    process()
+    assert np.array_equal(contents(out, "01")[1]["wmh_mask"], network)
+    (kept,) = kept_masks(out, {"sub": "01"})
+    assert np.array_equal(nib.load(kept).get_fdata(), changed)
+    (page,) = write_participant_report(out, "01")
+    said = Page(page).text
+    assert "edited by hand is not shown here" in said
+    assert "bagau remeasure OUT --masks OUT/derivatives/edited" in said
+    process()  # nothing to do
+    assert kept_masks(out, {"sub": "01"}) == (kept,)
+    assert remeasure(out, "--masks", out / "derivatives" / "edited") == 0
+    assert np.array_equal(contents(out, "01")[1]["wmh_mask"], changed)
+    assert "edited by hand is not shown here" not in Page(page).text

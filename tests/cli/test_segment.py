@@ -135,13 +135,44 @@ def test_a_scan_that_fails_is_told_and_stops_no_other(tmp_path, template, quick_
     assert table.loc["bad", "problem"].startswith(f"{bad}: ")
 
 
-def test_what_stops_the_whole_run_names_the_file_of_the_user(tmp_path, template, capsys):
-    bad = tmp_path / "bad.nii.gz"
+def test_scans_none_of_which_can_be_read_are_refused_at_once(tmp_path, capsys):
+    bad, worse = tmp_path / "bad.nii.gz", tmp_path / "worse.nii"
     bad.touch()
-    assert segment(bad, tmp_path / "out") == 2
+    worse.write_text("This is a text of more than a header's length. " * 20)
+    assert segment(bad, worse, tmp_path / "new" / "out") == 2
     said = capsys.readouterr().err
-    assert f"{bad}: an empty file" in said
-    assert "sub-bad_FLAIR" not in said
+    assert "no scan can be read; expected FLAIRs as NIfTI files" in said
+    assert f"{bad}: the file is empty (0 bytes)" in said
+    assert f"{worse}: is not a NIfTI image" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, template, capsys):
+    first, second = (write(tmp_path / x / "a.nii.gz", fakes.head()) for x in "pq")
+    out, work = tmp_path / "out", tmp_path / "work"
+    assert segment(first, out, "--dry-run", "-w", work) == 0
+    assert "a: would be processed" in capsys.readouterr().out
+    assert not out.exists()
+    assert not work.exists()
+    folder = out / "bids"
+    folder.mkdir(parents=True)
+    (out / ".bagau-segment.json").write_text(json.dumps({"command": "bagau segment"}))
+    (folder / "participants.tsv").write_text(f"participant_id\tscan\tsource\nsub-a\ta\t{first}\n")
+    there = sorted(out.rglob("*"))
+    assert segment(second, out, "--dry-run") == 2  # as the run would
+    assert f"{second}: {out} has results of {first} under its name" in capsys.readouterr().err
+    assert sorted(out.rglob("*")) == there
+
+
+def test_a_folder_of_nifti_files_stands_for_its_flairs(tmp_path, template, quick_page, capsys):
+    folder = tmp_path / "scans"
+    for name in ("p1/flair.nii.gz", "p2/flair.nii.gz", "p1/t1.nii.gz", "p1/flair_mask.nii.gz"):
+        write(folder / name, fakes.head())
+    assert segment(folder, tmp_path / "out", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "p1_flair: would be processed\np2_flair: would be processed" in said
+    assert "left out: p1/t1.nii.gz: its name does not say FLAIR" in said
+    assert "left out: p1/flair_mask.nii.gz: by its name made from a scan" in said
 
 
 def test_a_page_that_cannot_be_written_is_told(tmp_path, template, monkeypatch, capsys):
@@ -178,15 +209,16 @@ def test_the_mask_of_a_folder_of_dicom_is_checked_too(tmp_path, template, capsys
     mask = write(tmp_path / "mask.nii", np.zeros((9, 9, 9), np.uint8))
     assert segment(tmp_path / "study", tmp_path / "out", "--mask", mask) == 2
     assert "expected that of" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "study").exists()
+    assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"no image"])
 def test_what_an_earlier_run_found_is_not_told_of_a_scan_that_fails(
-    tmp_path, template, quick_page, capsys
+    tmp_path, template, quick_page, capsys, content
 ):
     scan = write(tmp_path / "scan.nii.gz", fakes.head())
     assert segment(scan, tmp_path / "out") == 0
-    scan.write_bytes(b"no image")
+    scan.write_bytes(content)
     capsys.readouterr()
     assert segment(scan, tmp_path / "out") == 1
     told = capsys.readouterr()
@@ -211,9 +243,7 @@ def test_folders_of_others_are_left_alone(tmp_path, template, quick_page, capsys
 
 
 def test_the_page_of_a_scan_that_fails_names_the_file_of_the_user(tmp_path, template):
-    scan = tmp_path / "R&D" / "scan.nii.gz"
-    scan.parent.mkdir()
-    scan.write_bytes(b"no image")
+    scan = write(tmp_path / "R&D" / "scan.nii.gz", np.zeros(fakes.SHAPE, np.float32))
     out = tmp_path / "A&B"
     assert segment(scan, out) == 1
     page = (out / "scan" / "report.html").read_text()
@@ -241,6 +271,7 @@ def test_folders_of_dicom_are_converted(tmp_path, template, quick_page, capsys):
     write_series(tmp_path / "study", 5, "FLAIR again", shape=shape)
     assert segment(tmp_path / "study", tmp_path / "out") == 2
     assert "2 series of 2 fit" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert segment(tmp_path / "study", tmp_path / "out", "--series", "5") in (0, 1)
     made = tmp_path / "out" / "bids" / "sub-study" / "anat" / "sub-study_FLAIR.nii.gz"
     assert nib.load(made).shape == shape

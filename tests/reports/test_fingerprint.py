@@ -2,7 +2,13 @@
 
 import pytest
 
-from bagau_bids.reports.fingerprint import further_pages, made_from, pages_in_place
+from bagau_bids.reports.fingerprint import (
+    EMPTY_MARK,
+    further_pages,
+    made_from,
+    marked,
+    pages_in_place,
+)
 
 
 @pytest.fixture
@@ -14,9 +20,9 @@ def derivatives(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "CITATION.md").write_text("methods")
     (tmp_path / "sub-1_ses-b.html").write_text("b")
-    mark = made_from(tmp_path, "sub-1", 4, [tmp_path / "sub-1_ses-b.html"])
-    page = f'<!doctype html><head><meta name="made-from" content="{mark}"></head>'
-    (tmp_path / "sub-1.html").write_text(page)
+    page = f"<!doctype html><head>{EMPTY_MARK}</head>\r\n<p>{EMPTY_MARK} ü \udcf6</p>"
+    text = marked(page, made_from(tmp_path, "sub-1", 4, [tmp_path / "sub-1_ses-b.html"]))
+    (tmp_path / "sub-1.html").write_bytes(text.encode("utf-8", "backslashreplace"))
     return tmp_path
 
 
@@ -56,6 +62,7 @@ def test_pages_of_what_is_as_it_was_are_in_place(derivatives):
         ("logs/CITATION.md", "other methods"),
         ("sub-1.html", None),
         ("sub-1.html", "a page without a mark"),
+        ("derivatives/edited/sub-1/anat/sub-1_mask.nii.gz", "kept"),
     ],
 )
 def test_pages_of_what_changed_are_to_be_written(derivatives, name, content):
@@ -65,6 +72,13 @@ def test_pages_of_what_changed_are_to_be_written(derivatives, name, content):
         path.unlink()
     else:
         path.write_text(content)
+    assert in_place(derivatives, 4) == ()
+
+
+@pytest.mark.parametrize("touch", [lambda page: page[:-4], lambda page: page + b" "])
+def test_a_page_that_was_edited_or_cut_short_is_to_be_written(derivatives, touch):
+    page = derivatives / "sub-1.html"
+    page.write_bytes(touch(page.read_bytes()))
     assert in_place(derivatives, 4) == ()
 
 

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bagau_bids.cli.failure import StopRequest, exit_code_of
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bagau_bids.bids.scans import Scan
+    from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.summary import Row
     from bagau_bids.network.cards import Networks
     from bagau_bids.preprocessing.template import Template
@@ -107,6 +110,7 @@ def run(
     stop: StopRequest,
     tell: Callable[[Config, Ending], str] = tell,
     console: "Console | None" = None,
+    called: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Carry out one run and return its exit code; errors leave it as `BagauError`.
 
@@ -121,10 +125,13 @@ def run(
         Returns what is printed at the end of the participant level.
     console : Console, optional
         Where the progress is told; stderr by default.
+    called : mapping of str to str
+        What the user calls scans, by their stems.
     """
     from rich.console import Console
 
     from bagau_bids.bids.validation import check_dataset
+    from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.runlog import run_log
 
     if not config.selection.skip_bids_validation:
@@ -144,7 +151,8 @@ def run(
             if networks is None:
                 rows, pages = _remake_pages(config)
             else:
-                rows, pages = _process(config, scans, networks, console, stop)
+                with_progress = partial(Progress, console=console, check=stop.check, called=called)
+                rows, pages = _process(config, scans, networks, with_progress)
             exit_code = _conclude(config, Ending(rows, pages, log_path), tell)
         if "group" in config.analysis_levels and not config.execution.dry_run:
             _write_group(config.output_dir)
@@ -170,15 +178,13 @@ def _process(
     config: Config,
     scans: dict["Scan", str],
     networks: "Networks",
-    console: "Console",
-    stop: StopRequest,
+    with_progress: "Callable[..., Progress]",
 ) -> tuple[list["Row"], tuple[Path, ...]]:
     """Process the scans and write the pages; return what became of each, and the pages.
 
     Scans with a text, which says why they can have no result, are only told of.
     """
     from bagau_bids.bids.scans import find_missing
-    from bagau_bids.cli.progress import Progress
     from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
     from bagau_bids.workflow.flair import scan_steps
     from bagau_bids.workflow.run import run_participants
@@ -190,7 +196,7 @@ def _process(
     steps = scan_steps(config.processing, networks)
     outdated = [] if config.execution.dry_run else _record_unavailable(config, unavailable)
     pages = _Pages(config, [*usable, *outdated])
-    with Progress(len(usable), steps, console, stop.check, pages.scan_finished) as progress:
+    with with_progress(len(usable), steps, finished=pages.scan_finished) as progress:
         results = run_participants(config, usable, template, networks, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]

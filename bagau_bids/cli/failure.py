@@ -116,12 +116,18 @@ def _end_with_launcher() -> None:
 def describe_unexpected(error: BaseException, path: Path) -> UnexpectedError:
     """Return the error to show for a fault of ours, whose traceback is in the file ``path``.
 
-    A disk that is full is no fault of ours, but may be found anywhere.
+    A disk that is full, or a place that is closed to us, is no fault of ours, but may be found
+    anywhere.
     """
     if is_full_disk(error):
         name = getattr(error, "filename", None)
         folders = [Path(os.fsdecode(name)).parent] if name else []
         return UnexpectedError(full_disk_message([*folders, path.parent, Path.cwd()]))
+    if isinstance(error, PermissionError) and error.filename:
+        return UnexpectedError(
+            f"{os.fsdecode(error.filename)}: {error.strerror}; expected a place that may be read "
+            "and written: change its permissions, or name another"
+        )
     text = " ".join(str(error).split()) or "no message"
     return UnexpectedError(
         f"unexpected {type(error).__name__}: {text[:300]}. This is a fault of the program; "

@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -76,6 +76,8 @@ class Progress(AbstractContextManager["Progress"]):
         Called at every event; raises to stop the run.
     finished
         Called with the stem of a scan once all its outputs are written.
+    called
+        What a person calls scans, by their stems; by default by these.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class Progress(AbstractContextManager["Progress"]):
         console: Console,
         check: Callable[[], None] = lambda: None,
         finished: Callable[[str], None] = lambda scan: None,
+        called: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._n_scans = n_scans
         self._steps = steps
         self._console = console
         self._check = check
         self._finished = finished
+        self._called = called
         self._estimate = TimeLeft(n_scans, steps)
         self._started_s = time.monotonic()
         self._running: dict[str, dict[str, float]] = {}
@@ -126,7 +130,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._check()
         if scan not in self._running:
             self._running[scan] = {}
-            self._line(f"{scan}: started")
+            self._line(scan, "started")
 
     def step_started(self, scan: str, step: str) -> None:
         """Say that a step of a scan begins."""
@@ -141,12 +145,12 @@ class Progress(AbstractContextManager["Progress"]):
         self._estimate.step_done(step, seconds)
         place = f"{len(self._done_steps[scan])}/{len(self._steps)}"
         how = f"done in {duration(seconds)}" if seconds > 0 else "done in an earlier run"
-        self._line(f"{scan}: {_words(step)} {how} (step {place})")
+        self._line(scan, f"{_words(step)} {how} (step {place})")
 
     def scan_finished(self, scan: str) -> None:
         """Say that all outputs of a scan are written."""
         self._end(scan)
-        self._line(f"{scan}: done{self._left()}", always=True)
+        self._line(scan, f"done{self._left()}", always=True)
         self._finished(scan)
 
     def scan_failed(self, scan: str, reason: str) -> None:
@@ -155,16 +159,17 @@ class Progress(AbstractContextManager["Progress"]):
         self._end(scan)
         self._n_failed += 1
         self._estimate.scan_failed(self._done_steps[scan])
-        self._line(f"{scan}: FAILED: {reason}{self._left()}", always=True)
+        self._line(scan, f"FAILED: {reason}{self._left()}", always=True)
 
     def _end(self, scan: str) -> None:
         self._running.pop(scan, None)
         self._n_ended += 1
 
-    def _line(self, text: str, *, always: bool = False) -> None:
+    def _line(self, scan: str, text: str, *, always: bool = False) -> None:
         """Print a line; on a terminal only those that stay worth knowing."""
         if self._live is None or always:
-            counted = f"[{self._n_ended}/{self._n_scans}] {text}"
+            name = self._called.get(scan, scan)
+            counted = f"[{self._n_ended}/{self._n_scans}] {name}: {text}"
             self._console.print(counted, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
@@ -186,7 +191,8 @@ class Progress(AbstractContextManager["Progress"]):
                 f"{_words(step)} {duration(now - begun)}" for step, begun in list(steps.items())
             )
             share = 100 * len(self._done_steps[scan]) // len(self._steps)
-            table.add_row(f"  {scan}  {share} %", working or "waiting")
+            name = self._called.get(scan, scan)
+            table.add_row(f"  {name}  {share} %", working or "waiting")
         return table
 
 

@@ -279,7 +279,8 @@ class _Run:
             for name, label in self.labels.items():
                 keep_saved_over(self.options.out, name, label)
         try:
-            return app.run(config, stop, self._tell, NamingConsole(stderr=True))
+            called = {f"sub-{label}": name for name, label in self.labels.items()}
+            return app.run(config, stop, self._tell, NamingConsole(stderr=True), called)
         except BagauError as error:
             raise type(error)(renamed(str(error), names)) from error
 
@@ -417,8 +418,9 @@ def _usual(out: Path, labels: Mapping[str, str], cases: "pd.DataFrame") -> list[
     lines = []
     found = {scan.entities["sub"]: scan for scan in find_results(out / DERIVATIVES)}
     for row in cases[cases["status"] == "scored"].to_dict("records"):
-        segmentation = found[labels[row["case"]]].steps.segmentation
-        if segmentation is not None:
+        scan = found[labels[row["case"]]]
+        segmentation = scan.steps.segmentation
+        if segmentation is not None and not scan.edited:
             usual = expectation(segmentation.models, row["result_ml"])
             dice = f"Dice {usual.dice}. " if usual.dice else ""
             lines.append(f"Usual for what was found in {row['case']}: {dice}{usual.words}")

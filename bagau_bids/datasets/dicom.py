@@ -193,9 +193,9 @@ def _convert(folder: Path, into: Path) -> list[Series]:
             "the DICOM files of one study: name the NIfTI files themselves"
         )
     if not found:
-        said = " ".join(done.stdout.split())[-300:]
+        said = " ".join(f"{done.stdout}{done.stderr}".split("\n", 1)[-1].split())[-300:]
         raise UsageError(
-            f"{folder}: no DICOM images could be converted (dcm2niix: {said}); expected NIfTI "
-            "files, or a folder with the DICOM files of one study"
+            f"{folder}: no DICOM images could be converted{f' ({said})' if said else ''}; "
+            "expected NIfTI files, or a folder with the DICOM files of one study"
         )
     return sorted(found, key=lambda one: (one.number, one.image.name))

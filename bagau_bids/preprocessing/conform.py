@@ -35,6 +35,7 @@ LONGEST_HEADER = 540  # NIfTI-2
 CHUNK = 2**20
 GZIP = 31  # zlib's sign for one gzip member
 MAGIC = b"\x1f\x8b"
+NO_NIFTI = "is not a NIfTI image; expected a single-file NIfTI-1 or NIfTI-2: convert it"
 NEGATIVE_SHARE = 0.02  # of the maximum; less is ringing or interpolation
 GEOMETRY_FIELDS = (
     "qform_code",
@@ -234,6 +235,7 @@ def _check_file(path: Path) -> None:
         )
     gzipped = start.startswith(MAGIC)
     if path.suffix == ".gz" and not gzipped:
+        _header_size(path, start)
         raise InputImageError(
             f"{path}: named .gz but its content is not gzipped; rename it to .nii or compress it"
         )
@@ -358,19 +360,24 @@ def _header_class(path: Path, start: bytes) -> Any:
     import nibabel as nib
 
     known = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")} & known.keys()
-    magic = start[344:347] if 348 in sizes else start[4:7]
-    if not sizes or magic not in (b"n+1", b"n+2"):
-        raise InputImageError(
-            f"{path}: is not a NIfTI image; expected a single-file NIfTI-1 or NIfTI-2: convert it"
-        )
-    size = sizes.pop()
+    size = _header_size(path, start)
+    magic = start[344:347] if size == 348 else start[4:7]
+    if magic not in (b"n+1", b"n+2"):
+        raise InputImageError(f"{path}: {NO_NIFTI}")
     if len(start) < size:
         raise InputImageError(
             f"{path}: the header is truncated, {len(start)} bytes of {size}; copy the file again "
             "from its source"
         )
     return known[size]
+
+
+def _header_size(path: Path, start: bytes) -> int:
+    """Size of the header that a file begins with, as its first number says."""
+    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")} & {348, 540}
+    if not sizes:
+        raise InputImageError(f"{path}: {NO_NIFTI}")
+    return sizes.pop()
 
 
 def _expected_bytes(path: Path, header: Any) -> int:

@@ -125,6 +125,14 @@ def test_a_fault_of_ours_is_one_line_that_names_the_traceback(capsys):
     path.unlink()
 
 
+def test_a_place_that_is_closed_to_us_is_no_fault_of_ours(capsys):
+    error = PermissionError(13, "Permission denied", "/closed/out.tsv")
+    assert exit_code_of("prog", raising(error)) == 70
+    text = capsys.readouterr().err
+    assert text.startswith("prog: /closed/out.tsv: Permission denied; expected a place that may")
+    assert "fault of the program" not in text
+
+
 @pytest.fixture
 def config(tmp_path):
     return Config(tmp_path / "bids", tmp_path / "out", ("participant",), "20260102-030405_uuid")

@@ -278,7 +278,7 @@ def test_a_mask_edited_in_a_folder_of_segment_is_measured_scored_and_never_lost(
     assert "That of the person who edited the mask." in text
     assert "of the network's result, not of the edited mask" in text
 
-    capsys.readouterr()
+    assert capsys.readouterr().out.count("Usual for what was found") == 1  # not of the edit
     fakes.install_quick_page(monkeypatch)
     for again in (data, np.flip(data, 0)):  # measured, and saved over the network's only
         nib.Nifti1Image(again, image.affine).to_filename(mask)

@@ -59,7 +59,10 @@ def test_two_files_without_bids(tmp_path, template, capsys):
         assert table.loc[name, "volume_mm3"] == pytest.approx(voxels * voxel_mm3, rel=1e-6)
     assert table.loc["my scan", "volume_mm3"] > 0
     assert set(table.columns) <= json.loads((out / "volumes.json").read_text()).keys()
-    said = capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "] my scan: conform done in" in told.err
+    assert "sub-myscan" not in told.err
+    said = told.out
     volume = table.loc["my scan", "volume_mm3"] / 1000
     assert f"my scan: WMH {volume:.2f} ml in" in said
     assert "sub-myscan" not in said

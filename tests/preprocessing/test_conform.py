@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import InputImageError
-from bagau_bids.preprocessing.conform import conform, to_source
+from bagau_bids.preprocessing.conform import check_start, conform, to_source
 
 SHAPE = (9, 11, 6)
 KINDS = ["RAS", "LAS", "LPS", "PSR", "ASL", "oblique"]
@@ -332,6 +332,24 @@ def test_a_gz_that_is_not_gzipped_is_refused(tmp_path):
     plain = _save(_image(), tmp_path, "plain.nii")
     path = plain.rename(tmp_path / "sub-01_FLAIR.nii.gz")
     assert "not gzipped" in _refused(path)
+
+
+def test_a_text_named_gz_is_no_image(tmp_path):
+    path = tmp_path / "sub-01_FLAIR.nii.gz"
+    path.write_text("hello")
+    assert "is not a NIfTI image" in _refused(path)
+
+
+def test_the_start_of_a_file_is_checked_without_the_rest(tmp_path):
+    path = _save(_image(), tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    check_start(path)
+    assert "truncated" in _refused(path)
+    for start in (b"", b"hello", content[:20]):
+        path.write_bytes(start)
+        with pytest.raises(InputImageError, match=str(path)):
+            check_start(path)
 
 
 def test_a_gzipped_nii_is_refused(tmp_path):

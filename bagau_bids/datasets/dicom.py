@@ -158,7 +158,7 @@ def _visits(folder: Path, chosen: Sequence[Series]) -> str:
     numbers = [one.number for one in chosen]
     if len(chosen) < 2:
         return ""
-    if len(below) > 1:
+    if len(below) == len(chosen):
         first = [shlex.quote(str(path)) for path in below[:_MOST_VISITS]]
         more = " ..." if len(below) > _MOST_VISITS else ""
         words = f"the folder of each: bagau segment {' '.join(first)}{more} OUT"

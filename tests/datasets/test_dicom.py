@@ -70,7 +70,15 @@ def test_of_several_visits_the_command_for_each_is_said(tmp_path):
     for number in (5, 7):
         assert f"bagau segment {study} OUT{number} --series {number}" in str(told.value)
     write_series(study / "second visit", 5, "FLAIR", echo_ms=88.0)
-    first, second = (shlex.quote(f"{study}/{name}") for name in ("in one folder", "second visit"))
+    with pytest.raises(UsageError, match="several have one number: put each visit into a folder"):
+        take(tmp_path)
+
+
+def test_of_a_folder_a_visit_these_are_named(tmp_path):
+    study = tmp_path / "dicom"
+    for number, visit in ((5, "first visit"), (7, "second")):
+        write_series(study / visit, number, "FLAIR")
+    first, second = (shlex.quote(f"{study}/{name}") for name in ("first visit", "second"))
     with pytest.raises(UsageError) as told:
         take(tmp_path)
     assert f"the folder of each: bagau segment {first} {second} OUT" in str(told.value)

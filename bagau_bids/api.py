@@ -205,7 +205,7 @@ def segment_flair(
         (label,) = lay_out(config.bids_dir, scans).values()
         with _nipype_held():
             flags = _process(config, path)
-        take_results(config.output_dir, label, root / "results", complete=True)
+        take_results(config.output_dir, label, root / "results", complete=True, name=name)
         shutil.rmtree(config.execution.work_dir)
     return Segmentation(name, flags, root / "results", path, temporary)
 

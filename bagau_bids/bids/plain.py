@@ -207,6 +207,7 @@ def take_results(
     folder: Path,
     *,
     complete: bool,
+    name: str,
     names: Mapping[Path, Path] = MappingProxyType({}),
 ) -> None:
     """Copy the results of a participant's one FLAIR to plain names.
@@ -223,25 +224,29 @@ def take_results(
         the folder may be taken anywhere.
     complete : bool
         Whether the scan is done; else its page alone is copied, which says why.
+    name : str
+        By what name the page is to call the scan.
     names : mapping of Path to Path
         By what name of a file the page is to call it.
     """
     there = {
-        name: source
-        for key, name in PLAIN_NAMES.items()
+        plain: source
+        for key, plain in PLAIN_NAMES.items()
         if complete and (source := derivative_path(derivatives, {"sub": label}, key)).is_file()
     }
-    for name in PLAIN_NAMES.values():
-        if name in there:
-            copy_file(there[name], folder / name)
+    for plain in PLAIN_NAMES.values():
+        if plain in there:
+            copy_file(there[plain], folder / plain)
         else:
-            (folder / name).unlink(missing_ok=True)
+            (folder / plain).unlink(missing_ok=True)
     page = derivatives / f"sub-{label}.html"
     if not page.is_file():
         (folder / PAGE).unlink(missing_ok=True)
         return
-    links = {path.relative_to(derivatives).as_posix(): name for name, path in there.items()}
+    links = {path.relative_to(derivatives).as_posix(): plain for plain, path in there.items()}
     text = _linked(page.read_text(encoding="utf-8"), links)
+    called_so = re.compile(rf"(>[^<>]*)\bsub-{label}(?=<| –)")  # in words, not in addresses
+    text = called_so.sub(lambda found: f"{found[1]}{escape(name)}", text)
     kept = escape(f"{OUT}/{KEPT}")
     below = Path(os.path.relpath(derivatives, folder.parent), KEPT)
     text = text.replace(kept, escape(f"{OUT}/{below.as_posix()}"))

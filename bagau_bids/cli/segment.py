@@ -301,7 +301,14 @@ class _Run:
             folder, scan = self.options.out / name, results.get(label)
             reason = reasons.get(f"sub-{label}", "")
             complete = not reason and scan is not None and scan.status == COMPLETE
-            take_results(config.output_dir, label, folder, complete=complete, names=self.names)
+            take_results(
+                config.output_dir,
+                label,
+                folder,
+                complete=complete,
+                name=name,
+                names=self.names,
+            )
             told = f"failed: {reason}" if reason or scan is None else _outcome(scan)
             said.append(f"{name}: {' '.join(renamed(told, self.names).split())}")
             if (folder / PAGE).is_file():
@@ -358,7 +365,7 @@ def refresh(out: Path, labels: Mapping[str, str]) -> int:
     from bagau_bids.reports.results import find_results
 
     for name, label in labels.items():
-        take_results(out / DERIVATIVES, label, out / name, complete=True)
+        take_results(out / DERIVATIVES, label, out / name, complete=True, name=name)
         print(f"Page: {out / name / PAGE}")
     _write_table(out, find_results(out / DERIVATIVES), {})
     print(f"Volumes: {out / TABLE}")

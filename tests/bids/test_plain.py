@@ -155,7 +155,7 @@ def test_results_are_copied_to_plain_names(tmp_path):
     results(tmp_path, "space-orig_label-WMH_mask.nii.gz", "label-WMH_desc-volumes_morph.tsv")
     out = tmp_path / "out"
     files(out, PLAIN_NAMES["infarct_mask"], "notes.txt")
-    take_results(tmp_path, "x", out, complete=True)
+    take_results(tmp_path, "x", out, complete=True, name="x")
     assert {path.name for path in out.iterdir()} == {
         "wmh_mask.nii.gz",
         "volumes.tsv",
@@ -167,8 +167,8 @@ def test_results_are_copied_to_plain_names(tmp_path):
 
 def test_of_a_scan_that_failed_the_page_alone_is_copied(tmp_path):
     results(tmp_path, "space-orig_label-WMH_mask.nii.gz")
-    take_results(tmp_path, "x", tmp_path / "out", complete=True)
-    take_results(tmp_path, "x", tmp_path / "out", complete=False)
+    take_results(tmp_path, "x", tmp_path / "out", complete=True, name="x")
+    take_results(tmp_path, "x", tmp_path / "out", complete=False, name="x")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [PAGE]
 
 
@@ -182,10 +182,24 @@ def test_links_of_the_page_lead_to_what_lies_beside_it_or_nowhere(tmp_path):
         f'<a href="{link}">mask</a>, <a href="logs/CITATION.md">citation</a>\n'
         '<p class="files">Get the picture: <a href="sub-x/figures/a.png">a.png</a></p>\nend'
     )
-    take_results(tmp_path, "x", tmp_path / "out", complete=True)
+    take_results(tmp_path, "x", tmp_path / "out", complete=True, name="x")
     assert (tmp_path / "out" / PAGE).read_text() == (
         '<a href="#part">down</a> <a href="https://doi.org/1">paper</a>\n'
         f'<a href="{PLAIN_NAMES["wmh_mask"]}">mask</a>, citation\nend'
+    )
+
+
+def test_the_page_calls_the_scan_by_its_name_and_the_kept_mask_by_its_place(tmp_path):
+    derivatives, out = tmp_path / "out" / "bids" / "derivatives", tmp_path / "out" / "A&B"
+    derivatives.mkdir(parents=True)
+    (derivatives / "sub-x.html").write_text(
+        '<title>sub-x – bagau</title><p id="sub-x_1">sub-x</p><p>sub-x1 --masks '
+        "OUT/derivatives/edited</p>"
+    )
+    take_results(derivatives, "x", out, complete=True, name="A&B")
+    assert (out / PAGE).read_text() == (
+        '<title>A&amp;B – bagau</title><p id="sub-x_1">A&amp;B</p><p>sub-x1 --masks '
+        "OUT/bids/derivatives/derivatives/edited</p>"
     )
 
 
@@ -193,7 +207,7 @@ def test_names_of_files_are_no_markup_on_the_page(tmp_path):
     link = tmp_path / "bids" / "a&b.nii"
     (tmp_path / "sub-x.html").write_text(f"{html.escape(str(link))}: damaged")
     hostile = tmp_path / "<img src=x onerror=alert(1)>'.nii"
-    take_results(tmp_path, "x", tmp_path / "out", complete=False, names={link: hostile})
+    take_results(tmp_path, "x", tmp_path / "out", complete=False, name="x", names={link: hostile})
     said = (tmp_path / "out" / PAGE).read_text()
     assert said == f"{html.escape(str(hostile))}: damaged"
     assert "<img" not in said

@@ -16,15 +16,26 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from msgspec.structs import asdict
 from scipy import ndimage
 
+from bagau_bids import __version__
 from bagau_bids.bids.derivatives import derivative_path
+from bagau_bids.bids.records import (
+    Attempt,
+    MeasureRecord,
+    Model,
+    Options,
+    Record,
+    RegistrationRecord,
+    SegmentationRecord,
+    Steps,
+)
 from bagau_bids.files import write_json, write_table
 from bagau_bids.measures import lesions
 from bagau_bids.measures.fazekas import fazekas_table
@@ -147,11 +158,11 @@ def _write_scan(
     place("wmh_mask").write_bytes((variant / "wmh_mask.nii.gz").read_bytes())
     for name, table in tables.items():
         write_table(place(name), table)
-    write_json(place("record"), _record(rng))
+    write_json(place("record"), _record(entities, rng))
 
 
-def _record(rng: np.random.Generator) -> dict[str, object]:
-    quality = {
+def _record(entities: dict[str, str], rng: np.random.Generator) -> Record:
+    figures = {
         "slice_thickness_mm": 6.0,
         "in_plane_mm": 0.9,
         "brain_volume_ml": rng.normal(1400, 120),
@@ -173,19 +184,36 @@ def _record(rng: np.random.Generator) -> dict[str, object]:
         "cut_inferior_cm2": rng.normal(9, 2),
         "cut_sides_cm2": 0.0,
     }
-    return {
-        "status": "complete",
-        "options": {"template": TEMPLATE, "threshold": 0.5, "min_lesion_size_mm3": 0.0},
-        "versions": {"bagau-bids": "0.1.0"},
-        "steps": {
-            "registration": {"stage": "bspline", "overlap": rng.normal(0.94, 0.01)},
-            "segmentation": {"device": "cpu", "models": [{"Name": "small", "SHA256": "0" * 64}]},
-            "measure": {
-                "quality": quality,
-                "flags": [asdict(flag) for flag in raised_flags(Figures(**quality))],
-            },
-        },
-    }
+    quality = Figures(**figures)
+    model = Model(name="small", architecture="bagau-net", version="1", sha256="0" * 64)
+    used = Attempt("centre of gravity, searched", "bspline", rng.normal(0.94, 0.01), 0.3, 0.5, 2)
+    steps = Steps(
+        registration=RegistrationRecord(
+            method="robust", **asdict(used), attempts=(used,), notes=(), seed=0, threads=1
+        ),
+        segmentation=SegmentationRecord(
+            notes=(), device="cpu", precision="float32", batch_size=8, tta=False, models=(model,)
+        ),
+        measure=MeasureRecord(notes=(), quality=quality, flags=raised_flags(quality)),
+    )
+    return Record(
+        status="complete",
+        finished="2026-01-01T00:00:00+00:00",
+        source="bids:raw:scan.nii.gz",
+        entities=entities,
+        options=Options(
+            template=TEMPLATE,
+            registration="robust",
+            skull_strip="auto",
+            model="small",
+            threshold=0.5,
+            min_lesion_size_mm3=0.0,
+            random_seed=0,
+            sloppy=False,
+        ),
+        versions={"bagau-bids": __version__},
+        steps=steps,
+    )
 
 
 def _parse() -> argparse.Namespace:

@@ -101,6 +101,9 @@ def test_outliers_are_named_in_table_and_page(cohort):
     outliers = text.split('<section id="outliers">')[1].split("</section>")[0]
     assert "Registration overlap 0.41" in outliers
     assert "sub-06" not in outliers
+    first = text.split('<section id="summary">')[1].split("</section>")[0]
+    assert "○ Unlike the others:" in first
+    assert "sub-05" in first.split("○ Unlike the others:")[1]
 
 
 def test_what_is_not_complete_is_listed_and_escaped(cohort):

@@ -1,10 +1,12 @@
 """From a preprocessed scan to the probability of white matter hyperintensity in each voxel."""
 
 import copy
+import functools
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from bagau_bids.network.slices import (
     NetworkInput,
     from_slices,
 )
-from bagau_bids.network.weights import LoadedNetwork
+from bagau_bids.network.weights import LoadedNetwork, load_weights
 
 # What oneDNN can be limited to, by the variable ONEDNN_MAX_CPU_ISA, that computes no bfloat16.
 WITHOUT_BFLOAT16 = (
@@ -226,6 +228,32 @@ def _instructions_withheld() -> bool:
     """
     names = (os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
     return next((name for name in names if name), "").upper() in WITHOUT_BFLOAT16
+
+
+def load_for_inference(path: Path) -> LoadedNetwork:
+    """Read a network, made ready by :func:`for_inference`, and keep it for the next scan.
+
+    Parameters
+    ----------
+    path : Path
+        As for :func:`bagau_bids.network.weights.load_weights`, whose errors are raised. A file or
+        card that has changed since is read again.
+    """
+    return _kept(path, _stamp(path), _stamp(path.with_suffix(".json")))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # what is wrong with it is told where it is read
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=2)
+def _kept(path: Path, *stamps: tuple[int, int] | None) -> LoadedNetwork:
+    network = load_weights(path)
+    return replace(network, model=for_inference(network.model))
 
 
 def for_inference(model: nn.Module) -> nn.Module:

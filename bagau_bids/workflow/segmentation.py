@@ -72,14 +72,13 @@ class Segmentation(Step):
     threaded = True
 
     def _process(self, folder: Path) -> SegmentationRecord:
-        from bagau_bids.network.inference import segment
+        from bagau_bids.network.inference import load_for_inference, segment
         from bagau_bids.network.slices import add_t1, network_input, require_white_matter
-        from bagau_bids.network.weights import load_weights
 
         set_torch_threads(self.inputs.num_threads)
         flair, mask, known = self._load_scan(self.inputs.corrected)
         wm_probseg = load_on_grid(self.inputs.wm_probseg, flair)
-        networks = [load_weights(Path(path)) for path in self.inputs.weights]
+        networks = [load_for_inference(Path(path)) for path in self.inputs.weights]
         inputs = network_input(flair, mask, wm_probseg, known)
         require_white_matter(wm_probseg, mask)
         judged = without(mask, known)

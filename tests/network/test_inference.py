@@ -7,12 +7,17 @@ from network_spy import loaded
 from scipy import ndimage
 from torch import nn
 
-from bagau_bids.errors import ProcessingError, UsageError
+from bagau_bids.errors import MissingResourceError, ProcessingError, UsageError
 from bagau_bids.measures.metrics import dice
 from bagau_bids.network import inference
 from bagau_bids.network.bagau_net import BagauNet, BagauNetConfig
 from bagau_bids.network.cards import find_weights
-from bagau_bids.network.inference import calibrated, choose_device, for_inference
+from bagau_bids.network.inference import (
+    calibrated,
+    choose_device,
+    for_inference,
+    load_for_inference,
+)
 from bagau_bids.network.slices import (
     add_t1,
     network_input,
@@ -22,7 +27,7 @@ from bagau_bids.network.slices import (
     z_score,
 )
 from bagau_bids.network.unet import UNet, UNetConfig
-from bagau_bids.network.weights import LoadedNetwork, load_weights
+from bagau_bids.network.weights import LoadedNetwork, load_weights, save_weights
 from bagau_bids.spaces import Image
 
 
@@ -421,3 +426,25 @@ def test_what_computes_is_the_network_without_its_batch_norms(make):
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_network_is_read_once_for_many_scans_and_again_when_it_changed(tmp_path):
+    path = tmp_path / "own.safetensors"
+    with pytest.raises(MissingResourceError, match=r"own\.safetensors"):
+        load_for_inference(path)
+    widths = BagauNetConfig(widths=(4, 4, 6, 6, 8))
+    torch.manual_seed(1)
+    save_weights(path, BagauNet(widths), {"name": "first"})
+    first = load_for_inference(path)
+    assert load_for_inference(path) is first
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in first.model.modules())
+    given = {"flair": torch.randn(1, 1, 32, 32), "atlas": torch.rand(1, 1, 32, 32)}
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            first.model(**given), load_weights(path).model(**given), rtol=1e-4, atol=1e-5
+        )
+    save_weights(path, BagauNet(widths), {"name": "another"})
+    second = load_for_inference(path)
+    assert second.card.content["name"] == "another"
+    with torch.inference_mode():
+        assert not torch.allclose(second.model(**given), first.model(**given))

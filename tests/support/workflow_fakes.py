@@ -156,7 +156,7 @@ def _fake_steps(calls):
         "preprocessing.registration.register_template": register_template,
         "preprocessing.t1w.t1w_on_flair": t1w_on_flair,
         "network.inference.segment": segment,
-        "network.weights.load_weights": stand_ins.load_weights,
+        "network.inference.load_for_inference": stand_ins.load_weights,
     }
 
 

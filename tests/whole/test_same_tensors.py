@@ -82,7 +82,7 @@ def spy(monkeypatch):
         "preprocessing.brain_mask.brain_mask": brain_mask,
         "preprocessing.bias_field.correct_bias_field": correct_bias_field,
         "preprocessing.registration.register_template": register_template,
-        "network.weights.load_weights": lambda path: loaded(network),
+        "network.inference.load_for_inference": lambda path: loaded(network),
     }.items():
         monkeypatch.setattr(f"bagau_bids.{name}", function)
     return network

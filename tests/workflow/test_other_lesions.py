@@ -31,7 +31,7 @@ from bagau_bids.spaces import Image, reorient
 
 REAL = {
     (inference, "segment"): inference.segment,
-    (weights, "load_weights"): weights.load_weights,
+    (inference, "load_for_inference"): inference.load_for_inference,
 }
 WIDTHS = (4, 4, 6, 6, 8)
 # Left, back, low (the first axis is stored from right to left); a twelfth of the brain.
@@ -68,7 +68,7 @@ def go(tmp_path, monkeypatch):
 @pytest.fixture
 def bright(monkeypatch):
     """Have bright voxels called WMH, without any weights."""
-    monkeypatch.setattr(weights, "load_weights", lambda path: loaded(BrightBlobs().eval()))
+    monkeypatch.setattr(inference, "load_for_inference", lambda path: loaded(BrightBlobs().eval()))
 
 
 def out(tmp_path, name):

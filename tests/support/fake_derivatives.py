@@ -44,7 +44,7 @@ def drawn_head(shape=(48, 56, 16), spacing=(4.0, 4.0, 9.0), n_lesions=6, seed=0)
     inside = np.argwhere(ndimage.binary_erosion(white))
     for centre in rng.choice(inside, n_lesions, replace=False) if n_lesions else ():
         world = nib.affines.apply_affine(affine, centre)
-        probability[ellipsoid(*rng.uniform(6, 12, 3), world) & white] = rng.uniform(0.6, 0.95)
+        probability[ellipsoid(*rng.uniform(6, 12, 3), world) & white] = rng.uniform(0.7, 0.97)
     flair = flair + 60 * probability + rng.normal(0, 2, shape)
     return flair.astype(np.float32), affine, brain, white.astype(np.float32), probability
 

@@ -185,7 +185,7 @@ def _process(
     Scans with a text, which says why they can have no result, are only told of.
     """
     from bagau_bids.bids.scans import find_missing
-    from bagau_bids.cli.summary import DONE, FAILED, NO_FLAIR, TO_DO, Row
+    from bagau_bids.cli.summary import DONE, ELSEWHERE, FAILED, NO_FLAIR, TO_DO, Row
     from bagau_bids.workflow.flair import scan_steps
     from bagau_bids.workflow.run import run_participants
 
@@ -203,7 +203,9 @@ def _process(
     if config.execution.dry_run:
         return rows + [Row(scan.stem, TO_DO) for scan in usable], ()
     rows += [
-        Row(it.scan.stem, DONE) if it.ok else Row(it.scan.stem, FAILED, it.reason)
+        Row(it.scan.stem, DONE)
+        if it.ok
+        else Row(it.scan.stem, ELSEWHERE if it.elsewhere else FAILED, it.reason)
         for it in results
     ]
     pages.write_rest()
@@ -379,13 +381,13 @@ def _write_pages(config: Config, subjects: Sequence[str]) -> tuple[list["Row"], 
 
 def _conclude(config: Config, ending: Ending, tell: Callable[[Config, Ending], str]) -> int:
     """Show and keep the summary; return the exit code that follows from it."""
-    from bagau_bids.cli.summary import FAILED, NO_FLAIR, write_summary
+    from bagau_bids.cli.summary import ELSEWHERE, FAILED, NO_FLAIR, write_summary
 
     text = tell(config, ending)
     print(text, flush=True)
     log.info("%s", text, extra={"file_only": True})
     write_summary(ending.rows, config.log_dir / "summary.tsv")
-    bad = {FAILED, NO_FLAIR} if config.execution.strict else {FAILED}
+    bad = {FAILED, ELSEWHERE, *([NO_FLAIR] if config.execution.strict else [])}
     return EXIT_SUBJECT_FAILED if any(row.status in bad for row in ending.rows) else EXIT_OK
 
 

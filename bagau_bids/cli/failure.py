@@ -19,6 +19,7 @@ from bagau_bids.processes import PARENT_VARIABLE, end_with_parent, keep_folder_o
 NO_HOME = "/nonexistent"  # as Debian has it for users without a home folder
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_PIPE = 128 + signal.SIGPIPE
 
 
 class UnexpectedError(BagauError):
@@ -67,7 +68,8 @@ def exit_code_of(program: str, action: Callable[[StopRequest], int]) -> int:
     -------
     int
         That of the action; that of a `BagauError`; 2 for a command line argparse refused;
-        130 after SIGINT and 143 after SIGTERM, as a shell reports them; 70 for a fault of ours,
+        130 after SIGINT, 143 after SIGTERM and 141 where nobody reads the output any more, as a
+        shell reports them; 70 for a fault of ours,
         whose traceback is written to a file.
     """
     _prepare_process()
@@ -83,6 +85,10 @@ def exit_code_of(program: str, action: Callable[[StopRequest], int]) -> int:
         message, code = _stopped("interrupted"), EXIT_INTERRUPTED
     except Terminated:
         message, code = _stopped("asked to end"), EXIT_TERMINATED
+    except BrokenPipeError:
+        # Who reads the output went away. Python would complain once more as it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message, code = _stopped("nobody reads the output any more"), EXIT_PIPE
     except Exception as error:
         unexpected = describe_unexpected(error, _keep_traceback(error))
         message, code = str(unexpected), unexpected.exit_code

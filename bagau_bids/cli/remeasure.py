@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bagau_bids import values
 from bagau_bids.cli import segment
+from bagau_bids.config import Execution
 from bagau_bids.errors import EXIT_OK, EXIT_SUBJECT_FAILED, BagauError, UsageError
 from bagau_bids.options import argument, option
 
@@ -68,6 +69,7 @@ class _Results:
 
 def run(options: Options) -> int:
     """Carry the subcommand out; return the exit code."""
+    from bagau_bids.reports.fingerprint import further_pages, pages_in_place
     from bagau_bids.reports.participant import write_participant_report
     from bagau_bids.workflow.remeasure import remeasure
 
@@ -80,30 +82,35 @@ def run(options: Options) -> int:
             f"{options.masks or options.out}: holds no mask of the {len(scans)} scans of "
             f"{options.out}; expected names such as {_expected_names(found)}, or --table"
         )
-    changed, failed = list[str](), set[str]()
+    good, failed = dict[str, Path](), set[str]()
     for stem, path in given.items():
         scan, name = scans[stem], found.names[stem]
         try:
             if found.plain is not None:
                 segment.keep_saved_over(found.plain, name, scan.entities["sub"], path)
             if remeasure(scan, path):
-                changed.append(stem)
                 log.info("%s: measured anew from %s", name, path)
             else:
-                log.info("%s: nothing to do, the results are of this mask", name)
+                log.info("%s: nothing to measure, the results are of this mask", name)
+            good[stem] = path
         except BagauError as error:
             failed.add(stem)
             log.error("%s: failed: %s", name, error)
-    for subject in dict.fromkeys(scans[stem].entities["sub"] for stem in changed):
-        pages = write_participant_report(found.derivatives, subject)
+    # What follows from the masks is put right also where an earlier run was stopped before it.
+    further = further_pages(found.derivatives)
+    for subject in dict.fromkeys(scans[stem].entities["sub"] for stem in good):
+        own = further.get(f"sub-{subject}", ())
+        pages = pages_in_place(
+            found.derivatives, f"sub-{subject}", Execution.aggregate_session_reports, own
+        )
+        pages = pages or write_participant_report(found.derivatives, subject)
         if found.plain is None:
             log.info("Page: %s", pages[0])
     code = EXIT_OK
-    if found.plain is not None and changed:
-        labels = {found.names[stem]: scans[stem].entities["sub"] for stem in changed}
+    if found.plain is not None and good:
+        labels = {found.names[stem]: scans[stem].entities["sub"] for stem in good}
         code = segment.refresh(found.plain, labels)
     if options.labels:
-        good = {stem: path for stem, path in given.items() if stem not in failed}
         _copy_labels(options.labels, good)
     return EXIT_SUBJECT_FAILED if failed else code
 

@@ -220,6 +220,11 @@ def _check_masks(drawn: Mapping[str, Path], scans: Mapping[str, Path]) -> None:
             mask = read_reference_mask(path)
         except InputImageError as error:
             raise UsageError(f"--mask {error}") from error
+        if mask.data.any() and not (mask.data == 1).any():
+            raise UsageError(
+                f"--mask {path}: values 0 and 2 alone, where 2 is what is not judged; expected 1 "
+                "or 255 where WMH is"
+            )
         try:
             volume = read_volume(scan)
         except InputImageError:
@@ -288,7 +293,7 @@ class _Run:
         """Take the results out and say what became of each scan."""
         from bagau_bids.bids.plain import PAGE, renamed, take_results
         from bagau_bids.cli import app
-        from bagau_bids.cli.summary import GAVE_WAY, TO_DO
+        from bagau_bids.cli.summary import ELSEWHERE, GAVE_WAY, TO_DO
         from bagau_bids.reports.results import COMPLETE, find_results
 
         if config.execution.dry_run:
@@ -296,10 +301,14 @@ class _Run:
         self.ended = True
         results = {scan.entities["sub"]: scan for scan in find_results(config.output_dir)}
         reasons = {row.name: row.reason for row in ending.rows if row.reason}
+        elsewhere = {row.name for row in ending.rows if row.status == ELSEWHERE}
         said = []
         for name, label in self.labels.items():
             folder, scan = self.options.out / name, results.get(label)
             reason = reasons.get(f"sub-{label}", "")
+            if f"sub-{label}" in elsewhere:  # its results are the other run's to put out
+                said.append(f"{name}: left to another run: {reason}")
+                continue
             complete = not reason and scan is not None and scan.status == COMPLETE
             take_results(
                 config.output_dir,
@@ -313,7 +322,7 @@ class _Run:
             said.append(f"{name}: {' '.join(renamed(told, self.names).split())}")
             if (folder / PAGE).is_file():
                 said.append(f"  {folder / PAGE}")
-            if scan is not None and (how := app.take_again(self.options.out, scan)):
+            if complete and scan and (how := app.take_again(self.options.out, scan)):
                 said.append(f"  {GAVE_WAY}{how}")
             if page := reasons.get(f"page of sub-{label}"):
                 said.append(f"  its page could not be written: {page}")

@@ -8,6 +8,7 @@ from pathlib import Path
 DONE = "done"
 FAILED = "failed"
 NO_FLAIR = "no FLAIR"
+ELSEWHERE = "in another run"
 TO_DO = "would be processed"
 GAVE_WAY = "its edited mask gave way to the network's and is kept. To take it again: "
 MOST_PAGES = 3  # named at the end of a run
@@ -22,7 +23,7 @@ class Row:
     name
         Stem of the scan, or the participant where there is none.
     status
-        ``done``, ``failed``, ``no FLAIR`` or ``would be processed``.
+        ``done``, ``failed``, ``no FLAIR``, ``in another run`` or ``would be processed``.
     reason
         Why, where it is not done.
     found
@@ -48,7 +49,7 @@ def summary_text(
     counts = Counter(row.status for row in rows)
     width = max((len(row.name) for row in rows), default=0)
     status_width = max((len(row.status) for row in rows), default=0)
-    order = (TO_DO, DONE, NO_FLAIR, FAILED)
+    order = (TO_DO, DONE, NO_FLAIR, ELSEWHERE, FAILED)
     lines = ["Summary: " + ", ".join(f"{counts[kind]} {kind}" for kind in order if counts[kind])]
     for row in sorted(rows, key=lambda row: order.index(row.status)):
         told = _one_line(row.reason or row.found)

@@ -169,8 +169,8 @@ def read_result_mask(path: Path, *, threshold: float | None = None) -> Mask:
             return _mask(stored, stored.data >= threshold)
         raise InputImageError(
             f"{path}: values {_listed(values)}, a probability map and not a mask; expected 0 and "
-            "1: give the mask made from it, or say with --threshold from which probability on a "
-            "voxel counts, such as --threshold 0.5"
+            "1: give the mask made from it, or say to bagau evaluate with --threshold from which "
+            "probability on a voxel counts, such as --threshold 0.5"
         )
     raise InputImageError(
         f"{path}: values {_listed(values)}, not a binary mask; expected 0 and 1 (or 0 and 255): "

@@ -514,7 +514,8 @@ def _intensities(path: Path, values: NDArray) -> tuple[NDArray[np.float32], list
         )
     low, high = volume.min(), volume.max()
     if low == high == 0:
-        raise InputImageError(f"{path}: every voxel is zero; there is no image to process")
+        what = "zero or not a number" if n_nan or n_infinite else "zero"
+        raise InputImageError(f"{path}: every voxel is {what}; there is no image to process")
     if low == high:
         raise InputImageError(
             f"{path}: every voxel has the same value ({low:g}); there is no image to process"

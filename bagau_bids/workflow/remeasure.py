@@ -81,7 +81,8 @@ def remeasure(scan: ScanResults, path: Path) -> bool:
     measured = load_image_on(scan.path("lesions_dseg"), flair) > 0
     counted = None if before is None else before.volume_voxels
     unchanged = np.array_equal(mask, current) and np.array_equal(mask, measured)
-    if unchanged and counted == np.count_nonzero(mask):
+    marked = scan.edited and scan.edited.network_sha256 == _digest(mask)  # an end was not reached
+    if unchanged and counted == np.count_nonzero(mask) and not marked:
         return False
     processed = _load(scan, flair)
     _check_apart(path, mask, scan, processed.others)
@@ -90,8 +91,12 @@ def remeasure(scan: ScanResults, path: Path) -> bool:
     given_back = edited.network_sha256 == _digest(mask)
     if given_back or not np.array_equal(current, measured):
         keep(scan.path("wmh_mask"), scan.output_dir, scan.entities, path)
+    # Whenever this is stopped, the mark is there until all is the network's again, and the
+    # lesions, written last, tell that the rest is to be done.
+    _mark(scan, edited)
     _write(scan, mask, measures)
-    _mark(scan, UNSET if given_back else edited)
+    if given_back:
+        _mark(scan, UNSET)
     return True
 
 
@@ -136,20 +141,20 @@ def _write(scan: ScanResults, mask: NDArray[np.bool_], measures: WmhMeasures) ->
     """Put images and tables in the place of those that are there."""
     source = nib.load(scan.path("wmh_mask"))
     images = {
+        "regions_dseg": measures.regions,
         "wmh_mask": mask,
         "lesions_dseg": measures.lesions,
-        "regions_dseg": measures.regions,
     }
     made = {
         key: to_source(data, source, catalogue().files[key].dtype) for key, data in images.items()
     }
-    for key, image in made.items():
-        with replacing(scan.path(key)) as temporary:
-            image.to_filename(temporary)
     for key, table in measures.tables.items():
         write_table(scan.path(key), table)
     left = [scan.path(key) for key in IN_TEMPLATE_SPACE]
     remove_stale([one for path in left for one in (path, sidecar_path(path))], "it was not edited")
+    for key, image in made.items():
+        with replacing(scan.path(key)) as temporary:
+            image.to_filename(temporary)
 
 
 def _edited(

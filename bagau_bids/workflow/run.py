@@ -116,7 +116,7 @@ def run_participants(
         _run_all(config, found, build, tracker)
     results = [tracker.result(scan) for scan in scans]
     for result in results:
-        if result.scan in tracker.failed:
+        if result.scan in tracker.failed and not result.elsewhere:
             record_failure(config, result)
     return results
 
@@ -168,7 +168,7 @@ def _enter_work_folders(
         try:
             stack.enter_context(own_work_folder(config, one.scan))
         except UsageError as error:
-            tracker.fail(one.scan, str(error))
+            tracker.leave(one.scan, str(error))
         else:
             free.append(one)
     return free

@@ -50,6 +50,8 @@ class ScanOutcome:
         The step that failed; empty if none had begun.
     crash_file
         Where the details are, if there are any.
+    elsewhere
+        Whether another run works on it, whose business its results are.
     """
 
     scan: Scan
@@ -57,6 +59,7 @@ class ScanOutcome:
     reason: str = ""
     step: str = ""
     crash_file: Path | None = None
+    elsewhere: bool = False
 
 
 @dataclass
@@ -138,6 +141,11 @@ class Tracker:
     ) -> None:
         """Count a scan as failed."""
         self.failed[scan] = ScanOutcome(scan, False, reason, step, crash_file)
+        self._progress.scan_failed(scan.stem, reason)
+
+    def leave(self, scan: Scan, reason: str) -> None:
+        """Leave a scan to another run."""
+        self.failed[scan] = ScanOutcome(scan, False, reason, elsewhere=True)
         self._progress.scan_failed(scan.stem, reason)
 
     def result(self, scan: Scan) -> ScanOutcome:

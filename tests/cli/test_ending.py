@@ -71,6 +71,27 @@ def test_interrupt_says_how_to_go_on(capsys):
     assert "prog: interrupted; what is finished is kept" in capsys.readouterr().err
 
 
+def test_output_that_nobody_reads_is_no_fault_of_the_program():
+    code = (
+        "import sys\n"
+        "from bagau_bids.cli.failure import exit_code_of\n"
+        "def action(stop):\n"
+        "    sys.stdin.readline()\n"
+        "    print('told', flush=True)\n"
+        "    return 0\n"
+        "sys.exit(exit_code_of('prog', action))\n"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert said.startswith("prog: nobody reads the output any more; what is finished is kept")
+    assert len(said.splitlines()) == 1
+
+
 def test_sigterm_ends_cleanly(capsys):
     closed = []
 

@@ -1,10 +1,12 @@
 """Masks edited by hand: measured as the network's are, marked, and ready to train on."""
 
+import fcntl
 import io
 import json
 import logging
 import shlex
 import shutil
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -16,10 +18,12 @@ from page_checks import Page
 from bagau_bids.bids.derivatives import derivative_path, sidecar_path
 from bagau_bids.bids.edited import kept_masks
 from bagau_bids.bids.masks import find_lesion_masks
+from bagau_bids.cli import segment as cli_segment
 from bagau_bids.cli.remeasure import _known
 from bagau_bids.cli.toolbox import main
 from bagau_bids.reports.group import write_group
 from bagau_bids.reports.participant import write_participant_report
+from bagau_bids.workflow import remeasure as workflow_remeasure
 
 TABLES = ("volumes_table", "lesions_table", "fazekas_table")
 IMAGES = ("wmh_mask", "lesions_dseg", "regions_dseg")
@@ -147,7 +151,7 @@ def test_a_mask_saved_over_the_network_s_is_taken(out, capsys):
     table = pd.read_csv(of(out, "02", "volumes_table"), sep="\t").set_index("region")
     assert table.loc["all", "volume_voxels"] == data.sum()
     said = capsys.readouterr().out
-    assert "sub-01: nothing to do" in said
+    assert "sub-01: nothing to measure" in said
     assert "sub-02: measured anew" in said
     assert "edited" not in record_of(out, "01")
 
@@ -244,6 +248,55 @@ def test_what_cannot_be_meant_is_refused(out, monkeypatch, capsys, words, table,
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+class StoppedAt:
+    """Stands in for what writes: stops the program at the n-th call of any of its kind."""
+
+    def __init__(self, monkeypatch, number):
+        self.left = number
+        for name in ("write_table", "write_json", "replacing", "remove_stale"):
+            real = getattr(workflow_remeasure, name)
+            monkeypatch.setattr(workflow_remeasure, name, partial(self.call, real))
+
+    def call(self, real, *args, **keywords):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return real(*args, **keywords)
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+@pytest.mark.parametrize("back", [False, True])
+def test_what_was_stopped_anywhere_is_done_by_the_same_command(
+    out, tmp_path, monkeypatch, number, back
+):
+    original = tmp_path / "original" / "sub-01.nii.gz"
+    original.parent.mkdir()
+    shutil.copy(of(out, "01", "wmh_mask"), original)
+    edited(out, "01", tmp_path / "masks" / "sub-01.nii.gz")
+    masks = tmp_path / "masks"
+    if back:
+        assert remeasure(out, "--masks", masks) == 0
+        masks = original.parent
+    whole = tmp_path / "whole"
+    shutil.copytree(out, whole)
+    assert remeasure(whole, "--masks", masks) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stopped = StoppedAt(patch, number)
+        code = remeasure(out, "--masks", masks)
+    assert code == (130 if stopped.left <= 0 else 0)
+    assert remeasure(out, "--masks", masks) == 0
+    assert contents(out, "01")[0] == contents(whole, "01")[0]
+    for key, image in contents(out, "01")[1].items():
+        assert np.array_equal(image, contents(whole, "01")[1][key]), key
+        manual = [
+            json.loads(sidecar_path(of(folder, "01", key)).read_text()).get("Manual")
+            for folder in (out, whole)
+        ]
+        assert manual[0] == manual[1]
+    marks = [record_of(folder, "01").get("edited", {}) for folder in (out, whole)]
+    assert [{**mark, "at": ""} for mark in marks][0] == {**marks[1], "at": ""}
+
+
 def segment(scan, out, *words):
     command = ["segment", scan, out, *words, "--nprocs", "1", "--device", "cpu"]
     return main([*map(str, command)])
@@ -292,6 +345,58 @@ def test_a_mask_edited_in_a_folder_of_segment_is_measured_scored_and_never_lost(
         assert words[:2] == ["bagau", "remeasure"]
         assert main(words[1:]) == 0
         assert np.array_equal(nib.load(mask).get_fdata(), again)
+
+
+def test_a_folder_of_segment_is_put_right_where_a_run_stopped_before_it(
+    tmp_path, monkeypatch, capsys
+):
+    fakes.install_everything(monkeypatch, tmp_path / "store")
+    fakes.install_quick_page(monkeypatch)
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    nib.Nifti1Image(fakes.head(), fakes.AFFINE).to_filename(scan)
+    drawn = tmp_path / "drawn.nii.gz"
+    nib.Nifti1Image((fakes.head() > 150).astype(np.uint8), fakes.AFFINE).to_filename(drawn)
+    assert segment(scan, out, "--mask", drawn) == 0
+    before = pd.read_csv(out / "evaluation.tsv", sep="\t").loc[0, "dice"]
+    mask = out / "scan" / "wmh_mask.nii.gz"
+    image = nib.load(mask)
+    data = np.array(image.dataobj)
+    data[12:14, 8:10, 6] = 1
+    nib.Nifti1Image(data, image.affine).to_filename(mask)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli_segment, "refresh", stop)
+        assert remeasure(out) == 130
+    assert remeasure(out) == 0
+    table = pd.read_csv(out / "volumes.tsv", sep="\t").set_index("scan")
+    assert table.loc["scan", "volume_voxels"] == data.sum()
+    volumes = pd.read_csv(out / "scan" / "volumes.tsv", sep="\t").set_index("region")
+    assert volumes.loc["all", "volume_voxels"] == data.sum()
+    assert pd.read_csv(out / "evaluation.tsv", sep="\t").loc[0, "dice"] < before
+
+
+def test_a_second_run_leaves_a_scan_to_the_first(tmp_path, monkeypatch, capsys):
+    fakes.install_everything(monkeypatch, tmp_path / "store")
+    fakes.install_quick_page(monkeypatch)
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    nib.Nifti1Image(fakes.head(), fakes.AFFINE).to_filename(scan)
+    work = ("-w", tmp_path / "work")
+    assert segment(scan, out, *work) == 0
+    files = {path: path.read_bytes() for path in (out / "scan").iterdir()}
+    table = pd.read_csv(out / "volumes.tsv", sep="\t")
+    (lock,) = (tmp_path / "work").glob("*/*/.lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert segment(scan, out, *work) == 1
+    assert "scan: left to another run: " in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (out / "scan").iterdir()} == files
+    pd.testing.assert_frame_equal(pd.read_csv(out / "volumes.tsv", sep="\t"), table)
+    summaries = [path.read_text() for path in (out / "bids").rglob("summary.tsv")]
+    (second,) = (text for text in summaries if "in another run" in text)
+    assert "another run works on this scan" in second
 
 
 def test_a_scan_that_is_processed_again_keeps_the_edited_mask_and_its_page_says_so(

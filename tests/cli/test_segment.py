@@ -193,10 +193,12 @@ def test_a_page_that_cannot_be_written_is_told(tmp_path, template, monkeypatch, 
 def test_masks_are_checked_before_the_scans_are_processed(tmp_path, template, capsys):
     scan = write(tmp_path / "scan.nii.gz", fakes.head())
     drawn = np.zeros(fakes.SHAPE, np.uint8)
+    others = (2 * (fakes.head() > 150)).astype(np.uint8)
     damaged = tmp_path / "damaged.nii"
     damaged.write_bytes(b"none")
     for mask, message in (
         (write(tmp_path / "values.nii", drawn + np.uint8(7)), "values [7]; expected 0"),
+        (write(tmp_path / "others.nii", others), "2 is what is not judged"),
         (write(tmp_path / "shape.nii", drawn[:-1]), "expected that of"),
         (damaged, "damaged.nii"),
         (tmp_path / "none.nii", "no such file"),

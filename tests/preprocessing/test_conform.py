@@ -430,7 +430,7 @@ def test_a_constant_image_is_refused(tmp_path):
 
 def test_nothing_but_nan_is_refused(tmp_path):
     data = np.full(SHAPE, np.nan, np.float32)
-    assert "every voxel is zero" in _refused(_save(_image(data=data), tmp_path))
+    assert "every voxel is zero or not a number" in _refused(_save(_image(data=data), tmp_path))
 
 
 @pytest.mark.parametrize("column", [0, 2])

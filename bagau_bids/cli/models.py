@@ -45,7 +45,7 @@ def run(options: Options) -> int:
                 f"{', '.join(PACKAGED)}, or the path of a .safetensors file"
             )
         for name, purpose in PACKAGED.items():
-            print(f"{name:<8}{purpose:<42}{_state(name)}")
+            print(f"{name:<8}{purpose:<45}{_state(name)}")
         return EXIT_OK
     path = find_weights(options.model) if options.model in PACKAGED else Path(options.model)
     card = load_weights(path).card

@@ -240,6 +240,33 @@ def brain_map(
     return np.where(ventricles, VENTRICLES_NUMBER, np.where(told, regions, 0)).astype(np.uint8)
 
 
+def without_ventricles(brain_regions: NDArray[np.uint8], rule: str) -> NDArray[np.uint8]:
+    """Undo what `brain_map` does to the regions, as far as they could be told.
+
+    Parameters
+    ----------
+    brain_regions : (X, Y, Z) uint8 array
+        As `brain_map` returns it.
+    rule : str
+        By which the regions were told apart.
+
+    Returns
+    -------
+    (X, Y, Z) uint8 array
+        Voxels of the ventricles have the region around these, as their distance of 0 gives it,
+        on the side of the nearest other voxel.
+    """
+    inside = brain_regions == VENTRICLES_NUMBER
+    regions = (brain_regions != 0) & ~inside
+    if not inside.any() or not regions.any():
+        return np.where(inside, 0, brain_regions).astype(np.uint8)
+    around = regions_of_rule(rule)[0]
+    nearest = ndimage.distance_transform_edt(~regions, return_distances=False, return_indices=True)
+    left = (brain_regions[tuple(nearest)] - region_number(around, "left")) % len(SIDES) == 0
+    numbers = [region_number(around, side) for side in SIDES]
+    return np.where(inside, np.where(left, *numbers), brain_regions).astype(np.uint8)
+
+
 def partition(
     groups: Image,
     right: NDArray,

@@ -18,8 +18,8 @@ from bagau_bids.bids.records import Edited
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.evaluation.scoring import check_grid, read_result_mask
 from bagau_bids.files import read_json, remove_stale, replacing, write_json, write_table
-from bagau_bids.measures.edited import Processed, measure_edited
-from bagau_bids.measures.wmh import WmhMeasures
+from bagau_bids.measures.regions import without_ventricles
+from bagau_bids.measures.wmh import Head, WmhMeasures, measure_wmh
 from bagau_bids.preprocessing.conform import read_volume, to_source
 from bagau_bids.preprocessing.transforms import lattice_field, read_itk_forward
 from bagau_bids.reports.results import COMPLETE, ScanResults, load_image, load_image_on
@@ -81,14 +81,20 @@ def remeasure(scan: ScanResults, path: Path) -> bool:
     measured = load_image_on(scan.path("lesions_dseg"), flair) > 0
     counted = None if before is None else before.volume_voxels
     unchanged = np.array_equal(mask, current) and np.array_equal(mask, measured)
-    marked = scan.edited and scan.edited.network_sha256 == _digest(mask)  # an end was not reached
+    digest = _digest(mask)
+    marked = scan.edited and scan.edited.network_sha256 == digest  # an end was not reached
     if unchanged and counted == np.count_nonzero(mask) and not marked:
         return False
-    processed = _load(scan, flair)
-    _check_apart(path, mask, scan, processed.others)
-    measures = measure_edited(mask, processed, scan.steps.regions.rule)
+    others = {
+        name: load_image_on(scan.path(key), flair) > 0
+        for name, key in OTHERS.items()
+        if scan.path(key).is_file()
+    }
+    _check_apart(path, mask, scan, others)
+    rule = scan.steps.regions.rule
+    measures = measure_wmh(mask, _head(scan, flair, others, rule), rule)
     edited = _edited(scan, path, _digest(measured), before.volume_mm3 if before else None)
-    given_back = edited.network_sha256 == _digest(mask)
+    given_back = edited.network_sha256 == digest
     if given_back or not np.array_equal(current, measured):
         keep(scan.path("wmh_mask"), scan.output_dir, scan.entities, path)
     # Whenever this is stopped, the mark is there until all is the network's again, and the
@@ -104,21 +110,21 @@ def _digest(mask: NDArray[np.bool_]) -> str:
     return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
 
 
-def _load(scan: ScanResults, flair: Image) -> Processed:
-    """Load what the results hold of the scan's voxels."""
+def _head(
+    scan: ScanResults, flair: Image, others: Mapping[str, NDArray[np.bool_]], rule: str
+) -> Head:
+    """Load what lies around the mask, as it was when the scan was processed."""
     transform = read_itk_forward(scan.path("template_to_flair_xfm"))
-    return Processed(
+    wm_probseg = load_image_on(scan.path("wm_atlas"), flair)
+    brain_regions = load_image_on(scan.path("brain_regions_dseg"), flair).astype(np.uint8)
+    return Head(
         flair=flair,
         brain_mask=load_image_on(scan.path("brain_mask"), flair) > 0,
         ventricles=load_image_on(scan.path("ventricle_mask"), flair) > 0,
+        healthy=np.where(np.any([*others.values()], axis=0), 0, wm_probseg),
         probability=load_image_on(scan.path("wmh_probseg"), flair),
-        wm_probseg=load_image_on(scan.path("wm_atlas"), flair),
-        brain_regions=load_image_on(scan.path("brain_regions_dseg"), flair).astype(np.uint8),
-        others={
-            name: load_image_on(scan.path(key), flair) > 0
-            for name, key in OTHERS.items()
-            if scan.path(key).is_file()
-        },
+        regions=without_ventricles(brain_regions, rule),
+        others=others,
         template_points=lattice_field(transform, flair),
     )
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -252,8 +252,15 @@ class _Pages:
         self._write(sorted(self._unfinished))
         self.written.sort()
 
+    @cached_property
+    def _further(self) -> dict[str, tuple[Path, ...]]:
+        """Further pages of an earlier run; those of a participant are his until he is finished."""
+        from bagau_bids.reports.fingerprint import further_pages
+
+        return further_pages(self._config.output_dir)
+
     def _write(self, subjects: Sequence[str]) -> None:
-        failed, pages = _write_pages(self._config, subjects)
+        failed, pages = _write_pages(self._config, subjects, self._further)
         self.failed += failed
         self.written += pages
 
@@ -335,6 +342,7 @@ def _remake_pages(config: Config) -> tuple[list["Row"], tuple[Path, ...]]:
     """Write the pages again of the participants that the output folder has; see `_process`."""
     from bagau_bids.bids.scans import list_subjects
     from bagau_bids.cli.summary import DONE, Row
+    from bagau_bids.reports.fingerprint import further_pages
 
     there = list_subjects(config.output_dir) if config.output_dir.is_dir() else []
     subjects = config.selection.participant_labels or tuple(there)
@@ -344,22 +352,25 @@ def _remake_pages(config: Config) -> tuple[list["Row"], tuple[Path, ...]]:
             f"{config.output_dir} has no results of {', '.join(unknown) or 'any participant'} to "
             "write pages from; process them first, without --reports-only"
         )
-    failed, pages = _write_pages(config, subjects)
+    failed, pages = _write_pages(config, subjects, further_pages(config.output_dir))
     names = {row.name for row in failed}
     done = [f"page of sub-{subject}" for subject in subjects]
     return failed + [Row(name, DONE) for name in done if name not in names], pages
 
 
-def _write_pages(config: Config, subjects: Sequence[str]) -> tuple[list["Row"], tuple[Path, ...]]:
+def _write_pages(
+    config: Config, subjects: Sequence[str], further: Mapping[str, tuple[Path, ...]]
+) -> tuple[list["Row"], tuple[Path, ...]]:
     """Write the pages of participants that are not as they would be, or all with --reports-only.
 
+    `further` are those that participants have besides their own, as `further_pages` finds them.
     Returns a row for each that could not be written, and all pages there are.
     """
     from bagau_bids.cli.summary import FAILED, Row
-    from bagau_bids.reports.fingerprint import further_pages, pages_in_place
+    from bagau_bids.reports.fingerprint import pages_in_place
 
     most_sessions = config.execution.aggregate_session_reports
-    failed, pages, further = [], list[Path](), further_pages(config.output_dir)
+    failed, pages = [], list[Path]()
     for subject in subjects:
         own = further.get(f"sub-{subject}", ())
         try:

@@ -286,8 +286,11 @@ class PutOut(Step):
 
     def _keep_edited(self, output_dir: Path, made: Path) -> None:
         entities = self.inputs.entities
+        mask = derivative_path(output_dir, entities, "wmh_mask")
+        if mask.is_file() and file_digest(mask) == file_digest(made):
+            return  # as it mostly is; its voxels need not be read
         if was_edited(output_dir, entities):
-            keep(derivative_path(output_dir, entities, "wmh_mask"), output_dir, entities, made)
+            keep(mask, output_dir, entities, made)
 
 
 def eight_bits(data: NDArray) -> NDArray[np.uint8]:

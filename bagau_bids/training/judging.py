@@ -32,6 +32,7 @@ from bagau_bids.training.stroke import unpack_infarcts
 
 SYNTHETIC, HEALTHY, INFARCTS = "synthetic", "healthy", "infarcts"
 FITTING_RANGE = (0.25, 0.75)  # of thresholds: beyond, no probability is worth its name
+FITTING = tuple(level for level in THRESHOLDS if FITTING_RANGE[0] <= level <= FITTING_RANGE[1])
 EMPTY_ML_PER_DICE = 10.0  # ml invented in a healthy head that cost as much as all of the Dice
 
 log = logging.getLogger(__name__)
@@ -201,8 +202,8 @@ def judge(
         calibration = Calibration(
             fitting_threshold(scans, [one.probability for one in found]),
             UNCALIBRATED
-            if infarcts is None or in_slices is None or in_slices.infarct is None
-            else fitting_area(in_slices.infarct, infarcts.infarct),
+            if in_slices is None or in_slices.infarct is None
+            else fitting_area(in_slices.infarct, in_slices.slices.infarct),
         )
     lines = [
         _line(
@@ -213,8 +214,8 @@ def judge(
         )
         for one, result in zip(scans, found, strict=True)
     ]
-    if infarcts is not None and in_slices is not None:
-        lines.append(_infarct_line(name, infarcts, in_slices, calibration))
+    if in_slices is not None:
+        lines.append(_infarct_line(name, in_slices, calibration))
     return Verdict(_score(lines), calibration, tuple(lines))
 
 
@@ -235,22 +236,21 @@ def fitting_threshold(scans: Sequence[JudgedScan], probabilities: Sequence[NDArr
     Of each style the logarithm of the ratio of its summed volumes is taken; scans without lesions
     have no say. The threshold is within :data:`FITTING_RANGE`.
     """
-    levels = [level for level in THRESHOLDS if FITTING_RANGE[0] <= level <= FITTING_RANGE[1]]
     styles = sorted({one.style for one in scans if has_lesions(one.scan)})
     offs = []
     for style in styles:
-        reference, result = 0.0, np.zeros(len(levels))
+        reference, result = 0.0, np.zeros(len(FITTING))
         for one, probability in zip(scans, probabilities, strict=True):
             if one.style != style or not has_lesions(one.scan):
                 continue
             voxel = float(np.prod(voxel_sizes(one.scan.affine)))
             judged = probability[one.scan.reference != NOT_JUDGED]
             reference += float((one.scan.reference == WMH).sum()) * voxel
-            result += np.array([(judged >= level).sum() for level in levels]) * voxel
+            result += np.array([(judged >= level).sum() for level in FITTING]) * voxel
         offs.append(np.abs(np.log(np.maximum(result, 1e-3) / reference)))
     if not offs:
         return UNCALIBRATED
-    return float(levels[int(np.argmin(np.mean(offs, axis=0)))])
+    return float(FITTING[int(np.argmin(np.mean(offs, axis=0)))])
 
 
 def fitting_area(probability: NDArray, truth: NDArray[np.bool_]) -> float:
@@ -263,11 +263,10 @@ def fitting_area(probability: NDArray, truth: NDArray[np.bool_]) -> float:
     probability, truth : (N, H, W) arrays
         Of pixels of one size.
     """
-    levels = [level for level in THRESHOLDS if FITTING_RANGE[0] <= level <= FITTING_RANGE[1]]
-    areas = np.array([np.count_nonzero(probability >= level) for level in levels])
+    areas = np.array([np.count_nonzero(probability >= level) for level in FITTING])
     offs = np.abs(np.log(np.maximum(areas, 1) / max(np.count_nonzero(truth), 1)))
     best = np.flatnonzero(offs == offs.min())
-    return min((levels[index] for index in best), key=lambda level: abs(level - UNCALIBRATED))
+    return min((FITTING[index] for index in best), key=lambda level: abs(level - UNCALIBRATED))
 
 
 def _line(name: str, one: JudgedScan, wmh: NDArray[np.bool_], threshold: float) -> Judgement:
@@ -307,6 +306,7 @@ def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
 class _SliceProbabilities:
     """What a network says of slices with infarcts, (N, 200, 200) each."""
 
+    slices: InfarctSlices
     wmh: NDArray[np.float32]
     infarct: NDArray[np.float32] | None
 
@@ -322,14 +322,12 @@ def _of_slices(
         found.append(network.model(flair=flair, atlas=atlas).float().sigmoid().cpu().numpy())
     outputs = np.concatenate(found).swapaxes(0, 1)
     by_name = dict(zip(network.outputs, outputs, strict=True))
-    return _SliceProbabilities(by_name[cards.WMH], by_name.get(cards.INFARCT))
+    return _SliceProbabilities(slices, by_name[cards.WMH], by_name.get(cards.INFARCT))
 
 
-def _infarct_line(
-    name: str, slices: InfarctSlices, found: _SliceProbabilities, calibration: Calibration
-) -> Judgement:
+def _infarct_line(name: str, found: _SliceProbabilities, calibration: Calibration) -> Judgement:
     wmh, infarct = _told_apart(found.wmh, found.infarct, calibration)
-    truth, brain = slices.infarct, slices.flair > 0
+    truth, brain = found.slices.infarct, found.slices.flair > 0
     area = int(truth.sum())
     both, said = int((infarct & truth).sum()), int(infarct.sum())
     return Judgement(

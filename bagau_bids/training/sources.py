@@ -260,7 +260,7 @@ class StrokeSource:
         shift : float
             Of the thresholds, as :meth:`label`.
         """
-        batch_size = _SLICES_AT_ONCE["cuda" if self.device.type == "cuda" else "cpu"]
+        batch_size = _SLICES_AT_ONCE[self.device.type]
         found = torch.zeros(self.flair.shape, device=self.device)
         guide = self.levels[len(self.levels) // 2]
         for first in range(0, len(found), batch_size):

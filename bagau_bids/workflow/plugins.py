@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +35,8 @@ from bagau_bids.processes import end_with_parent, keep_folder_off_path
 
 KILLED = "a worker process was killed"
 LEAVE_S = 2  # that a worker has to tidy up when it is asked to end
+LOOK_S = 0.2  # after which to look again whether a step can begin, if none has ended before
+LEAST_LOOK_S = 0.01  # between two looks in any case
 MEMORY_SHARE = 0.9  # of what there is, used where no amount is given
 CGROUPS = Path("/sys/fs/cgroup")
 DEVICES = Path("/dev")
@@ -234,8 +237,23 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
 
     def __init__(self, plugin_args: dict[str, Any]) -> None:
         super().__init__(plugin_args=plugin_args)
+        self._step_ended = threading.Event()
         keep_folder_off_path()
         self.pool = self._new_pool()  # the one nipype made has not started any process
+
+    def run(self, graph: Any, config: dict[str, Any], updatehash: bool = False) -> None:
+        """Run a graph; the next step begins when one ends, not at nipype's next look."""
+        often = {**config["execution"], "poll_sleep_duration": str(LEAST_LOOK_S)}
+        super().run(graph, {**config, "execution": often}, updatehash)
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        if self.pending_tasks:  # else results were there, and what follows can begin at once
+            self._step_ended.wait(LOOK_S)
+            self._step_ended.clear()
+
+    def _postrun_check(self) -> None:
+        self.close()  # workers are ended by who started the run; it takes a while, too
 
     def close(self) -> None:
         """Forget what is waiting; tasks at work are not waited for."""
@@ -276,6 +294,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         else:
             text = KILLED if isinstance(error, BrokenProcessPool) else repr(error)
             self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
+        self._step_ended.set()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

@@ -237,3 +237,28 @@ def test_without_a_memory_group_the_machine_counts(control_groups, own):
 def test_system_without_control_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "OWN_CGROUPS", tmp_path / "none")
     assert available_memory_gb() == get_system_total_memory_gb()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_step_begins_once_the_one_before_has_ended(tmp_path, monkeypatch):
+    """Not at the next look at all of them; nor does one wait whose results are there."""
+    monkeypatch.setattr(plugins, "LOOK_S", 600.0)
+
+    def chain(*names):
+        workflow = pe.Workflow("all", base_dir=tmp_path)
+        steps = [
+            pe.Node(Exclusive(card=str(tmp_path / "card"), use_gpu=False), name) for name in names
+        ]
+        for first, second in itertools.pairwise(steps):
+            workflow.connect(first, "done", second, "after")
+        ended = []
+        plugin = choose_plugin(
+            Resources(nprocs=2, mem_gb=9.0),
+            lambda node, status: ended.append(node.name) if status == "end" else None,
+        )
+        workflow.run(plugin=plugin)
+        return ended
+
+    assert chain("one", "two") == ["one", "two"]
+    assert chain("one", "two", "three") == ["one", "two", "three"]

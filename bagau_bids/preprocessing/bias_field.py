@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bagau_bids.errors import ProcessingError
+from bagau_bids.preprocessing.quick_ants import load_ants
 from bagau_bids.spaces import Image, crop, isotropic_grid, resample, voxel_sizes
 
 GRID_MM = 4.0
@@ -148,8 +149,7 @@ def _n4(
     coarse: NDArray, inner: NDArray[np.bool_], grid_mm: float, iterations: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """Field by ANTs' N4 on the coarse grid, defined in `inner` only."""
-    import ants
-
+    ants = load_ants()
     scaled = coarse / np.median(coarse[inner]) * 1000
     scaled = np.clip(scaled, 1, np.percentile(scaled[inner], BRIGHT_PERCENTILE))
     spacing = (grid_mm,) * 3

@@ -128,16 +128,21 @@ def brain_mask(
 
 def _refuse_noise(flair: NDArray, mask: NDArray[np.bool_]) -> None:
     """Refuse an image that is the same within the outline of a brain and around it."""
-    from scipy import stats
-
     inside, around = (
-        some[:: max(1, some.size // _SOME_VOXELS)] for some in (flair[mask], flair[~mask])
+        np.sort(some[:: max(1, some.size // _SOME_VOXELS)]) for some in (flair[mask], flair[~mask])
     )
-    if around.size and stats.ks_2samp(inside, around).statistic <= _DIFFERENT:
+    if around.size and farthest_apart(inside, around) <= _DIFFERENT:
         raise ProcessingError(
             "brain mask: what was taken for the brain looks like all around it, expected a head: "
             "the image holds noise alone; look at it"
         )
+
+
+def farthest_apart(first: NDArray, second: NDArray) -> float:
+    """Statistic of Kolmogorov and Smirnov of two sorted samples; SciPy's takes 0.4 s to load."""
+    values = np.concatenate([first, second])
+    shares = [np.searchsorted(one, values, side="right") / one.size for one in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def on_dark_background(flair: NDArray) -> NDArray:

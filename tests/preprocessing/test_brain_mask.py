@@ -3,12 +3,13 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.brain_mask import (
     brain_mask,
     clean_mask,
+    farthest_apart,
     low_resolution,
     low_resolution_grid,
     on_dark_background,
@@ -190,3 +191,11 @@ def test_real_flairs_agree_with_reference_masks(shared_data, subject):
     reference = nib.as_closest_canonical(nib.load(reference_path)).get_fdata() > 0
     found = brain_mask(Image(image.get_fdata(dtype=np.float32), image.affine))
     assert dice(found.mask, reference) >= 0.9
+
+
+@pytest.mark.parametrize(("sizes", "shift"), [((50, 40), 0.0), ((7, 300), 0.8), ((1, 1), 5.0)])
+def test_samples_are_as_far_apart_as_scipy_says(sizes, shift):
+    rng = np.random.default_rng(3)
+    first, second = (np.sort(rng.normal(0, 1, size).round(1)) for size in sizes)  # with ties
+    expected = stats.ks_2samp(first, second + shift).statistic
+    assert farthest_apart(first, second + shift) == pytest.approx(expected)

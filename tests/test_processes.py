@@ -1,15 +1,22 @@
-"""Processes that are started: they end with this one, and run nothing of the current folder."""
+"""Processes that are started end with this one and run nothing of the folder; and threads."""
 
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from bagau_bids.processes import keep_folder_off_path, may_open, module_command
+from bagau_bids.processes import (
+    both,
+    keep_folder_off_path,
+    may_open,
+    module_command,
+    side_by_side,
+)
 
 CHILD = (
     "import sys, time\n"
@@ -120,3 +127,36 @@ def test_more_files_may_be_open_where_the_system_allows_it():
             assert not may_open(before[1] + 1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_calls_go_on_side_by_side_and_results_keep_their_order():
+    meeting = threading.Barrier(2, timeout=30)
+
+    def meet(number):
+        meeting.wait()  # for the other call
+        return 10 * number
+
+    assert side_by_side(meet, [1, 2, 3, 4], 2) == [10, 20, 30, 40]
+    assert side_by_side(meet, [], 2) == []
+
+
+def test_one_thread_is_the_one_that_asks():
+    assert side_by_side(lambda _: threading.get_ident(), "ab", 1) == [threading.get_ident()] * 2
+    assert threading.get_ident() not in side_by_side(lambda _: threading.get_ident(), "ab", 2)
+
+
+def test_two_calls_go_on_at_a_time():
+    meeting = threading.Barrier(2, timeout=30)
+    first, second = both(lambda: ("one", meeting.wait()), lambda: ("other", meeting.wait()))
+    assert (first[0], second[0]) == ("one", "other")
+    idents = both(threading.get_ident, threading.get_ident, 1)
+    assert idents == (threading.get_ident(), threading.get_ident())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_call_raises_is_raised(threads):
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda number: 1 / number, [2, 0, 1], threads)
+    for calls in ((lambda: 1, lambda: 1 / 0), (lambda: 1 / 0, lambda: 1)):
+        with pytest.raises(ZeroDivisionError):
+            both(*calls, threads)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -196,7 +198,8 @@ def _process(
     steps = scan_steps(config.processing, networks)
     outdated = [] if config.execution.dry_run else _record_unavailable(config, unavailable)
     pages = _Pages(config, [*usable, *outdated])
-    with with_progress(len(usable), steps, finished=pages.scan_finished) as progress:
+    told = {"begun": pages.load, "finished": pages.scan_finished}
+    with with_progress(len(usable), steps, **told) as progress:
         results = run_participants(config, usable, template, networks, progress)
     rows = [Row(f"sub-{subject}", NO_FLAIR, reason) for subject, reason in missing.items()]
     rows += [Row(scan.stem, FAILED, reason) for scan, reason in unavailable.items()]
@@ -238,6 +241,13 @@ class _Pages:
         self._unfinished = Counter(self._subjects.values())
         self.failed: list[Row] = []
         self.written: list[Path] = []
+
+    def load(self) -> None:
+        """Load what draws pages, half a second, while other processes are at work."""
+        from bagau_bids.workflow.plugins import runs_in_this_process
+
+        if not runs_in_this_process(self._config.resources, self._config.execution.debug):
+            Thread(target=import_module, args=("bagau_bids.reports.participant",)).start()
 
     def scan_finished(self, stem: str) -> None:
         """Write the page of a participant whose last scan this is."""

@@ -74,6 +74,8 @@ class Progress(AbstractContextManager["Progress"]):
         Where to show it; a display if it is a terminal, else one line for each event.
     check
         Called at every event; raises to stop the run.
+    begun
+        Called once, when the first step begins; not where all results are there already.
     finished
         Called with the stem of a scan once all its outputs are written.
     called
@@ -86,6 +88,7 @@ class Progress(AbstractContextManager["Progress"]):
         steps: tuple[str, ...],
         console: Console,
         check: Callable[[], None] = lambda: None,
+        begun: Callable[[], None] = lambda: None,
         finished: Callable[[str], None] = lambda scan: None,
         called: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -93,6 +96,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._steps = steps
         self._console = console
         self._check = check
+        self._begun: Callable[[], None] | None = begun
         self._finished = finished
         self._called = called
         self._estimate = TimeLeft(n_scans, steps)
@@ -135,6 +139,9 @@ class Progress(AbstractContextManager["Progress"]):
     def step_started(self, scan: str, step: str) -> None:
         """Say that a step of a scan begins."""
         self.scan_started(scan)
+        if self._begun is not None:
+            self._begun()
+            self._begun = None
         self._running[scan][step] = time.monotonic()
 
     def step_finished(self, scan: str, step: str, seconds: float) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from bagau_bids.measures.regions import (
     regions_of_rule,
 )
 from bagau_bids.measures.suspects import FIGURES, Suspect
+from bagau_bids.processes import both
 from bagau_bids.reports import figures
 from bagau_bids.reports.pages import Layer, Picture, embed, embed_pair
 from bagau_bids.reports.results import ScanResults, load_image, load_image_on
@@ -391,9 +393,14 @@ def _picture(
 ) -> Picture:
     """Save a picture, with each of its layers if it has any, and prepare it for the page."""
     whole = {layer.name: figures.stack(base, layer.picture) for layer in layers}
-    saved = [_save(scan, file, picture) for file, picture in (whole or {name: base}).items()]
-    names = f"{scan.stem}_desc-{name}", title, caption
-    return embed(names, base, layers, without="FLAIR only", saved=saved)
+    show = partial(
+        embed,
+        (f"{scan.stem}_desc-{name}", title, caption),
+        base,
+        layers,
+        without="FLAIR only",
+    )
+    return _saved(scan, whole or {name: base}, show)
 
 
 def _pair_picture(
@@ -405,18 +412,30 @@ def _pair_picture(
     """Save two pictures to be compared, and prepare them for the page."""
     name, title, caption = names
     over = () if overlay is None else (overlay.picture,)
-    saved = [
-        _save(scan, f"{name}{what.lower()}", figures.stack(picture, *over))
-        for what, picture in pair
-    ]
-    return embed_pair(
-        (f"{scan.stem}_desc-{name}", title, caption), *pair, overlay=overlay, saved=saved
+    whole = {f"{name}{what.lower()}": figures.stack(picture, *over) for what, picture in pair}
+    show = partial(
+        embed_pair, (f"{scan.stem}_desc-{name}", title, caption), *pair, overlay=overlay
     )
+    return _saved(scan, whole, show)
 
 
-def _save(scan: ScanResults, name: str, picture: Image.Image) -> str:
-    """Write a picture into the participant's figures; return its path below the root."""
+def _saved(
+    scan: ScanResults, pictures: Mapping[str, Image.Image], show: Callable[..., Picture]
+) -> Picture:
+    """Write pictures into the participant's figures, and prepare what the page shows of them.
+
+    Both are mostly compression, and take as long as each other: they go on side by side.
+    `show` is given the paths, below the root, as ``saved``.
+    """
     folder = Path(f"sub-{scan.entities['sub']}") / "figures"
-    path = folder / f"{scan.stem}_desc-{name}_FLAIR.png"
-    write_bytes(scan.output_dir / path, figures.png_bytes(picture))
-    return path.as_posix()
+    paths = [folder / f"{scan.stem}_desc-{name}_FLAIR.png" for name in pictures]
+
+    def save() -> None:
+        for path, picture in zip(paths, pictures.values(), strict=True):
+            write_bytes(scan.output_dir / path, figures.png_bytes(picture))
+
+    def prepare() -> Picture:
+        return show(saved=[path.as_posix() for path in paths])
+
+    shown, _ = both(prepare, save)
+    return shown

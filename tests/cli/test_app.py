@@ -140,6 +140,25 @@ def test_a_page_is_written_once_its_participant_is_finished(app_run, calls):
     assert calls.pages == ["01", "03"]
 
 
+@pytest.mark.parametrize(("nprocs", "modules"), [(2, [participant.__name__]), (1, [])])
+def test_what_draws_pages_is_loaded_while_other_processes_work(
+    app_run, calls, monkeypatch, nprocs, modules
+):
+    loaded = []
+
+    class Thread:
+        def __init__(self, target, args):
+            assert target is app.import_module
+            self.args = args
+
+        def start(self):
+            loaded.extend(self.args)
+
+    monkeypatch.setattr(app, "Thread", Thread)
+    assert app_run("--nprocs", str(nprocs)) == 0
+    assert loaded == modules
+
+
 def test_a_page_with_a_scan_that_failed_is_written_at_the_end(app_run, calls):
     calls.bad_scans["sub-03_ses-1"] = "damaged"
     assert app_run() == 1

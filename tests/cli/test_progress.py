@@ -33,6 +33,17 @@ def test_plain_lines():
     assert len(lines) == 6
 
 
+def test_that_work_begins_is_told_once_and_not_of_earlier_results():
+    told = []
+    console = Console(file=io.StringIO())
+    progress = Progress(2, ("a", "b"), console, begun=lambda: told.append("begun"))
+    progress.step_finished("sub-01", "a", 0.0)
+    assert told == []
+    progress.step_started("sub-01", "b")
+    progress.step_started("sub-02", "a")
+    assert told == ["begun"]
+
+
 def test_terminal_shows_scan_step_and_count():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     progress = Progress(3, ("brain_mask", "segment"), console)

@@ -240,12 +240,13 @@ def slice_jump(
     whole = full[:-2] & full[1:-1] & full[2:]
     if level is None or not whole.any():
         return None
+    slices, inside = (
+        np.ascontiguousarray(np.moveaxis(one, axis, 0)) for one in (flair, white_matter)
+    )
     medians = np.array(
         [
-            np.median(np.take(flair, index, axis)[np.take(white_matter, index, axis)])
-            if full[index]
-            else 0.0
-            for index in range(len(full))
+            np.median(values[mask]) if enough else 0.0
+            for values, mask, enough in zip(slices, inside, full, strict=True)
         ]
     )
     steps = np.abs(medians[1:-1] - (medians[:-2] + medians[2:]) / 2)

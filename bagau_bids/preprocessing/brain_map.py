@@ -18,6 +18,7 @@ from bagau_bids.preprocessing.template_regions import (
     covered_fraction,
     load_template_regions,
 )
+from bagau_bids.processes import both
 from bagau_bids.spaces import Image
 
 
@@ -53,6 +54,7 @@ def map_brain(
     points: Image,
     known_lesions: npt.NDArray[np.bool_] | None,
     rule: str,
+    threads: int = 1,
 ) -> BrainMap:
     """Outline the ventricles of a FLAIR, and tell the regions of its brain apart.
 
@@ -68,14 +70,14 @@ def map_brain(
         (X, Y, Z); their cavities are no ventricles, and they do not ask for a look.
     rule
         What is periventricular, one of `bagau_bids.config.PERIVENTRICULAR_RULES`.
+    threads
+        That share the work; the result does not depend on them.
     """
     template = load_template_regions()
-    numbers, right = carry_regions(template, points, flair)
+    numbers, right = carry_regions(template, points, flair, threads)
     groups = Image(numbers, flair.affine)
     tissue = brain_mask if known_lesions is None else brain_mask & ~known_lesions
     ventricles = find_ventricles(flair, tissue, wm_probseg, numbers)
-    distance = distance_mm(ventricles.mask, flair.affine)
-    regions = partition(groups, right, brain_mask, distance, rule)
     anatomy = suspects.Anatomy(
         brain_mask=tissue,
         ventricles=ventricles.mask,
@@ -84,10 +86,15 @@ def map_brain(
         to_template=suspects.fit_template(points),
         white_matter=suspects.white_matter_level(flair.data, tissue, wm_probseg),
     )
-    return BrainMap(
-        ventricles=ventricles,
-        regions=regions,
-        told_regions=brain_map(regions, ventricles.mask, distance),
-        suspects=suspects.find_suspects(flair, anatomy),
-        coverage=covered_fraction(template, points, groups),
-    )
+
+    def divide() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        distance = distance_mm(ventricles.mask, flair.affine)
+        regions = partition(groups, right, brain_mask, distance, rule)
+        return regions, brain_map(regions, ventricles.mask, distance)
+
+    def look() -> tuple[tuple[suspects.Suspect, ...], float]:
+        coverage = covered_fraction(template, points, groups)
+        return suspects.find_suspects(flair, anatomy), coverage
+
+    (regions, told_regions), (found, coverage) = both(divide, look, threads)
+    return BrainMap(ventricles, regions, told_regions, found, coverage)

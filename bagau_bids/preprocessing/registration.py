@@ -9,6 +9,7 @@ it is goes into the result.
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,7 @@ from bagau_bids.preprocessing.transforms import (
     jacobian_determinant,
     sample,
 )
+from bagau_bids.processes import side_by_side
 from bagau_bids.spaces import (
     Grid,
     Image,
@@ -126,6 +128,16 @@ class _Fixed:
 
 
 @dataclass(frozen=True)
+class _How:
+    """How an attempt is made: by whom, with which parameters, seed and number of helpers."""
+
+    elastix: Elastix
+    stages: Sequence[ParameterMap]
+    seed: int
+    helpers: int
+
+
+@dataclass(frozen=True)
 class _TemplateImages:
     """The template around its brain, and the T1w as elastix sees it."""
 
@@ -143,6 +155,7 @@ def register_template(
     method: str = "robust",
     seed: int = 0,
     threads: int = 1,
+    helpers: int = 1,
     excluded: npt.NDArray[np.bool_] | None = None,
 ) -> Registration:
     """Register the template to a FLAIR and bring its white-matter map onto the FLAIR's grid.
@@ -161,7 +174,9 @@ def register_template(
     seed
         Seed of elastix's sampler. The result is a function of the inputs and the seed.
     threads
-        Number of threads of elastix.
+        Number of threads of elastix, on which the result depends.
+    helpers
+        Threads of what goes on before and after elastix, on which it does not.
     excluded
         (X, Y, Z) of `flair`, known lesions: they stay in the brain, and out of every comparison
         of intensities.
@@ -183,15 +198,22 @@ def register_template(
     stages = load_parameters(method)
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
-    with Elastix(threads) as elastix:
+    with Elastix(threads) as elastix, ThreadPoolExecutor(1) as beside:
+        fixing = beside.submit(_fixed, flair, brain_mask, excluded)
         images = _load_template(template, MOVING_SPACING_MM.get(method))
-        fixed = _fixed(flair, brain_mask, excluded)
-        direction = head_direction(fixed.image, fixed.brain, images.t1w, images.brain_mask)
+        fixed = fixing.result()
         whole = float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000 >= WHOLE_BRAIN_ML
-        if whole:
-            _refuse_turned(direction)
-        for name, start in _starts(fixed, images):
-            attempt, transform = _attempt(name, start, fixed, images, (elastix, stages, seed))
+        how = _How(elastix, stages, seed, helpers)
+        starts = _starts(fixed, images)
+        first = next(starts)
+        looking = beside.submit(  # while elastix is at work
+            head_direction, fixed.image, fixed.brain, images.t1w, images.brain_mask
+        )
+        for name, start in itertools.chain((first,), starts):
+            attempt, transform = _attempt(name, start, fixed, images, how)
+            direction = looking.result()
+            if whole:
+                _refuse_turned(direction)
             attempts.append(attempt)
             transforms.append(transform)
             if _enough(attempts):
@@ -454,19 +476,23 @@ def _attempt(
     start: Array,
     fixed: _Fixed,
     images: _TemplateImages,
-    how: tuple[Elastix, Sequence[ParameterMap], int],
+    how: _How,
 ) -> tuple[Attempt, TemplateTransform]:
-    """Register from one start, with these stages and this seed, and judge the result."""
-    elastix, stages, seed = how
+    """Register from one start, and judge the result."""
     rim = round(MASK_DILATION_MM / FIXED_SPACING_MM)
     compared = ndimage.binary_dilation(fixed.brain, iterations=rim) & ~fixed.excluded
     try:
-        maps = elastix.register(fixed.image, images.moving, compared, stages, start, seed=seed)
+        maps = how.elastix.register(
+            fixed.image, images.moving, compared, how.stages, start, seed=how.seed
+        )
     except ProcessingError as error:
         return Attempt(name, "failed", note=str(error)), TemplateTransform(start)
-    transform = from_elastix(start, maps)
-    bspline = _judge(name, "bspline", transform, fixed, images)
-    affine = _judge(name, "affine", transform.affine_only(), fixed, images)
+    transform = from_elastix(start, maps, how.helpers)
+    bspline, affine = side_by_side(
+        lambda stage: _judge(name, *stage, fixed, images),
+        (("bspline", transform), ("affine", transform.affine_only())),
+        how.helpers,
+    )
     reason = _implausible(bspline, affine)
     if reason:
         return replace(affine, note=reason), transform.affine_only()

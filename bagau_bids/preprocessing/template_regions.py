@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bagau_bids.measures.lesions import voxel_volume_mm3
 from bagau_bids.preprocessing.transforms import jacobian_determinant, sample
+from bagau_bids.processes import side_by_side
 from bagau_bids.spaces import Image, OnGrid, resample
 
 FILE_NAME = "tpl-ICBM152NLin2009aSym_res-1_seg-regions_dseg.nii.gz"
@@ -38,7 +39,7 @@ def load_template_regions() -> Image:
 
 
 def carry_regions(
-    regions: Image, points: Image, flair: OnGrid
+    regions: Image, points: Image, flair: OnGrid, threads: int = 1
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Carry the map onto a FLAIR's grid.
 
@@ -50,6 +51,8 @@ def carry_regions(
         (3, I, J, K), as by `bagau_bids.preprocessing.transforms.lattice_field`.
     flair
         Its grid.
+    threads
+        That share the work.
 
     Returns
     -------
@@ -58,8 +61,8 @@ def carry_regions(
     right
         (X, Y, Z) bool, right of the template's midplane.
     """
-    axes = (Image(axis, points.affine) for axis in points.data)
-    dense = np.stack([resample(axis, flair, cval=None) for axis in axes])
+    axes = [Image(axis, points.affine) for axis in points.data]
+    dense = np.stack(side_by_side(lambda axis: resample(axis, flair, cval=None), axes, threads))
     groups = sample(regions, dense, order=0)
     return groups.astype(np.uint8), dense[0] > 0
 

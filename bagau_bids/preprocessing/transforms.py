@@ -8,6 +8,7 @@ forward transform is named ``from-<template>_to-FLAIR``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from bagau_bids.errors import ProcessingError
 from bagau_bids.preprocessing.hdf5_times import forget_times
+from bagau_bids.processes import side_by_side
 from bagau_bids.spaces import Image, OnGrid, voxel_sizes
 
 Array = npt.NDArray[np.floating[Any]]
@@ -38,10 +40,13 @@ class TemplateTransform:
     bspline
         (3, I, J, K), mm, the displacement along R, A and S held by each node of the B-spline's
         grid, which lies in the world of z; None for an affine transform.
+    threads
+        That compute displacements, up to three; these do not depend on them.
     """
 
     affine: Array
     bspline: Image | None = None
+    threads: int = 1
 
     def affine_only(self) -> "TemplateTransform":
         """Return the transform without its B-spline."""
@@ -62,12 +67,10 @@ class TemplateTransform:
         if self.bspline is None:
             return np.zeros_like(points)
         index = _apply(np.linalg.inv(self.bspline.affine), points)
-        return np.stack(
-            [
-                ndimage.map_coordinates(c, index, order=3, prefilter=False, mode="constant")
-                for c in self.bspline.data
-            ]
+        read_off = partial(
+            ndimage.map_coordinates, coordinates=index, order=3, prefilter=False, mode="constant"
         )
+        return np.stack(side_by_side(read_off, self.bspline.data, self.threads))
 
     def map_points(self, points: Array) -> Array:
         """Take FLAIR points to template points, both (3, ...) in mm, RAS+."""
@@ -93,7 +96,9 @@ class TemplateTransform:
         return _apply(np.linalg.inv(self.affine), mapped).reshape(np.shape(points))
 
 
-def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> TemplateTransform:
+def from_elastix(
+    start: Array, stages: Sequence[dict[str, tuple[str, ...]]], threads: int = 1
+) -> TemplateTransform:
     """Compose the start and elastix's stages into one transform.
 
     Parameters
@@ -103,6 +108,8 @@ def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> 
     stages
         elastix transform parameters (LPS+): a rigid (Euler) or affine stage and, optionally, a
         B-spline stage.
+    threads
+        Of the transform.
     """
     affine = np.asarray(start, dtype=np.float64)
     bspline = None
@@ -124,7 +131,7 @@ def from_elastix(start: Array, stages: Sequence[dict[str, tuple[str, ...]]]) -> 
                 stage["GridIndex"], dtype=np.float64
             )
             bspline = _bspline(values, size, lps)
-    return TemplateTransform(affine, bspline)
+    return TemplateTransform(affine, bspline, threads)
 
 
 def _bspline(values: Array, size: Sequence[int], lps: Array) -> Image:

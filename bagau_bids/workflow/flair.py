@@ -146,9 +146,11 @@ def _add(
     resources
         Threads, and whether time is given for disk space.
     """
-    threads = min(resources.omp_nthreads or 1, resources.nprocs) if step.threaded else 1
+    threads = min(resources.omp_nthreads or 1, resources.nprocs)
     step.inputs.compress = not resources.low_mem
-    node = pe.Node(step, step.name, n_procs=threads, mem_gb=step.memory_gb)
+    node = pe.Node(step, step.name, n_procs=threads if step.threaded else 1, mem_gb=step.memory_gb)
+    if step.helped:
+        node.inputs.num_threads = threads
     workflow.add_nodes([node])
     for name in step.inputs.copyable_trait_names():
         if name in made:

@@ -34,6 +34,7 @@ from bagau_bids.bids.sidecars import Provenance, image_sidecars, template_sideca
 from bagau_bids.bids.tables import column_descriptions
 from bagau_bids.errors import ProcessingError
 from bagau_bids.files import copy_file, file_digest, remove_stale, write_json
+from bagau_bids.processes import side_by_side
 from bagau_bids.spaces import Image
 from bagau_bids.workflow.step import (
     Step,
@@ -112,6 +113,7 @@ class Prepare(Step):
     output_spec = PrepareOutputSpec
     name = "prepare"
     memory_gb = 1.2
+    helped = True
 
     def __init__(self, steps: Sequence[str] = (), **inputs: Any) -> None:
         """Take the record and the derivatives of steps, each as ``STEP_record`` and so on."""
@@ -177,15 +179,18 @@ class Prepare(Step):
         from bagau_bids.preprocessing.conform import to_source
 
         source = nib.load(self.inputs.source_file)
-        for key, made in files.items():
+
+        def write(key: str) -> None:
             row, path = catalogue().files[key], self._path(tree, key)
             if row.kind not in ("image", "preview"):
-                copy_file(made, path)
-                continue
-            data = load_image(str(made)).data
+                copy_file(files[key], path)
+                return
+            data = load_image(str(files[key])).data
             stored = eight_bits(data) if row.kind == "preview" else data.astype(row.dtype)
             path.parent.mkdir(parents=True, exist_ok=True)
             to_source(stored, source, row.dtype).to_filename(path)
+
+        side_by_side(write, files, self.inputs.num_threads)
 
     def _write_sidecars(self, tree: Path, scan: Provenance, files: Iterable[str]) -> None:
         """Write what is known of each file; a table shares the sidecar of its image."""

@@ -1,6 +1,7 @@
 """The steps before the network: one nipype interface a step, which loads, calls, saves."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +22,7 @@ from bagau_bids.bids.records import (
 from bagau_bids.config import PERIVENTRICULAR_RULES
 from bagau_bids.errors import InputImageError, ProcessingError
 from bagau_bids.preprocessing.recipe import PREPROCESSING_VERSION
+from bagau_bids.processes import both
 from bagau_bids.spaces import Image, reorient, same_grid
 from bagau_bids.workflow.step import (
     Step,
@@ -33,6 +35,9 @@ from bagau_bids.workflow.step import (
     set_torch_threads,
     without,
 )
+
+if TYPE_CHECKING:
+    from bagau_bids.preprocessing import registration, transforms
 
 # Its sums, and so the result, depend on their number; a second one saves a fifth of the time.
 ELASTIX_THREADS = 1
@@ -249,15 +254,11 @@ class Registration(Step):
     output_spec = RegistrationOutputSpec
     name = "registration"
     memory_gb = 1.5
+    helped = True
 
     def _process(self, folder: Path) -> RegistrationRecord:
         from bagau_bids.preprocessing.registration import register_template
         from bagau_bids.preprocessing.template import Template
-        from bagau_bids.preprocessing.transforms import (
-            lattice_field,
-            write_itk_forward,
-            write_itk_inverse,
-        )
 
         flair, mask, known = self._load_scan(self.inputs.corrected)
         template = Template(
@@ -273,24 +274,14 @@ class Registration(Step):
             method=self.inputs.method,
             seed=self.inputs.seed,
             threads=ELASTIX_THREADS,
+            helpers=self.inputs.num_threads,
             excluded=known,
         )
-        wm_probseg, t1w = (Image(one, flair.affine) for one in (result.wm_probseg, result.t1w))
-        self._derive("wm_atlas", folder, wm_probseg, "wm_probseg")
-        warped_t1w = self._save("warped_t1w", folder, t1w, np.float32)
-        forward = folder / "template_to_flair_xfm.h5"
-        write_itk_forward(result.transform, forward)
-        inverse = folder / "flair_to_template_xfm.h5"
-        write_itk_inverse(result.transform, nib.Nifti1Image.from_filename(template.t1w), inverse)
-        lattice = lattice_field(result.transform, flair)
-        points = Image(np.moveaxis(lattice.data, 0, -1), lattice.affine)
-        self._save("template_points", folder, points, np.float32)
-        self._results["template_to_flair_xfm"] = str(forward)
-        self._results["derivatives"] |= {
-            "warped_t1w": warped_t1w,
-            "template_to_flair_xfm": str(forward),
-            "flair_to_template_xfm": str(inverse),
-        }
+        both(
+            lambda: self._save_maps(folder, result, flair),
+            lambda: self._save_transforms(folder, result.transform, template.t1w),
+            self.inputs.num_threads,
+        )
         return RegistrationRecord(
             method=result.method,
             **asdict(result.used),
@@ -300,6 +291,35 @@ class Registration(Step):
             seed=self.inputs.seed,
             threads=ELASTIX_THREADS,
         )
+
+    def _save_maps(self, folder: Path, result: "registration.Registration", flair: Image) -> None:
+        """Save the template on the FLAIR, and where it lies in the template."""
+        from bagau_bids.preprocessing.transforms import lattice_field
+
+        wm_probseg, t1w = (Image(one, flair.affine) for one in (result.wm_probseg, result.t1w))
+        self._derive("wm_atlas", folder, wm_probseg, "wm_probseg")
+        self._results["derivatives"]["warped_t1w"] = self._save(
+            "warped_t1w", folder, t1w, np.float32
+        )
+        lattice = lattice_field(result.transform, flair)
+        points = Image(np.moveaxis(lattice.data, 0, -1), lattice.affine)
+        self._save("template_points", folder, points, np.float32)
+
+    def _save_transforms(
+        self, folder: Path, transform: "transforms.TemplateTransform", template_t1w: Path
+    ) -> None:
+        """Save the transform in both directions."""
+        from bagau_bids.preprocessing.transforms import write_itk_forward, write_itk_inverse
+
+        forward = folder / "template_to_flair_xfm.h5"
+        write_itk_forward(transform, forward)
+        inverse = folder / "flair_to_template_xfm.h5"
+        write_itk_inverse(transform, nib.Nifti1Image.from_filename(template_t1w), inverse)
+        self._results["template_to_flair_xfm"] = str(forward)
+        self._results["derivatives"] |= {
+            "template_to_flair_xfm": str(forward),
+            "flair_to_template_xfm": str(inverse),
+        }
 
 
 class T1wInputSpec(RecipeInputSpec):
@@ -372,6 +392,7 @@ class Regions(Step):
     output_spec = RegionsOutputSpec
     name = "regions"
     memory_gb = 1.2
+    helped = True
 
     def _process(self, folder: Path) -> RegionsRecord:
         from bagau_bids.measures.regions import brain_lookup_table
@@ -385,6 +406,7 @@ class Regions(Step):
             load_points(self.inputs.template_points),
             known,
             self.inputs.rule,
+            self.inputs.num_threads,
         )
         ventricles, regions, told = (
             Image(one, flair.affine)

@@ -88,6 +88,8 @@ class Step(SimpleInterface):
         320x320x48 voxels, rounded up for larger scans.
     threaded
         Whether it uses more than one thread.
+    helped
+        Whether it uses more than one for moments, which are not counted when steps are planned.
     ends_scan
         Whether all outputs of the scan are written when it is done.
     """
@@ -97,6 +99,7 @@ class Step(SimpleInterface):
     name: ClassVar[str]
     memory_gb: ClassVar[float]
     threaded: ClassVar[bool] = False
+    helped: ClassVar[bool] = False
     ends_scan: ClassVar[bool] = False
 
     def _run_interface(self, runtime: Any) -> Any:

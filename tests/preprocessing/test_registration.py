@@ -164,9 +164,11 @@ def test_the_same_seed_gives_the_same_bits_and_storage_order_does_not_matter(res
     """The same head from its mirrored and turned storage: same map, voxel by voxel."""
     found, affine, brain, _ = result
     flair, *_ = make_scan(rotation(0, -8) @ rotation(2, 5))
-    again = register_template(Image(flair, affine), brain, template, method="sloppy")
+    again = register_template(Image(flair, affine), brain, template, method="sloppy", helpers=3)
     np.testing.assert_array_equal(again.wm_probseg, found.wm_probseg)
+    np.testing.assert_array_equal(again.t1w, found.t1w)
     assert again.attempts == found.attempts
+    assert again.head_turn == found.head_turn
 
 
 def test_more_threads_give_next_to_the_same_map_and_the_same_bits_again(result, template):

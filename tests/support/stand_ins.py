@@ -40,7 +40,9 @@ def correct_bias_field(flair, mask):
     return Image(corrected.astype(np.float32), flair.affine)
 
 
-def register_template(flair, brain_mask, template, *, method, seed, threads, excluded=None):
+def register_template(
+    flair, brain_mask, template, *, method, seed, threads, helpers, excluded=None
+):
     """A shift by more than a voxel and a little turn.
 
     What it says of itself is the brightness of what is compared.
@@ -56,7 +58,7 @@ def register_template(flair, brain_mask, template, *, method, seed, threads, exc
     return Registration(
         wm_probseg=np.where(brain_mask, white_matter - flair.data / 5000, 0).astype(np.float32),
         t1w=np.where(brain_mask, t1w * outline - flair.data / 50, 0).astype(np.float32),
-        transform=TemplateTransform(matrix),
+        transform=TemplateTransform(matrix, threads=helpers),
         method=method,
         used=attempt,
         attempts=(attempt,),

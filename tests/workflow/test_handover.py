@@ -92,7 +92,7 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     corrected = stand_ins.correct_bias_field(flair, brain.mask & ~known)
     elastix = {"seed": 7, "threads": 1}  # whatever the threads of a step, for the same result
     found = stand_ins.register_template(
-        corrected, brain.mask, template, method="paper", excluded=known, **elastix
+        corrected, brain.mask, template, method="paper", helpers=2, excluded=known, **elastix
     )
     t1w = stand_ins.t1w_on_flair(anat / "sub-01_T1w.nii.gz", flair, brain.mask, **elastix)
     np.testing.assert_array_equal(stored(folder, "space-orig_label-brain_mask"), brain.mask)

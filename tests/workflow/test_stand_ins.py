@@ -36,6 +36,7 @@ def values(tmp_path):
         "method": ("paper", "robust"),
         "seed": (0, 1),
         "threads": (1, 2),
+        "helpers": (1, 2),
         "networks": ([loaded(None)], [loaded(None, threshold=0.4)]),
         "inputs": tuple(
             network_input(Image(head(n), AFFINE), MASK, MASK * np.float32(0.8)) for n in (0, 1)

@@ -424,7 +424,8 @@ def _write_group(output_dir: Path) -> None:
     from bagau_bids.reports.group import write_group
 
     table = write_group(output_dir)
-    print(f"Group table: {table.path} ({table.scans} scans)\nGroup page: {table.page}")
+    scans = "1 scan" if table.scans == 1 else f"{table.scans} scans"
+    print(f"Group table: {table.path} ({scans})\nGroup page: {table.page}")
 
 
 def _prepare_environment(work_dir: Path) -> None:

@@ -69,6 +69,9 @@ class Options:
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of the subcommand to its parser."""
     parser.usage = "bagau segment SCAN [SCAN ...] OUT [options]"
+    parser.epilog = (
+        "What else bagau-bids --help lists of a run is taken too: --dry-run, --work-dir ..."
+    )
     parser.allow_options_between()
     parser.add_options(Options)
 

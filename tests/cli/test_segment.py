@@ -37,6 +37,12 @@ def values_of(path):
     return np.asanyarray(nib.load(path).dataobj)
 
 
+def test_help_says_what_else_is_taken(capsys):
+    assert segment("--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith("--dry-run, --work-dir ...")
+
+
 def test_two_files_without_bids(tmp_path, template, capsys):
     first = write(tmp_path / "p1" / "my scan.nii.gz", fakes.head(1))
     second = write(tmp_path / "p2" / "other.nii", fakes.head(2, lesions=False))

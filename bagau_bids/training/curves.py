@@ -6,23 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from bagau_bids.files import replacing
 
 TRAINING, VALIDATION = "training.csv", "validation.csv"
 CURVES = "curves.png"
+OF_INFARCTS = {  # columns of the validation that have a curve: label and colour
+    "infarct_dice": ("infarct Dice", "black"),
+    "infarct_called_wmh": ("infarct called WMH", "tab:red"),
+}
 
 
 def draw_curves(folder: Path) -> Figure:
     """Loss and learning rate over the steps, and validation Dice of each scan and their mean.
+
+    Dashed, where infarcts were judged: their Dice, and the share of them that is called WMH.
 
     Parameters
     ----------
     folder : Path
         Holds ``training.csv`` and, after the first validation, ``validation.csv``.
     """
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, 4), dpi=120, layout="constrained")
     loss, judged = figure.add_subplot(121), figure.add_subplot(122)
     steps = pd.read_csv(folder / TRAINING)
     loss.plot(steps["step"], steps["loss"], color="tab:blue", alpha=0.3, label="loss")
@@ -35,14 +42,19 @@ def draw_curves(folder: Path) -> Figure:
     loss.legend(loc="upper right")
     judged.set(xlabel="step", ylabel="Dice at native resolution", ylim=(0, 1))
     if (folder / VALIDATION).is_file():
-        scores = pd.read_csv(folder / VALIDATION).pivot(
-            index="step", columns="scan", values="dice"
-        )
-        for scan in scores:
+        validation = pd.read_csv(folder / VALIDATION)
+        scores = validation.pivot(index="step", columns="scan", values="dice")
+        scores = scores.dropna(axis="columns", how="all")  # of heads without lesions
+        for number, scan in enumerate(scores):
             name = str(scan).replace("$", r"\$")  # no formula
-            judged.plot(scores.index, scores[scan], marker=".", alpha=0.6, label=name)
+            colour = colormaps["tab20"](number % 20)
+            judged.plot(scores.index, scores[scan], marker=".", color=colour, label=name)
         judged.plot(scores.index, scores.mean(axis=1), "k.-", label="mean")
-        judged.legend(loc="lower right")
+        for column, (label, colour) in OF_INFARCTS.items():
+            if column in validation and validation[column].notna().any():
+                shares = validation.dropna(subset=column).groupby("step")[column].mean()
+                judged.plot(shares.index, shares, ".--", color=colour, label=label)
+        judged.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
 
 

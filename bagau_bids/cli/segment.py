@@ -299,11 +299,17 @@ class _Run:
         from bagau_bids.cli.summary import ELSEWHERE, GAVE_WAY, TO_DO
         from bagau_bids.reports.results import COMPLETE, find_results
 
+        reasons = {row.name: row.reason for row in ending.rows if row.reason}
         if config.execution.dry_run:
-            return "\n".join(f"{name}: {TO_DO}" for name in self.labels)
+            planned = {
+                name: f"failed: {reason}" if (reason := reasons.get(f"sub-{label}")) else TO_DO
+                for name, label in self.labels.items()
+            }
+            return "\n".join(
+                renamed(f"{name}: {what}", self.names) for name, what in planned.items()
+            )
         self.ended = True
         results = {scan.entities["sub"]: scan for scan in find_results(config.output_dir)}
-        reasons = {row.name: row.reason for row in ending.rows if row.reason}
         elsewhere = {row.name for row in ending.rows if row.status == ELSEWHERE}
         said = []
         for name, label in self.labels.items():
@@ -329,7 +335,12 @@ class _Run:
                 said.append(f"  {GAVE_WAY}{how}")
             if page := reasons.get(f"page of sub-{label}"):
                 said.append(f"  its page could not be written: {page}")
-        _write_table(self.options.out, list(results.values()), self.names)
+        unread = {
+            name: renamed(reasons[f"sub-{label}"], self.names)
+            for name, label in self.labels.items()
+            if label not in results and f"sub-{label}" in reasons.keys() - elsewhere
+        }
+        _write_table(self.options.out, list(results.values()), self.names, unread)
         return "\n".join(
             [*said, f"Volumes: {self.options.out / TABLE}", f"Log: {ending.log_path}"]
         )
@@ -379,7 +390,7 @@ def refresh(out: Path, labels: Mapping[str, str]) -> int:
     for name, label in labels.items():
         take_results(out / DERIVATIVES, label, out / name, complete=True, name=name)
         print(f"Page: {out / name / PAGE}")
-    _write_table(out, find_results(out / DERIVATIVES), {})
+    _write_table(out, find_results(out / DERIVATIVES), {}, {})
     print(f"Volumes: {out / TABLE}")
     return _score(out, labels, {})
 
@@ -404,11 +415,27 @@ def _config(options: Options, labels: Iterable[str]) -> Config:
     return parse([*folders, "participant", "--participant-label", *labels, *words])
 
 
-def _write_table(out: Path, results: "Sequence[ScanResults]", names: Mapping[Path, Path]) -> None:
-    """Write the table over all scans that the folder has."""
+def _write_table(
+    out: Path,
+    results: "Sequence[ScanResults]",
+    names: Mapping[Path, Path],
+    unread: Mapping[str, str],
+) -> None:
+    """Write the table over all scans that the folder has, and those that could not be read.
+
+    Parameters
+    ----------
+    out, results
+        The folder, and what it has.
+    names
+        What the user calls files.
+    unread
+        Why, by the name of the scan.
+    """
     from bagau_bids.bids.derivatives import sidecar_path
     from bagau_bids.bids.plain import PARTICIPANTS, renamed
     from bagau_bids.bids.tables import described_table, read_records
+    from bagau_bids.cli.summary import FAILED
     from bagau_bids.files import write_json, write_table
     from bagau_bids.reports.group_table import group_columns, scan_row
     from bagau_bids.reports.results import COMPLETE
@@ -422,6 +449,9 @@ def _write_table(out: Path, results: "Sequence[ScanResults]", names: Mapping[Pat
         if row["status"] != COMPLETE:  # what an earlier run found is not what is there now
             row = {"status": row["status"], "problem": renamed(str(row["problem"]), names)}
         rows.append({"scan": titles.get(scan.entities["sub"], scan.entities["sub"]), **row})
+    rows += [
+        {"scan": name, "status": FAILED, "problem": reason} for name, reason in unread.items()
+    ]
     shown = {name: column for name, column in columns.items() if name not in _OF_BIDS}
     table = described_table(rows, shown)
     table.insert(0, "scan", [row["scan"] for row in rows])

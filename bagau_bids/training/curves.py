@@ -47,8 +47,8 @@ def draw_curves(folder: Path) -> Figure:
         scores = scores.dropna(axis="columns", how="all")  # of heads without lesions
         for number, scan in enumerate(scores):
             name = str(scan).replace("$", r"\$")  # no formula
-            colour = colormaps["tab20"](number % 20)
-            judged.plot(scores.index, scores[scan], marker=".", color=colour, label=name)
+            shade = colormaps["tab20"](number % 20)
+            judged.plot(scores.index, scores[scan], marker=".", color=shade, label=name)
         judged.plot(scores.index, scores.mean(axis=1), "k.-", label="mean")
         for column, (label, colour) in OF_INFARCTS.items():
             if column in validation and validation[column].notna().any():

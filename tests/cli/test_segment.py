@@ -184,6 +184,24 @@ def test_a_folder_of_nifti_files_stands_for_its_flairs(tmp_path, template, quick
     assert "left out: p1/flair_mask.nii.gz: by its name made from a scan" in said
 
 
+def test_a_scan_that_cannot_be_read_is_told_beforehand_and_has_a_row(
+    tmp_path, template, quick_page, capsys
+):
+    good, empty = write(tmp_path / "good.nii.gz", fakes.head()), tmp_path / "empty.nii.gz"
+    empty.touch()
+    out, why = tmp_path / "out", f"{empty}: an empty file (0 bytes); copy or fetch it again"
+    assert segment(good, empty, out, "--dry-run") == 1
+    told = f"good: would be processed\nempty: failed: {why}\n"
+    assert told in capsys.readouterr().out
+    assert segment(good, empty, out) == 1
+    assert f"empty: failed: {why}" in capsys.readouterr().out
+    table = pd.read_csv(out / "volumes.tsv", sep="\t", na_values="n/a").set_index("scan")
+    assert list(table.status) == ["complete", "failed"]
+    assert table.problem["empty"] == why
+    assert np.isnan(table.volume_mm3["empty"])
+    assert not (out / "empty" / "wmh_mask.nii.gz").exists()
+
+
 def test_a_page_that_cannot_be_written_is_told(tmp_path, template, monkeypatch, capsys):
     scan = write(tmp_path / "scan.nii.gz", fakes.head())
 

@@ -239,15 +239,27 @@ class _Pages:
         self._config = config
         self._subjects = {scan.stem: scan.subject for scan in scans}
         self._unfinished = Counter(self._subjects.values())
+        self._loading: Thread | None = None
         self.failed: list[Row] = []
         self.written: list[Path] = []
 
     def load(self) -> None:
-        """Load what draws pages, half a second, while other processes are at work."""
+        """Load what draws pages, half a second, while only other processes are at work.
+
+        Not where a plugin was asked for, which may run the steps in this one. Two threads must
+        not load the same libraries at a time.
+        """
         from bagau_bids.workflow.plugins import runs_in_this_process
 
-        if not runs_in_this_process(self._config.resources, self._config.execution.debug):
-            Thread(target=import_module, args=("bagau_bids.reports.participant",)).start()
+        resources = self._config.resources
+        here = runs_in_this_process(resources, self._config.execution.debug)
+        if not here and resources.plugin_file is None:
+            self._loading = Thread(target=_load_pages, daemon=True)
+            self._loading.start()
+
+    def _be_loaded(self) -> None:
+        if self._loading is not None:
+            self._loading.join()
 
     def scan_finished(self, stem: str) -> None:
         """Write the page of a participant whose last scan this is."""
@@ -259,6 +271,7 @@ class _Pages:
 
     def write_rest(self) -> None:
         """Write the pages of participants some scans of whom failed."""
+        self._be_loaded()
         self._write(sorted(self._unfinished))
         self.written.sort()
 
@@ -270,9 +283,16 @@ class _Pages:
         return further_pages(self._config.output_dir)
 
     def _write(self, subjects: Sequence[str]) -> None:
+        self._be_loaded()
         failed, pages = _write_pages(self._config, subjects, self._further)
         self.failed += failed
         self.written += pages
+
+
+def _load_pages() -> None:
+    """Load what draws pages; where it cannot be loaded, each page will say so."""
+    with suppress(Exception):
+        import_module("bagau_bids.reports.participant")
 
 
 def _record_unavailable(config: Config, unavailable: Mapping["Scan", str]) -> list["Scan"]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+_ONE_AT_A_TIME = threading.Lock()
 PUT_OFF = ("matplotlib", "mpl_toolkits", "scipy.stats", "sklearn", "statsmodels")
 
 
@@ -20,11 +21,21 @@ def load_ants() -> Any:
     """Return antspyx; where it is loaded already, as it is.
 
     All of it works: what was put off is loaded when it is used. Other modules that are loaded
-    afterwards find nothing of this.
+    afterwards find nothing of this; and nothing is put off where other threads of the user's
+    might load some at the time.
     """
-    if "ants" in sys.modules:
-        return sys.modules["ants"]
-    finder = _Finder(threading.get_ident())
+    with _ONE_AT_A_TIME:
+        alone = all(
+            thread is threading.current_thread() or thread.daemon
+            for thread in threading.enumerate()
+        )
+        if "ants" in sys.modules or not alone:
+            return importlib.import_module("ants")
+        return _load_quickly()
+
+
+def _load_quickly() -> Any:
+    finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
         return importlib.import_module("ants")
@@ -38,17 +49,15 @@ def load_ants() -> Any:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Makes modules that are empty as yet of the libraries that are put off, for one thread."""
+    """Makes modules that are empty as yet of the libraries that are put off."""
 
-    def __init__(self, thread: int) -> None:
-        self._thread = thread
+    def __init__(self) -> None:
         self.made: list[str] = []
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        put_off = any(name == one or name.startswith(f"{one}.") for one in PUT_OFF)
-        if not put_off or threading.get_ident() != self._thread:
+        if not any(name == one or name.startswith(f"{one}.") for one in PUT_OFF):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 

@@ -47,6 +47,7 @@ from bagau_bids.workflow.step import (
 )
 
 BRIGHTEST_PERCENTILE = 99.9
+WRITERS = 3  # images that are in memory at a time, at most
 LIBRARIES = ("antspyx", "itk-elastix", "nibabel", "nipype", "numpy", "pybids", "scipy", "torch")
 
 
@@ -190,7 +191,7 @@ class Prepare(Step):
             path.parent.mkdir(parents=True, exist_ok=True)
             to_source(stored, source, row.dtype).to_filename(path)
 
-        side_by_side(write, files, self.inputs.num_threads)
+        side_by_side(write, files, min(self.inputs.num_threads, WRITERS))
 
     def _write_sidecars(self, tree: Path, scan: Provenance, files: Iterable[str]) -> None:
         """Write what is known of each file; a table shares the sidecar of its image."""

@@ -11,6 +11,7 @@ MultiProc.
 
 import io
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -242,9 +243,14 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         self.pool = self._new_pool()  # the one nipype made has not started any process
 
     def run(self, graph: Any, config: dict[str, Any], updatehash: bool = False) -> None:
-        """Run a graph; the next step begins when one ends, not at nipype's next look."""
+        """Run a graph; the next step begins when one ends, not at nipype's next look.
+
+        Where the number of steps at work is limited besides, nipype alone looks.
+        """
+        if math.isfinite(self.max_jobs):
+            return super().run(graph, config, updatehash)
         often = {**config["execution"], "poll_sleep_duration": str(LEAST_LOOK_S)}
-        super().run(graph, {**config, "execution": often}, updatehash)
+        return super().run(graph, {**config, "execution": often}, updatehash)
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         super()._send_procs_to_workers(updatehash=updatehash, graph=graph)

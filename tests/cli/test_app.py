@@ -3,6 +3,8 @@
 import json
 import logging
 import pdb
+import re
+import threading
 import tomllib
 from pathlib import Path
 
@@ -140,23 +142,50 @@ def test_a_page_is_written_once_its_participant_is_finished(app_run, calls):
     assert calls.pages == ["01", "03"]
 
 
-@pytest.mark.parametrize(("nprocs", "modules"), [(2, [participant.__name__]), (1, [])])
-def test_what_draws_pages_is_loaded_while_other_processes_work(
-    app_run, calls, monkeypatch, nprocs, modules
+@pytest.mark.parametrize("how", ["processes", "here", "plugin"])
+def test_what_draws_pages_is_loaded_while_only_other_processes_work(
+    app_run, calls, monkeypatch, tmp_path, how
 ):
-    loaded = []
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Linear\n")
+    options = {
+        "processes": ["--nprocs", "2"],
+        "here": ["--nprocs", "1"],
+        "plugin": ["--nprocs", "2", "--use-plugin", str(plugin)],
+    }
+    loaded, begun = [], threading.Event()
 
-    class Thread:
-        def __init__(self, target, args):
-            assert target is app.import_module
-            self.args = args
+    def load(module):
+        begun.wait(30)  # until the first page is asked for, which waits for this thread
+        loaded.append((module, list(calls.pages)))
 
-        def start(self):
-            loaded.extend(self.args)
+    monkeypatch.setattr(app, "import_module", load)
+    monkeypatch.setattr(app._Pages, "_be_loaded", started(app._Pages._be_loaded, begun))
+    assert app_run(*options[how]) == 0
+    assert calls.pages == ["01", "03"]
+    assert loaded == ([(participant.__name__, [])] if how == "processes" else [])
 
-    monkeypatch.setattr(app, "Thread", Thread)
-    assert app_run("--nprocs", str(nprocs)) == 0
-    assert loaded == modules
+
+def started(function, event):
+    """The function, and an event set when it is called."""
+
+    def call(*args):
+        event.set()
+        return function(*args)
+
+    return call
+
+
+def test_pages_say_what_could_not_be_loaded(app_run, calls, monkeypatch, capsys):
+    def refuse(module):
+        raise ImportError(f"no {module}")
+
+    monkeypatch.setattr(app, "import_module", refuse)
+    calls.bad_pages["01"] = ImportError("no fonts")
+    assert app_run("--nprocs", "2") == 1
+    told = capsys.readouterr()
+    assert re.search(r"page of sub-01 +failed +ImportError\('no fonts'\)", told.out)
+    assert "Traceback" not in told.err
 
 
 def test_a_page_with_a_scan_that_failed_is_written_at_the_end(app_run, calls):

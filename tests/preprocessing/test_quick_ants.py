@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -67,9 +68,21 @@ print(ants.sklearn.one, ants.matplotlib.figure.Figure.__module__)
     assert run(code, tmp_path) == ["1", "matplotlib.figure"]
 
 
+def test_nothing_is_put_off_beside_threads_of_the_user(tmp_path):
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from bagau_bids.preprocessing.quick_ants import load_ants
+with ThreadPoolExecutor(2) as pool:
+    first, second = pool.map(lambda _: load_ants().n4_bias_field_correction, range(2))
+print(first is second, "sklearn" in sys.modules)
+"""
+    assert run(code, tmp_path) == ["True", "True"]
+
+
 def test_a_version_that_is_loaded_already_is_taken(monkeypatch):
     from bagau_bids.preprocessing.quick_ants import load_ants
 
-    there = object()
+    there = ModuleType("ants")
     monkeypatch.setitem(sys.modules, "ants", there)
     assert load_ants() is there

@@ -239,13 +239,11 @@ def test_system_without_control_groups(tmp_path, monkeypatch):
     assert available_memory_gb() == get_system_total_memory_gb()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_a_step_begins_once_the_one_before_has_ended(tmp_path, monkeypatch):
-    """Not at the next look at all of them; nor does one wait whose results are there."""
-    monkeypatch.setattr(plugins, "LOOK_S", 600.0)
+@pytest.fixture
+def chain(tmp_path):
+    """Run steps one after another, and return those that ended in this run."""
 
-    def chain(*names):
+    def run(*names, plugin_file=None):
         workflow = pe.Workflow("all", base_dir=tmp_path)
         steps = [
             pe.Node(Exclusive(card=str(tmp_path / "card"), use_gpu=False), name) for name in names
@@ -254,11 +252,29 @@ def test_a_step_begins_once_the_one_before_has_ended(tmp_path, monkeypatch):
             workflow.connect(first, "done", second, "after")
         ended = []
         plugin = choose_plugin(
-            Resources(nprocs=2, mem_gb=9.0),
+            Resources(nprocs=2, mem_gb=9.0, plugin_file=plugin_file),
             lambda node, status: ended.append(node.name) if status == "end" else None,
         )
         workflow.run(plugin=plugin)
         return ended
 
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_step_begins_once_the_one_before_has_ended(chain, monkeypatch):
+    """Not at the next look at all of them; nor does one wait whose results are there."""
+    monkeypatch.setattr(plugins, "LOOK_S", 600.0)
     assert chain("one", "two") == ["one", "two"]
     assert chain("one", "two", "three") == ["one", "two", "three"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_nipype_looks_as_it_does_where_the_steps_at_work_are_limited(chain, monkeypatch, tmp_path):
+    """It does not ask for more then, and so nothing would wait between its looks."""
+    monkeypatch.setattr(plugins, "LEAST_LOOK_S", "not read")
+    path = tmp_path / "plugin.yml"
+    path.write_text("plugin: MultiProc\nplugin_args: {n_procs: 2, max_jobs: 1}\n")
+    assert chain("one", "two", plugin_file=path) == ["one", "two"]

@@ -64,13 +64,13 @@ def spy(monkeypatch):
         return Image(corrected.astype(np.float32), flair.affine)
 
     def register_template(
-        flair, brain_mask, template, *, method, seed=0, threads=1, excluded=None
+        flair, brain_mask, template, *, method, seed=0, threads=1, helpers=1, excluded=None
     ):
         left = brain_mask if excluded is None else brain_mask & ~excluded
         return Registration(
             wm_probseg=(left * flair.data / 200).astype(np.float32),
             t1w=flair.data,
-            transform=TemplateTransform(np.eye(4)),
+            transform=TemplateTransform(np.eye(4), threads=helpers),
             method=method,
             used=(attempt := Attempt("centre of gravity", "bspline", 0.95, 0.4, 0.5, 2.0)),
             attempts=(attempt,),

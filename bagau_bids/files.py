@@ -242,9 +242,20 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def same_content(first: Path, second: Path) -> bool:
+    """Tell whether a second file is there and holds the same bytes; no more is read than tells."""
+    if not second.is_file() or first.stat().st_size != second.stat().st_size:
+        return False
+    with first.open("rb") as one, second.open("rb") as other:
+        while block := one.read(READ_SIZE_BYTES):
+            if block != other.read(READ_SIZE_BYTES):
+                return False
+    return True
+
+
 def copy_file(source: Path, path: Path) -> bool:
     """Copy a file in one step, unless its copy is there already; see `write_bytes`."""
-    if _same_content(source, path):
+    if same_content(source, path):
         return False
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
@@ -315,16 +326,6 @@ def claim_origin(path: Path, origin: Mapping[str, Any]) -> None:
             f"{path}: what is there was made with another {', '.join(other)}, expected the same "
             "as now; ask for the same, or name another folder"
         )
-
-
-def _same_content(first: Path, second: Path) -> bool:
-    if not second.is_file() or first.stat().st_size != second.stat().st_size:
-        return False
-    with first.open("rb") as one, second.open("rb") as other:
-        while block := one.read(READ_SIZE_BYTES):
-            if block != other.read(READ_SIZE_BYTES):
-                return False
-    return True
 
 
 def _plain(value: Any) -> Any:

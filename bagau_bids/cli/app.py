@@ -271,7 +271,6 @@ class _Pages:
 
     def write_rest(self) -> None:
         """Write the pages of participants some scans of whom failed."""
-        self._be_loaded()
         self._write(sorted(self._unfinished))
         self.written.sort()
 

@@ -311,13 +311,15 @@ class _Run:
         self.ended = True
         results = {scan.entities["sub"]: scan for scan in find_results(config.output_dir)}
         elsewhere = {row.name for row in ending.rows if row.status == ELSEWHERE}
-        said = []
+        said, unread = [], dict[str, str]()
         for name, label in self.labels.items():
             folder, scan = self.options.out / name, results.get(label)
             reason = reasons.get(f"sub-{label}", "")
             if f"sub-{label}" in elsewhere:  # its results are the other run's to put out
                 said.append(f"{name}: left to another run: {reason}")
                 continue
+            if reason and scan is None:
+                unread[name] = renamed(reason, self.names)
             complete = not reason and scan is not None and scan.status == COMPLETE
             take_results(
                 config.output_dir,
@@ -335,11 +337,6 @@ class _Run:
                 said.append(f"  {GAVE_WAY}{how}")
             if page := reasons.get(f"page of sub-{label}"):
                 said.append(f"  its page could not be written: {page}")
-        unread = {
-            name: renamed(reasons[f"sub-{label}"], self.names)
-            for name, label in self.labels.items()
-            if label not in results and f"sub-{label}" in reasons.keys() - elsewhere
-        }
         _write_table(self.options.out, list(results.values()), self.names, unread)
         return "\n".join(
             [*said, f"Volumes: {self.options.out / TABLE}", f"Log: {ending.log_path}"]

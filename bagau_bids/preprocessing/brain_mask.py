@@ -139,7 +139,13 @@ def _refuse_noise(flair: NDArray, mask: NDArray[np.bool_]) -> None:
 
 
 def farthest_apart(first: NDArray, second: NDArray) -> float:
-    """Statistic of Kolmogorov and Smirnov of two sorted samples; SciPy's takes 0.4 s to load."""
+    """Return the statistic of Kolmogorov and Smirnov; SciPy's takes 0.4 s to load.
+
+    Parameters
+    ----------
+    first, second : 1-D arrays
+        Samples, sorted, neither of them empty.
+    """
     values = np.concatenate([first, second])
     shares = [np.searchsorted(one, values, side="right") / one.size for one in (first, second)]
     return float(np.abs(shares[0] - shares[1]).max())

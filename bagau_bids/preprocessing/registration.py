@@ -36,7 +36,7 @@ from bagau_bids.preprocessing.transforms import (
     jacobian_determinant,
     sample,
 )
-from bagau_bids.processes import side_by_side
+from bagau_bids.processes import both
 from bagau_bids.spaces import (
     Grid,
     Image,
@@ -199,9 +199,11 @@ def register_template(
     attempts: list[Attempt] = []
     transforms: list[TemplateTransform] = []
     with Elastix(threads) as elastix, ThreadPoolExecutor(1) as beside:
-        fixing = beside.submit(_fixed, flair, brain_mask, excluded)
-        images = _load_template(template, MOVING_SPACING_MM.get(method))
-        fixed = fixing.result()
+        images, fixed = both(
+            lambda: _load_template(template, MOVING_SPACING_MM.get(method)),
+            lambda: _fixed(flair, brain_mask, excluded),
+            helpers,
+        )
         whole = float(fixed.brain.sum()) * FIXED_SPACING_MM**3 / 1000 >= WHOLE_BRAIN_ML
         how = _How(elastix, stages, seed, helpers)
         starts = _starts(fixed, images)
@@ -488,9 +490,9 @@ def _attempt(
     except ProcessingError as error:
         return Attempt(name, "failed", note=str(error)), TemplateTransform(start)
     transform = from_elastix(start, maps, how.helpers)
-    bspline, affine = side_by_side(
-        lambda stage: _judge(name, *stage, fixed, images),
-        (("bspline", transform), ("affine", transform.affine_only())),
+    bspline, affine = both(
+        lambda: _judge(name, "bspline", transform, fixed, images),
+        lambda: _judge(name, "affine", transform.affine_only(), fixed, images),
         how.helpers,
     )
     reason = _implausible(bspline, affine)

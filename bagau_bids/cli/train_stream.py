@@ -140,6 +140,11 @@ def settings_of(recipe: StreamSettings) -> StreamSettings:
         )
     if recipe.outputs[0] != OUTPUTS[0] or len(set(recipe.outputs)) != len(recipe.outputs):
         raise UsageError(f"--outputs {' '.join(recipe.outputs)}: expected wmh, or wmh infarct")
+    if recipe.label_levels[0] < recipe.label_levels[1]:
+        raise UsageError(
+            f"--label-levels {' '.join(map(str, recipe.label_levels))}: expected the level of WMH "
+            "first, and that of doubt no higher"
+        )
     if not recipe.ema_decay < 1:
         raise UsageError(f"--ema {recipe.ema_decay}: expected less than 1")
     return replace(

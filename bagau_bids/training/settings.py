@@ -217,6 +217,14 @@ class StreamSettings:
         nargs="*",
         type=values.share,
     )
+    label_levels: tuple[float, float] = option(
+        (0.55, 0.3),
+        "probabilities, as the teachers or the average give them, from which a pixel of such a "
+        "slice is WMH, and from which it is not judged (default: 0.55 0.3)",
+        metavar=("WMH", "DOUBTFUL"),
+        nargs=2,
+        type=values.share,
+    )
     synthetic_validation: int = _running(
         8,
         "synthetic scans with lesions, and as many without, to judge by (default: %(default)s)",

@@ -31,6 +31,7 @@ from bagau_bids.training.stroke import unpack_infarcts
 _SIZE_STEPS = 16  # codes of a lesion's size for each doubling of its pixels
 # On a CPU the memory of many slices is asked for anew each time, which took half of all time.
 _SLICES_AT_ONCE = {"cpu": 8, "cuda": 64}
+_SIDE_MULTIPLE = 16  # the networks halve a slice four times
 _IN_PLANE = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
@@ -194,6 +195,8 @@ class StrokeSettings:
     doubtful: float = 0.3  # probability from which it is not judged
     hidden_pixels: int = 150  # an infarct of fewer may be hidden: no larger than a WMH
     hidden_white_matter: float = 0.7  # probability of white matter in a hidden one
+    # Splenium, fornix and septum are bright in many slices, and networks call them WMH.
+    midline_mm: float = 7.0  # to each side of the middle, where nothing is WMH
     bend_mm: float = 2.5  # largest smooth error of the atlas
 
 
@@ -220,6 +223,8 @@ class StrokeSource:
         self.infarct = torch.from_numpy(infarct).to(device)
         white = self.levels.amax(0) >= settings.hidden_white_matter
         self.may_hide = torch.from_numpy(small).to(device) & white
+        beside_mm = torch.arange(PLANE_SIZE, device=device) - (PLANE_SIZE - 1) / 2
+        self.midline = beside_mm.abs() <= settings.midline_mm
         shows = infarct.sum(axis=(1, 2)) >= settings.infarct_pixels
         self.with_infarct = torch.from_numpy(np.flatnonzero(shows)).to(device)
         self.restore(np.full(self.flair.shape, NOT_JUDGED, np.uint8))
@@ -244,6 +249,7 @@ class StrokeSource:
         )
         target = torch.where(probability >= doubtful, NOT_JUDGED, BACKGROUND)
         target = torch.where(probability >= wmh, WMH, target)
+        target = target.masked_fill(self.midline[:, None], BACKGROUND)
         hidden = self.may_hide & (probability >= doubtful)
         target = torch.where(self.infarct, torch.where(hidden, HIDDEN_INFARCT, INFARCT), target)
         target = target.masked_fill(self.flair == 0, BACKGROUND).to(torch.uint8)
@@ -256,19 +262,22 @@ class StrokeSource:
         Parameters
         ----------
         network : callable
-            Of FLAIR and atlas, (N, 1, 200, 200) tensors, to the probability of WMH.
+            Of FLAIR and atlas, (N, 1, H, W) tensors, the middle of the plane that holds all
+            brains, to the probability of WMH.
         shift : float
             Of the thresholds, as :meth:`label`.
         """
         batch_size = _SLICES_AT_ONCE[self.device.type]
         found = torch.zeros(self.flair.shape, device=self.device)
         guide = self.levels[len(self.levels) // 2]
+        window = _middle(self.flair.amax(0) > 0)
         for first in range(0, len(found), batch_size):
-            flair = decode(self.flair[first : first + batch_size])[:, None]
+            some = slice(first, first + batch_size)
+            flair = decode(self.flair[some][:, *window])[:, None]
             flair = flair.contiguous(memory_format=torch.channels_last)
-            atlas = guide.expand_as(flair).contiguous(memory_format=torch.channels_last)
+            atlas = guide[window].expand_as(flair).contiguous(memory_format=torch.channels_last)
             mirrored = network(flair.flip(2), atlas.flip(2)).flip(2)
-            found[first : first + batch_size] = ((network(flair, atlas) + mirrored) / 2)[:, 0]
+            found[some][:, *window] = ((network(flair, atlas) + mirrored) / 2)[:, 0]
         self.label(found, shift)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
@@ -292,6 +301,22 @@ def decode(codes: Tensor) -> Tensor:
     low, high = Z_SCORE_LIMITS
     values = (codes.float() - 1) * ((high - low) / GREY_LEVELS) + low
     return values.masked_fill(codes == 0, 0)
+
+
+def _middle(shown: Tensor) -> tuple[slice, slice]:
+    """Smallest part around the middle of a plane that holds all pixels shown.
+
+    Its sides are whole multiples of what networks take, and the middle stays the middle, so that a
+    mirror image fills the same part.
+    """
+    sides = []
+    for axis, size in enumerate(shown.shape):
+        places = torch.nonzero(shown.any(1 - axis)).ravel().tolist()
+        reach = max((abs(2 * place + 1 - size) + 1 for place in places), default=0)
+        length = min(-(-reach // _SIDE_MULTIPLE) * _SIDE_MULTIPLE, size)
+        first = (size - length) // 2
+        sides.append(slice(first, first + length))
+    return sides[0], sides[1]
 
 
 def _integers(end: int, count: int, generator: torch.Generator) -> Tensor:

@@ -103,7 +103,8 @@ def read_stream_data(folder: Path, settings: StreamSettings, device: torch.devic
             heads, settings.synthetic_validation, SYNTHETIC_SEED, healthy=healthy
         )
         scans += [JudgedScan(scan, HEALTHY if healthy else SYNTHETIC) for scan in drawn]
-    stroke = StrokeSettings()
+    wmh, doubtful = settings.label_levels
+    stroke = StrokeSettings(wmh=wmh, doubtful=doubtful)
     return StreamData(
         heads_dir=folder / HEADS,
         real=RealSource(real, device) if real else None,
@@ -422,7 +423,7 @@ class StreamTrainer(Trainer):
         return {
             "augmentation": asdict(STREAM_AUGMENTATION),
             "transplant": asdict(TransplantSettings()),
-            "stroke": asdict(StrokeSettings()),
+            "stroke": None if self.data.stroke is None else asdict(self.data.stroke.settings),
             "elapsed_seconds": round(self.elapsed, 1),
             "slices_seen": self.step * self.settings.batch_size,
             "device": self.device.type,

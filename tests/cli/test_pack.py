@@ -55,7 +55,8 @@ def test_every_option_reaches_its_setting():
             *("--lesion-weight", "0.43", "--infarct-weight", "0.44", "--lr", "1e-3"),
             *("--weight-decay", "0.01", "--ema", "0.9", "--reuse", "2", "--warm-up-steps", "7"),
             *("--random-seed", "5", "--ring", "100", "--validate-at", "1", "0.3"),
-            *("--relabel-at", "0.5", "--synthetic-validation", "3"),
+            *("--relabel-at", "0.5", "--label-levels", "0.35", "0.2"),
+            *("--synthetic-validation", "3"),
         )
     )
     assert settings == StreamSettings(
@@ -75,6 +76,7 @@ def test_every_option_reaches_its_setting():
         warm_up_steps=7,
         ema_decay=0.9,
         relabel_at=(0.5,),
+        label_levels=(0.35, 0.2),
         validate_at=(0.3, 1.0),
         reuse=2.0,
         ring_slices=100,
@@ -94,6 +96,7 @@ def test_every_option_reaches_its_setting():
         (("--steps", "2", "--validate-at", "1.5"), "'1.5': expected more than 0 and at most 1"),
         (("--steps", "2", "--real-share", "0.7"), "expected less than 1 together"),
         (("--steps", "2", "--outputs", "infarct"), "expected wmh, or wmh infarct"),
+        (("--steps", "2", "--label-levels", "0.3", "0.5"), "--label-levels 0.3 0.5: expected the"),
         (("--steps", "2", "--ema", "1"), "--ema 1.0: expected less than 1"),
         (("--steps", "2"), "/pack/pack.json: not there"),
     ],

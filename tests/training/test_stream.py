@@ -21,7 +21,14 @@ from bagau_bids.network.weights import in_training, load_weights, save_weights
 from bagau_bids.preprocessing.template import Template
 from bagau_bids.spaces import Image
 from bagau_bids.synthesis import heads
-from bagau_bids.synthesis.pool import HIDDEN_INFARCT, INFARCT, NOT_JUDGED, WMH, Shard
+from bagau_bids.synthesis.pool import (
+    BACKGROUND,
+    HIDDEN_INFARCT,
+    INFARCT,
+    NOT_JUDGED,
+    WMH,
+    Shard,
+)
 from bagau_bids.training import drawing, judging, loop, pack, sources, stream, stroke
 from bagau_bids.training.judging import HEALTHY, JudgedScan, fitting_threshold
 from bagau_bids.training.settings import LoopSettings, StreamSettings
@@ -265,6 +272,9 @@ def stroke_source(probability, infarct, white=255):
     return source
 
 
+MIDDLE = np.abs(np.arange(200) - 99.5) <= 7
+
+
 def test_infarcts_are_no_wmh_and_doubt_is_not_judged():
     probability = np.zeros((200, 200))
     probability[:50] = 0.9
@@ -298,9 +308,42 @@ def test_labels_are_renewed_by_the_mean_over_mirror_images():
     source.label_by(left_only, shift=0.0)
     labels = source.target[0].numpy()
     assert (labels[:20] == 0).all()
-    assert (labels[20:] == NOT_JUDGED).all()  # a half everywhere
+    beside = labels[~MIDDLE]
+    assert (beside[20:] == NOT_JUDGED).all()  # a half everywhere
     source.label_by(left_only, shift=-0.1)
     assert (source.target[0].numpy()[20:40] == WMH).all()
+
+
+def test_what_networks_find_at_the_middle_is_no_wmh_but_an_infarct_there_stays():
+    infarct = np.zeros((200, 200), bool)
+    infarct[90:130, 50:90] = True
+    target = stroke_source(np.ones((200, 200)), infarct).target[0].numpy()
+    expected = np.full((200, 200), WMH, np.uint8)
+    expected[MIDDLE] = BACKGROUND
+    expected[infarct] = INFARCT
+    np.testing.assert_array_equal(target, expected)
+    np.testing.assert_array_equal(np.flatnonzero(MIDDLE), np.arange(93, 107))  # 7 mm each side
+
+
+def test_networks_see_the_middle_that_holds_all_brains():
+    source = stroke_source(np.zeros((200, 200)), np.zeros((200, 200), bool))
+    source.flair[:, :30] = 0
+    source.flair[:, 171:] = 0
+    source.flair[:, :, :9] = 0
+    source.flair[:, :, 150:] = 0
+    seen = []
+
+    def by_place(flair, atlas):
+        seen.append((tuple(flair.shape), tuple(atlas.shape)))
+        return (flair != 0).float()
+
+    source.label_by(by_place, shift=0.0)
+    assert set(seen) == {((1, 1, 144, 192), (1, 1, 144, 192))}
+    labels = source.target[0].numpy()
+    found = np.zeros((200, 200), bool)
+    found[30:171, 9:150] = True
+    expected = np.where(found & ~MIDDLE[:, None], WMH, BACKGROUND)
+    np.testing.assert_array_equal(labels, expected)
 
 
 def test_drawn_stroke_slices_come_with_a_bent_atlas(packed):
@@ -475,7 +518,7 @@ def rows(path):
 
 @pytest.mark.usefixtures("coarse")
 def test_training_of_two_widths_is_judged_exported_and_resumed(packed, tmp_path):
-    settings = replace(QUICK, widths=("small", "full"))
+    settings = replace(QUICK, widths=("small", "full"), label_levels=(0.7, 0.4))
     save_weights(tmp_path / "start.safetensors", tiny_net(), {"name": "start"})
     trainer = made(settings, packed, tmp_path / "out")
     trainer.start_from([tmp_path / "start.safetensors"])
@@ -494,6 +537,8 @@ def test_training_of_two_widths_is_judged_exported_and_resumed(packed, tmp_path)
     assert card["config"]["outputs"] == ["wmh", "infarct"]
     assert card["calibration"]["threshold"] == trainer.learners[1].threshold
     assert card["recipe"]["slices_seen"] in (8, 16)
+    assert card["recipe"]["stroke"]["wmh"] == 0.7
+    assert card["recipe"]["stroke"]["doubtful"] == 0.4
     assert card["initial_weights"] == "start.safetensors"
     assert (tmp_path / "out" / "curves.png").is_file()
 

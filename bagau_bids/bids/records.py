@@ -148,6 +148,7 @@ class SegmentationRecord(Struct, frozen=True, kw_only=True):
     batch_size: int
     tta: bool
     models: tuple[Model, ...]
+    mirrored_dice: float | None = None  # later than others: older records lack it
     duration_s: float | UnsetType = UNSET
 
 

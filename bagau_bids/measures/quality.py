@@ -70,6 +70,7 @@ class Figures:
     clipped_share: float | None = None
     head_turn: float | None = None
     slice_tilt_degrees: float | None = None
+    mirrored_dice: float | None = None
 
 
 @dataclass(frozen=True)

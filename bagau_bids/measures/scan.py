@@ -82,6 +82,8 @@ class Noticed:
         Of the brain, at one brightest value.
     head_turn : float or None
         How well the template fits in the best other direction, over the header's own.
+    mirrored_dice : float or None
+        Of what the networks find in the FLAIR alone and in its mirror image alone.
     """
 
     registered: Registered
@@ -89,6 +91,7 @@ class Noticed:
     sidecar_signs: tuple[str, ...] = ()
     clipped_share: float | None = None
     head_turn: float | None = None
+    mirrored_dice: float | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ def _figures(
         ),
         clipped_share=noticed.clipped_share,
         head_turn=noticed.head_turn,
+        mirrored_dice=noticed.mirrored_dice,
         slice_tilt_degrees=plausibility.slice_tilt_degrees(maps.flair.affine),
     )
 

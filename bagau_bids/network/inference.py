@@ -55,6 +55,9 @@ class Segmentation:
         Of infarct, likewise; each is a yes or no of its own, and
         :func:`bagau_bids.measures.infarcts.tell_apart` decides where both are likely. None where
         no network tells infarcts.
+    views : tuple of (X, Y, Z) float32 arrays
+        Probability of white matter hyperintensity by the FLAIR alone and by its mirror image
+        alone; empty where the networks did not see the latter.
     """
 
     probability: FloatArray
@@ -63,6 +66,7 @@ class Segmentation:
     precision: str
     notes: tuple[str, ...] = ()
     infarct_probability: FloatArray | None = None
+    views: tuple[FloatArray, ...] = ()
 
 
 def choose_device(name: str) -> torch.device:
@@ -137,28 +141,39 @@ def segment(
         raise ValueError("no network given")
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
-    views = [inputs, mirror(inputs)] if tta else [inputs]
     found: dict[str, list[FloatArray]] = {WMH: [], INFARCT: []}
+    alone: tuple[list[FloatArray], list[FloatArray]] = ([], [])
     for given in networks:
         network = replace(given, model=for_inference(given.model))
-        outputs = runner.probability(network, views[0])
-        for mirrored in views[1:]:
-            outputs = (outputs + runner.probability(network, mirrored)[:, :, ::-1]) * np.float32(
-                0.5
-            )
-        for name, slices in zip(network.outputs, outputs, strict=True):
-            probability = from_slices(slices, inputs.plane)
-            found[name].append(calibrated(probability, network.operating_points[name]))
+        outputs = runner.probability(network, inputs)
+        if tta:
+            mirrored = runner.probability(network, mirror(inputs))[:, :, ::-1]
+            for view, one in zip(alone, (outputs, mirrored), strict=True):
+                view.append(_on_scan(one, network, inputs)[WMH])
+            outputs = (outputs + mirrored) * np.float32(0.5)
+        for name, probability in _on_scan(outputs, network, inputs).items():
+            found[name].append(probability)
     judged = np.asarray(brain_mask, dtype=bool)
     infarct = _mean_within(found[INFARCT], judged) if found[INFARCT] else None
     return Segmentation(
         probability=_mean_within(found[WMH], judged),
         infarct_probability=infarct,
+        views=tuple(_mean_within(view, judged) for view in alone if view),
         device=str(runner.device),
         batch_size=runner.batch_size,
         precision=str(working_precision(runner.device)).removeprefix("torch."),
         notes=(*inputs.notes, *runner.notes),
     )
+
+
+def _on_scan(
+    outputs: FloatArray, network: LoadedNetwork, inputs: NetworkInput
+) -> dict[str, FloatArray]:
+    """Probability of each output of a network on the scan's grid, calibrated."""
+    return {
+        name: calibrated(from_slices(slices, inputs.plane), network.operating_points[name])
+        for name, slices in zip(network.outputs, outputs, strict=True)
+    }
 
 
 def _mean_within(probabilities: Sequence[FloatArray], judged: BoolArray) -> FloatArray:

@@ -32,7 +32,13 @@ MEANINGS = {
     "infratentorial": "In the brain stem and the cerebellum",
 }
 # Quality figures of the network's mask or probability, which say nothing of an edited mask.
-OF_NETWORK = ("wmh_wm_contrast", "wmh_soft_ml", "wmh_soft_to_hard", "wmh_entropy")
+OF_NETWORK = (
+    "wmh_wm_contrast",
+    "wmh_soft_ml",
+    "wmh_soft_to_hard",
+    "wmh_entropy",
+    "mirrored_dice",
+)
 UNITS = {"1": "", "cm^2": " cm²", "mm^3": " mm³"}
 
 

@@ -1,5 +1,6 @@
 """The network and what is measured on its result, as nipype interfaces."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from bagau_bids.bids.records import (
     SegmentationRecord,
 )
 from bagau_bids.config import PERIVENTRICULAR_RULES
+from bagau_bids.network.cards import UNCALIBRATED
 from bagau_bids.spaces import Image
 from bagau_bids.workflow.preprocessing import RecipeInputSpec
 from bagau_bids.workflow.step import (
@@ -104,11 +106,28 @@ class Segmentation(Step):
             precision=result.precision,
             batch_size=result.batch_size,
             tta=self.inputs.tta,
+            mirrored_dice=agreement(result.views),
             models=tuple(
                 _told(Path(path), network)
                 for path, network in zip(self.inputs.weights, networks, strict=True)
             ),
         )
+
+
+def agreement(views: Sequence[NDArray[np.float32]]) -> float | None:
+    """Dice of the masks of the FLAIR and of its mirror image; None without WMH, or without both.
+
+    Parameters
+    ----------
+    views : sequence of (X, Y, Z) arrays
+        Probability of WMH by each alone.
+    """
+    from bagau_bids.measures.metrics import dice
+
+    masks = [view >= UNCALIBRATED for view in views]
+    if not any(mask.any() for mask in masks):
+        return None
+    return dice(*masks)
 
 
 def _told(path: Path, network: "LoadedNetwork") -> Model:
@@ -143,6 +162,7 @@ class MeasureInputSpec(TissueInputSpec):
     brain_mask_record = File(exists=True, mandatory=True)
     registration_record = File(exists=True, mandatory=True)
     regions_record = File(exists=True, mandatory=True)
+    segmentation_record = File(exists=True, mandatory=True)
     threshold = traits.Float(mandatory=True, desc="WMH from this probability on")
     min_lesion_size_mm3 = traits.Float(mandatory=True, desc="smaller lesions are dropped")
 
@@ -221,6 +241,7 @@ class Measure(Step):
         brain_mask = read_record(self.inputs.brain_mask_record, BrainMaskRecord)
         registration = read_record(self.inputs.registration_record, RegistrationRecord)
         regions = read_record(self.inputs.regions_record, RegionsRecord)
+        segmentation = read_record(self.inputs.segmentation_record, SegmentationRecord)
         return Noticed(
             registered=Registered(
                 overlap=registration.overlap,
@@ -232,4 +253,5 @@ class Measure(Step):
             sidecar_signs=conform.sidecar_signs,
             clipped_share=brain_mask.clipped_share,
             head_turn=registration.head_turn,
+            mirrored_dice=segmentation.mirrored_dice,
         )

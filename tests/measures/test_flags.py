@@ -75,3 +75,9 @@ def test_limits_and_columns_are_described():
         limit.lower is not None or limit.upper is not None for limit in flags.limits().values()
     )
     assert list(described("quality_table")) == list(flags.quality_table(GOOD).columns)
+
+
+@pytest.mark.parametrize(("common", "names"), [(0.84, ["uncertainty"]), (0.86, []), (None, [])])
+def test_other_wmh_in_the_mirror_image_raise_uncertainty(common, names):
+    found = flags.raised_flags(replace(GOOD, mirrored_dice=common))
+    assert [flag.name for flag in found] == names

@@ -104,5 +104,5 @@ def test_tilt_of_oblique_slices():
 
 def test_every_figure_is_described():
     described = json.loads((files("bagau_bids.data") / "tables/quality.json").read_text())
-    others = {"clipped_share", "head_turn", "slice_tilt_degrees"}
+    others = {"clipped_share", "head_turn", "slice_tilt_degrees", "mirrored_dice"}
     assert {*figures("FLAIR"), *others} <= described.keys()

@@ -14,7 +14,7 @@ from bagau_bids.spaces import Image
 SHAPE = (20, 20, 20)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 AREA = Suspect("bright", 7.5, (1.0, 2.0, 3.0), (31.0, 2.0, 3.0), "right, cortex", ((1, 3),) * 3)
-NOTICED = Noticed(Registered(0.9, 0.4, 1.0, 30.0), (AREA,), ("its name",), 0.25, 0.5)
+NOTICED = Noticed(Registered(0.9, 0.4, 1.0, 30.0), (AREA,), ("its name",), 0.25, 0.5, 0.7)
 OPTIONS = {"threshold": 0.5, "min_size_mm3": 0.0, "rule": "10mm", "infarct_wanted": False}
 LESION = (slice(5, 7), slice(5, 7), slice(5, 7))
 OTHER = (slice(9, 18), slice(2, 18), slice(2, 18))  # more than half of the brain
@@ -65,6 +65,7 @@ def test_what_was_noticed_before_is_among_the_figures(maps, probability):
     assert found.figures.registration_overlap == 0.9
     assert found.figures.csf_to_wm == pytest.approx(0.3, abs=0.01)
     assert (found.figures.clipped_share, found.figures.head_turn) == (0.25, 0.5)
+    assert found.figures.mirrored_dice == 0.7
     assert found.figures.no_flair_signs == 1
     assert (found.figures.largest_bright_ml, found.figures.slice_tilt_degrees) == (7.5, None)
     words = {flag.figure: flag.words for flag in found.flags}

@@ -124,6 +124,18 @@ def test_averaging_with_the_mirrored_scan_takes_away_what_depends_on_the_side():
     np.testing.assert_allclose(both, 0.5, atol=1e-3)
 
 
+def test_what_each_side_says_alone_is_told():
+    flair, affine, brain, atlas = make_scan()
+    assert segment([LeftOfTheFlair()], flair, affine, brain, atlas).views == ()
+    found = segment([LeftOfTheFlair(), Threshold()], flair, affine, brain, atlas, tta=True)
+    plain = segment([LeftOfTheFlair(), Threshold()], flair, affine, brain, atlas).probability
+    alone, mirrored = found.views
+    np.testing.assert_allclose(alone, plain, atol=1e-6)
+    np.testing.assert_allclose((alone + mirrored) / 2, found.probability, atol=1e-6)
+    assert np.median(np.abs(alone - mirrored)[brain]) > 0.45  # the first network changes sides
+    assert (mirrored[~brain] == 0).all()
+
+
 def test_the_mirrored_scan_is_averaged_voxel_for_voxel():
     flair, affine, brain, atlas = make_scan()
     result = segment([Threshold()], flair, affine, brain, atlas, tta=True)

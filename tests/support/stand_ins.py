@@ -103,4 +103,5 @@ def segment(networks, inputs, brain_mask, *, device, batch_size, tta):
         :, :, y.clip(0, 199)
     ]
     probability = np.moveaxis(slices, 0, 2).astype(np.float32) * brain_mask
-    return Segmentation(probability, device, batch_size, "float32", inputs.notes)
+    views = (probability, np.roll(probability, 1, axis=0)) if tta else ()
+    return Segmentation(probability, device, batch_size, "float32", inputs.notes, views=views)

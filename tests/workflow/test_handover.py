@@ -132,6 +132,11 @@ def test_the_steps_up_to_the_network(go, tmp_path, template):
     assert mask.any()
     step = steps["segmentation"]
     assert (step["device"], step["batch_size"], step["tta"]) == ("cpu", 5, True)
+    views = [view >= 0.5 for view in segmented.views]
+    common = 2 * (views[0] & views[1]).sum() / (views[0].sum() + views[1].sum())
+    assert 0 < common < 1
+    assert step["mirrored_dice"] == pytest.approx(common)
+    assert steps["measure"]["quality"]["mirrored_dice"] == pytest.approx(common)
     assert [model["Name"] for model in step["models"]] == ["first", "second"]
     assert len({model["SHA256"] for model in step["models"]}) == 2
 

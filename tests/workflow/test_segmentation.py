@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bagau_bids.spaces import Image
-from bagau_bids.workflow.segmentation import Measure
+from bagau_bids.workflow.segmentation import Measure, agreement
 from bagau_bids.workflow.step import save_image
 
 AFFINE = np.array([[2.0, 0.1, 0, -9], [0, 2, 0, -8], [0, 0, 5, -7], [0, 0, 0, 1]])
@@ -47,3 +47,12 @@ def test_measured_are_the_maps_that_the_steps_hand_over(tmp_path, known):
             continue
         assert (found.dtype == bool) == (data.dtype == bool), name
         np.testing.assert_array_equal(found, data if data.dtype == bool else data.astype("f4"))
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [([], None), ([[0, 0], [0, 0]], None), ([[1, 0], [0, 0]], 0.0), ([[1, 1], [0, 1]], 2 / 3)],
+)
+def test_agreement_with_the_mirror_image_is_unknown_without_one_or_without_wmh(masks, expected):
+    views = [np.where(mask, 0.5, 0.49).astype(np.float32) for mask in masks]
+    assert agreement(views) == (None if expected is None else pytest.approx(expected))

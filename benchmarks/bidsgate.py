@@ -15,6 +15,7 @@ weights then takes the network's time alone, with the very functions that the wo
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -378,7 +379,10 @@ def _file(out: Path, stem: str, name: str) -> Path:
 
 
 def _digest(path: Path) -> str:
-    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"][:8]
+    """Name weights and their operating points: results with other points are others."""
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    used = json.dumps([card["sha256"], card.get("calibration")], sort_keys=True)
+    return hashlib.sha256(used.encode()).hexdigest()[:8]
 
 
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -141,13 +141,14 @@ def segment(
         raise ValueError("no network given")
     chosen = choose_device(device) if isinstance(device, str) else device
     runner = _Runner(chosen, batch_size)
+    other_side = mirror(inputs) if tta else None
     found: dict[str, list[FloatArray]] = {WMH: [], INFARCT: []}
     alone: tuple[list[FloatArray], list[FloatArray]] = ([], [])
     for given in networks:
         network = replace(given, model=for_inference(given.model))
         outputs = runner.probability(network, inputs)
-        if tta:
-            mirrored = runner.probability(network, mirror(inputs))[:, :, ::-1]
+        if other_side is not None:
+            mirrored = runner.probability(network, other_side)[:, :, ::-1]
             for view, one in zip(alone, (outputs, mirrored), strict=True):
                 view.append(_on_scan(one, network, inputs)[WMH])
             outputs = (outputs + mirrored) * np.float32(0.5)
